@@ -85,10 +85,12 @@ def compile_cells(functions: CellFunctions, layout: Layout, mesh: Mesh, axes: Py
     state, constants = over_mesh(jax.eval_shape(setup_all, axes, data))
     level = SETUP_LEVELS["small" if tree_bytes((state, constants)) <= SMALL_BYTES else "large"]
     setup_options: dict[str, Any] | None = {"xla_backend_optimization_level": level} if on_cpu else None
+    # One lane per core: a lane that splits its own loops over all cores is in the others' way.
+    options: dict[str, Any] | None = {"xla_cpu_multi_thread_eigen": False} if on_cpu and layout.lanes > 1 else None
     zero = jax.ShapeDtypeStruct((), jnp.int32) if layout.lanes == 1 else np.int32(0)
     lowered = (
         (lower(setup_all, axes, data), setup_options),
-        (lower(advance, state, axes, constants, data, zero, zero, donate=(0,)), None),
-        (lower(measure, axes, state, constants, data, zero), None),
+        (lower(advance, state, axes, constants, data, zero, zero, donate=(0,)), options),
+        (lower(measure, axes, state, constants, data, zero), options),
     )
-    return Compiled(*(pool.submit(program.compile, compiler_options=options) for program, options in lowered))
+    return Compiled(*(pool.submit(program.compile, compiler_options=chosen) for program, chosen in lowered))

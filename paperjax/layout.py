@@ -25,6 +25,9 @@ from jaxtyping import PyTree
 # instruction dominates, above it a batched product is slower than a loop of products. Measured with benchmarks/sweep.py.
 CPU_FLOPS_PER_GROUP = 4e6
 CPU_LARGEST_GROUP = 32
+# FLOPs of one step of all cells of a lane in one call. A core does some 5e10 a second, so that a call of a second takes several
+# steps: a cell keeps its parameters in the cache from one to the next, and a run can be followed and stopped.
+CPU_FLOPS_PER_LANE = 1.2e10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,7 @@ def choose_layout(
     >>> choose_layout(104, 3e5, 10_000, 100_000, 10**9, jax.devices("cpu")[:1])
     Layout(lanes=1, map=8, vmap=13)
     >>> choose_layout(104, 1e9, 10_000, 100_000, 10**9, jax.devices("cpu")[:1])
-    Layout(lanes=1, map=104, vmap=1)
+    Layout(lanes=1, map=8, vmap=1)
     """
     # A call holds its inputs and outputs at once unless they are donated; two copies is what is safe to count on.
     kept, at_work = max(1, 2 * bytes_per_cell), max(1, bytes_at_work)
@@ -123,7 +126,16 @@ def choose_layout(
     # Even groups waste no padding: 52 cells in groups of at most 14 are 4 groups of 13.
     group = math.ceil(share / groups)
     fits = max(1, int((budget - group * at_work) // (kept * group)))
-    return Layout(lanes, min(groups, fits), group)
+    if on_cpu:
+        fits = min(fits, max(1, int(CPU_FLOPS_PER_LANE / max(flops_per_step * group, 1.0))))
+    return Layout(lanes, _even(groups, fits), group)
+
+
+def _even(groups: int, most: int) -> int:
+    """Of the numbers up to `most`, not below half of it, the one that fills the last call best."""
+    if groups <= most:
+        return groups
+    return min(range(most, max(1, most // 2) - 1, -1), key=lambda n: -groups % n)
 
 
 def _mb(n: int | float) -> str:

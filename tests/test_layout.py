@@ -52,7 +52,11 @@ def test_the_cpu_groups_cells_by_their_work():
 
     assert choose(1e9).vmap == 1
     assert choose(1e3).vmap > 10
-    assert choose(1e9, 2) == Layout(2, 52, 1)
+    assert choose(1e8, 2) == Layout(2, 52, 1)
+    # Large cells: no more of them in a call than take several steps a second, and no call half empty.
+    assert choose(1e9, 2) == Layout(2, 9, 1)
+    assert choose(1.56e9, 2) == Layout(2, 4, 1)
+    assert choose(1e12, 2) == Layout(2, 1, 1)
     assert choose_layout(104, 1e9, 0, 0, 10**12, [GPU]) == Layout(1, 1, 104)
 
 

@@ -90,10 +90,10 @@ def test_nothing_imports_papers_but_the_finder():
 def test_floors_import_down_only():
     floors = [
         {"binding", "describe", "model", "data", "checkpoint", "devices", "progress"},
-        {"losses", "models", "transforms", "train", "grid"},
-        {"measures", "layout", "cell", "compiling"},
+        {"losses", "models", "trace", "transforms", "train", "grid"},
+        {"measures", "layout", "cell", "compiling", "parametrization"},
         {"experiment", "driver", "result"},
-        {"claims", "estimates"},
+        {"claims", "estimates", "studies"},
         {"report", "runner", "overrides", "finder", "doctor"},
         {"papers", "cli"},
     ]  # fmt: skip

@@ -1,0 +1,209 @@
+"""A `Plan`: a parametrization resolved against a family at a base and a target size; numbers for every leaf, no code."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from paperjax.binding import nearest
+from paperjax.model import Model, as_model, split
+from paperjax.parametrization.factors import Factors
+from paperjax.parametrization.optimizer import planned_optimizer
+from paperjax.parametrization.show import render
+from paperjax.trace.interpret import rescaled
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedLeaf:
+    """One row of a plan.
+
+    Attributes
+    ----------
+    path, shape, dtype
+        The leaf in the target's parameters.
+    role, axes
+        Roles joined by ``+``; for each axis, the sizes that make it grow.
+    init_std
+        Standard deviation of its entries under the plan, NaN where not known; a constant leaf has 0.
+    factors
+        See `Factors`.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: str
+    axes: tuple[str, ...]
+    init_std: float
+    factors: Factors
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """A factor on one activation, where no factor of a leaf can stand for it: the output of a tied leaf, attention logits with the
+    wrong power of the head's width, a residual branch that ends in a function without homogeneity.
+
+    Attributes
+    ----------
+    path
+        Which equation of the trace of ``apply``.
+    op
+        Its primitive; a model whose trace has another there is refused.
+    operand
+        Which of its operands; ``None`` for its result.
+    factor, why
+        The number, and what it is for.
+    """
+
+    path: tuple[int, ...]
+    op: str
+    operand: int | None
+    factor: float
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Per-leaf factors of a parametrization at a target size; see `plan`.
+
+    Attributes
+    ----------
+    name, rule, decay_mode
+        Of the parametrization; ``"sgd"`` or ``"adam"``; see `plan`.
+    base, target
+        The sizes.
+    leaves
+        One row for each trained leaf, in the order of the flattened parameters.
+    scalings
+        Factors on activations.
+    network
+        The target network without the plan; ``None`` in a plan read from JSON until `bind` gives it one.
+    """
+
+    name: str
+    rule: str
+    decay_mode: str
+    base: tuple[tuple[str, Any], ...]
+    target: tuple[tuple[str, Any], ...]
+    leaves: tuple[PlannedLeaf, ...]
+    scalings: tuple[Scaling, ...] = ()
+    network: Model | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    # Pytrees shaped like the parameters -------------------------------------------------------------------------------
+
+    def factors(self, field: str, params: Any) -> Any:
+        """One field of `Factors` as a pytree of numbers shaped like `params`; ``None`` stands where nothing is trained.
+
+        Raises
+        ------
+        ValueError
+            If `params` are not those of the target: the message names the first leaf that differs.
+        """
+        trained = split(params)[0]
+        leaves, tree = jax.tree_util.tree_flatten_with_path(trained)
+        self._refuse_others(leaves)
+        return jax.tree.unflatten(tree, [getattr(leaf.factors, field) for leaf in self.leaves])
+
+    def _refuse_others(self, leaves: Any) -> None:
+        planned = {leaf.path: leaf for leaf in self.leaves}
+        given = {jax.tree_util.keystr(path): tuple(jnp.shape(value)) for path, value in leaves}
+        sizes = ", ".join(f"{k}={v}" for k, v in self.target)
+        for path, shape in given.items():
+            if path not in planned:
+                raise ValueError(f"the plan for {sizes} has no leaf {path}. {nearest(path, planned)} Make a plan for this model.")
+            if shape != planned[path].shape:
+                raise ValueError(
+                    f"leaf {path} has shape {shape}, and the plan for {sizes} was made for {planned[path].shape}: a plan holds at its "
+                    "target only. Make one with target=... of this model's sizes."
+                )
+        missing = [path for path in planned if path not in given]
+        if missing:
+            raise ValueError(f"the plan for {sizes} has a leaf {missing[0]} that the parameters lack. Make a plan for this model.")
+
+    # The model --------------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Model:
+        """The target network with the plan's initialization and multipliers.
+
+        ``init(key, x)`` is the network's own, each leaf times its ``init_scale``; ``apply(params, x)`` is the network's own at
+        ``multiplier * params``.
+
+        Raises
+        ------
+        ValueError
+            If the plan has no network yet (it was read from JSON): call `bind`.
+        """
+        if self.network is None:
+            raise ValueError("this plan has no network: it was read from a file. Give it one with plan.bind(family(**dict(plan.target))).")
+        network = self.network
+
+        def scale(field: str, params: Any) -> Any:
+            factors = self.factors(field, params)
+            return jax.tree.map(
+                lambda factor, leaf: leaf if factor is None or factor == 1.0 else leaf * jnp.asarray(factor, leaf.dtype),
+                factors, params, is_leaf=lambda node: node is None,
+            )  # fmt: skip
+
+        def init(key: Any, x: Any) -> Any:
+            return scale("init_scale", network.init(key, x))
+
+        inner = rescaled(network.apply, self.scalings) if self.scalings else network.apply
+
+        def apply(params: Any, x: Any) -> Any:
+            return inner(scale("multiplier", params), x)
+
+        return Model(init, apply)
+
+    def bind(self, network: Any) -> "Plan":
+        """The same plan with a network to apply it to."""
+        return dataclasses.replace(self, network=as_model(network))
+
+    # JSON -------------------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """The plan as JSON, without the network; `from_json` reads it."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("network", "leaves", "scalings")}
+        leaves = [{**dataclasses.asdict(leaf), "factors": leaf.factors._asdict()} for leaf in self.leaves]
+        return json.dumps(
+            {"format": FORMAT, **fields, "leaves": leaves, "scalings": [dataclasses.asdict(s) for s in self.scalings]}, indent=1
+        )
+
+    @staticmethod
+    def from_json(text: str) -> "Plan":
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the text is of another format.
+        """
+        record = json.loads(text)
+        if record.pop("format", None) != FORMAT:
+            raise ValueError(f"this is no plan of format {FORMAT}: write it anew with plan.to_json().")
+        leaves = tuple(
+            PlannedLeaf(**{**leaf, "shape": tuple(leaf["shape"]), "axes": tuple(leaf["axes"]), "factors": Factors(**leaf["factors"])})
+            for leaf in record.pop("leaves")
+        )
+        scalings = tuple(Scaling(**{**s, "path": tuple(s["path"])}) for s in record.pop("scalings"))
+        base, target = (tuple((k, v) for k, v in record.pop(name)) for name in ("base", "target"))
+        return Plan(**record, base=base, target=target, leaves=leaves, scalings=scalings)
+
+    # The optimizer ----------------------------------------------------------------------------------------------------
+
+    def optimizer(self, factory: Any, learning_rate: Any, **settings: Any) -> Any:
+        """An optax optimizer whose learning rate, eps and weight decay are the plan's for every leaf; see `planned_optimizer`."""
+        return planned_optimizer(self, factory, learning_rate, **settings)
+
+    # Printing ---------------------------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        return render(self)
+
+    def __hash__(self) -> int:
+        return int.from_bytes(hashlib.sha256(self.to_json().encode()).digest()[:8], "big")

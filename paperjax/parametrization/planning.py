@@ -1,0 +1,172 @@
+"""`plan`: resolve a parametrization against a family."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from paperjax.binding import nearest
+from paperjax.model import Family, family
+from paperjax.parametrization.abc import Parametrization
+from paperjax.parametrization.factors import DECAY_MODES, Factors, branch_leaves, leaf_factors, rule_of, tied_factor
+from paperjax.parametrization.plan import Plan, PlannedLeaf, Scaling
+from paperjax.trace.initial import Law
+from paperjax.trace.program import Leaf, Program, Use, read, role_of
+
+
+def plan(
+    fam: Family | Any,
+    scheme: Parametrization,
+    base: Mapping[str, Any],
+    target: Mapping[str, Any],
+    optimizer: Any = "adam",
+    x: Any = None,
+    weight_decay: str = "coupled",
+    uses: Mapping[str, Use] | None = None,
+    init_std: Mapping[str, Callable[[int, int], float]] | None = None,
+) -> Plan:
+    """Resolve a parametrization against a family, from its trace; nothing of the model is annotated and nothing is allocated.
+
+    For a leaf of a column with exponents (a, b, c), and n the ratio of its width at the target to that at the base,
+
+        ``multiplier = n^-a``,  ``init_scale = n^-b · std_base / std_target``,  ``learning rate × n^-c``,
+
+    where std is that of the model's own initialization, read from the trace of ``init``. So any sensible initialization comes out
+    right, and at the base the plan is the model itself.
+
+    Parameters
+    ----------
+    fam
+        A `Family` or what `paperjax.family` takes.
+    scheme
+        A `Parametrization`: ``pj.mup``, ``pj.depth_mup``, ``pj.completep``, ``pj.ntp``, ... or your own by ``pj.abc``.
+    base, target
+        Sizes by name. What differs between them goes to infinity.
+    optimizer
+        A name in optax or a factory; only its family matters (``"sgd"`` or Adam-like).
+    x
+        An example batch, if the family has none.
+    weight_decay
+        How the optimizer decays: ``"coupled"`` (the learning rate multiplies the decay, as in optax's AdamW and SGD: the product is
+        kept, so the decay is times 1 / learning-rate factor) or ``"independent"`` (it does not: the decay is kept).
+    uses
+        Overrides for leaves that the trace cannot resolve, ``{path: Use(...)}``.
+    init_std
+        ``{path: (fan_in, fan_out) -> std}`` for leaves whose initialization cannot be read.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ValueError
+        For a base that is not smaller, unknown sizes, an optimizer of unknown family, overrides of leaves that do not exist, a leaf
+        that cannot be resolved, a depth that grows without residual branches under a depth parametrization.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optax, paperjax as pj
+    >>> family = pj.family(lambda width: pj.models.mlp(width, 2, 10), x=jnp.ones((1, 64)))
+    >>> p = plan(family, pj.mup, base=dict(width=64), target=dict(width=256), optimizer="adam")
+    >>> [(leaf.path, leaf.role, leaf.factors.learning_rate) for leaf in p.leaves if leaf.path.endswith("['w']")]
+    [("['first']['w']", 'input', 1.0), ("['hidden']['w']", 'hidden', 0.25), ("['readout']['w']", 'output', 0.25)]
+    """
+    if not isinstance(scheme, Parametrization):
+        raise TypeError(f"plan needs a Parametrization (pj.mup, pj.ntp, ..., or pj.abc(...)), not {scheme!r}.")
+    if weight_decay not in DECAY_MODES:
+        raise ValueError(f"weight_decay = {weight_decay!r} is no mode of decay. {nearest(str(weight_decay), DECAY_MODES)}")
+    fam = fam if isinstance(fam, Family) else family(fam)
+    rule = rule_of(optimizer)
+    program = read(fam, base, target, x, uses)
+    program = _told(program, dict(init_std or {}))
+    _check_depth(program, scheme)
+    inside = branch_leaves(program)
+    factors = [leaf_factors(leaf, i in inside, scheme, rule, weight_decay, program.depth_ratio) for i, leaf in enumerate(program.leaves)]
+    factors, scalings = _with_branches(program, scheme, factors)
+    scalings += _attention(program, scheme) + _tied(program, scheme)
+    rows = tuple(
+        PlannedLeaf(leaf.path, leaf.shape, str(leaf.dtype), leaf.role, tuple("+".join(sorted(a)) for a in leaf.infinite), _std(leaf, f), f)
+        for leaf, f in zip(program.leaves, factors)
+    )
+    return Plan(scheme.name, rule, weight_decay, tuple(base.items()), tuple(target.items()), rows, tuple(scalings), network=fam(**target))
+
+
+def _std(leaf: Leaf, f: Factors) -> float:
+    return leaf.law.std * f.init_scale
+
+
+def _told(program: Program, init_std: dict[str, Callable[[int, int], float]]) -> Program:
+    """Replace laws by the standard deviations that the caller gives."""
+    paths = [leaf.path for leaf in program.leaves]
+    for path in init_std:
+        if path not in paths:
+            raise ValueError(f"init_std names a leaf {path!r} that is not there. {nearest(path, paths)}")
+    leaves = tuple(
+        dataclasses.replace(
+            leaf,
+            law=Law("random", 0.0, float(init_std[leaf.path](*leaf.fans()))),
+            base_law=Law("random", 0.0, float(init_std[leaf.path](*leaf.fans(base=True)))),
+        )
+        if leaf.path in init_std
+        else leaf
+        for leaf in program.leaves
+    )
+    return dataclasses.replace(program, leaves=leaves)
+
+
+def _check_depth(program: Program, scheme: Parametrization) -> None:
+    if scheme.depth is None:
+        return
+    deeper = [n for leaf in program.leaves for site in leaf.sites for a in site.stack for n in leaf.infinite[a]]
+    if not program.adds:
+        grows = f" {', '.join(sorted(set(deeper)))} grows, and" if deeper else ""
+        raise ValueError(
+            f"{scheme.name} scales residual branches, and{grows} the trace found no residual add (stream + branch with a weight between). "
+            "Use pj.mup for a network without residual branches."
+        )
+
+
+def _with_branches(program: Program, scheme: Parametrization, factors: list[Factors]) -> tuple[list[Factors], list[Scaling]]:
+    scalings: list[Scaling] = []
+    if scheme.depth is None or program.depth_ratio == 1:
+        return factors, scalings
+    m = scheme.depth.multiplier(program.depth_ratio)
+    factors = list(factors)
+    # A leaf that writes into two branches would be scaled twice.
+    written = [leaf for add in program.adds for leaf in add.writers]
+    for add in program.adds:
+        if add.writers and all(written.count(leaf) == 1 for leaf in add.writers):
+            for leaf in add.writers:
+                factors[leaf] = factors[leaf]._replace(multiplier=factors[leaf].multiplier * m)
+        else:
+            scalings.append(Scaling(add.path, add.op, add.operand, m, "residual branch"))
+    return factors, scalings
+
+
+def _attention(program: Program, scheme: Parametrization) -> list[Scaling]:
+    """Bring the power of a growing head's width in its logits to that of the parametrization."""
+    if scheme.attention is None:
+        return []
+    scalings = []
+    for found, base_size, exponent in program.interactions:
+        if found.size == base_size or not all(found.leaves):
+            continue
+        factor = (found.size / base_size) ** (-scheme.attention - exponent)
+        if not math.isclose(factor, 1.0, rel_tol=1e-9):
+            scalings.append(Scaling(found.path, "dot_general", None, factor, f"logits of d^{exponent:.3g} to d^{-scheme.attention:.3g}"))
+    return scalings
+
+
+def _tied(program: Program, scheme: Parametrization) -> list[Scaling]:
+    scalings = []
+    for leaf in program.leaves:
+        roles = [role_of(site, leaf.infinite) for site in leaf.sites]
+        if "output" in roles and any(role in ("embedding", "input", "vector") for role in roles):
+            factor = tied_factor(leaf, scheme)
+            scalings += [
+                Scaling(site.path, site.op, None, factor, f"output use of tied {leaf.path}")
+                for site, role in zip(leaf.sites, roles)
+                if role == "output" and factor != 1.0
+            ]
+    return scalings

@@ -1,0 +1,197 @@
+"""Run a traced function again with some of its values scaled, or recorded: no hook in the user's model.
+
+The function is traced anew and its equations are bound one by one; a path (equation numbers from the outside in, as in `walk`) says where
+to act. Loops, branches and rematerialized blocks are rebuilt only where a path leads into them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+
+from paperjax.trace import primitives as prim
+
+Path = tuple[int, ...]
+
+
+class Edit(NamedTuple):
+    """What to do at an equation: `change` its operand of that number, or its result if `operand` is ``None``."""
+
+    op: str
+    operand: int | None
+    change: Callable[[Any], Any]
+
+
+def rescaled(apply: Callable[..., Any], scalings: Sequence[Any]) -> Callable[..., Any]:
+    """The same function with some values inside it multiplied by numbers.
+
+    Parameters
+    ----------
+    apply
+        A pure function of pytrees of arrays.
+    scalings
+        Each has ``path``, ``op`` (the primitive expected there), ``operand`` (which operand; ``None`` for the result) and ``factor``.
+
+    Returns
+    -------
+    callable
+        Of the same arguments.
+
+    Raises
+    ------
+    ValueError
+        When it is called, if another primitive stands at a path: the function is not the one that the paths were found in.
+
+    Examples
+    --------
+    >>> import types
+    >>> double = types.SimpleNamespace(path=(0,), op="sin", operand=None, factor=2.0)
+    >>> rescaled(lambda x: jnp.sin(x) + 1, [double])(jnp.float32(0.0)), rescaled(jnp.sin, [double])(jnp.pi / 2)
+    (Array(1., dtype=float32), Array(2., dtype=float32))
+    """
+
+    def times(factor: float) -> Callable[[Any], Any]:
+        return lambda value: value * jnp.asarray(factor, value.dtype)
+
+    edits: dict[Path, list[Edit]] = {}
+    for s in scalings:
+        edits.setdefault(tuple(s.path), []).append(Edit(s.op, s.operand, times(s.factor)))
+    return edited(apply, edits, ())[0]
+
+
+def edited(
+    fn: Callable[..., Any], edits: Mapping[Path, Sequence[Edit]], taps: Sequence[Path]
+) -> tuple[Callable[..., Any], Callable[..., tuple[Any, dict[Path, Any]]]]:
+    """The function with edits, and the same returning its tapped values too.
+
+    Parameters
+    ----------
+    fn
+        A pure function of pytrees of arrays.
+    edits
+        By path.
+    taps
+        Paths of equations whose (first) results are wanted; inside a scan they come stacked along a new first axis.
+
+    Returns
+    -------
+    plain, tapped
+        ``plain(*args) -> result`` and ``tapped(*args) -> (result, {path: value})``.
+    """
+
+    def tapped(*args: Any) -> tuple[Any, dict[Path, Any]]:
+        flat, tree = jax.tree.flatten(args)
+        jaxpr, shape = jax.make_jaxpr(lambda *leaves: fn(*jax.tree.unflatten(tree, leaves)), return_shape=True)(*flat)
+        where = _Places({path: tuple(e) for path, e in edits.items()}, frozenset(map(tuple, taps)))
+        outputs, seen = _evaluate(jaxpr, flat, (), where)
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs), seen
+
+    return (lambda *args: tapped(*args)[0]), tapped
+
+
+class _Places(NamedTuple):
+    edits: Mapping[Path, tuple[Edit, ...]]
+    taps: frozenset[Path]
+
+    def inside(self, path: Path) -> bool:
+        n = len(path)
+        return any(len(p) > n and p[:n] == path for p in (*self.edits, *self.taps))
+
+
+def _evaluate(jaxpr: jex.ClosedJaxpr, args: Sequence[Any], path: Path, where: _Places) -> tuple[list[Any], dict[Path, Any]]:
+    values: dict[Any, Any] = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts))
+    values.update(zip(jaxpr.jaxpr.invars, args))
+    seen: dict[Path, Any] = {}
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, jex.Literal) else values[atom]
+
+    for i, eqn in enumerate(jaxpr.jaxpr.eqns):
+        here = (*path, i)
+        operands = [read(atom) for atom in eqn.invars]
+        edits = where.edits.get(here, ())
+        for edit in edits:
+            if edit.op != eqn.primitive.name:
+                raise ValueError(
+                    f"equation {here} of the trace is a {eqn.primitive.name}, where the plan found a {edit.op}: the model, the batch's rank or "
+                    "JAX's version is another. Make the plan anew with them."
+                )
+            if edit.operand is not None:
+                operands[edit.operand] = edit.change(jnp.asarray(operands[edit.operand]))
+        outputs, more = _inside(eqn, operands, here, where) if where.inside(here) else (_bind(jaxpr.jaxpr, eqn, operands), {})
+        for edit in edits:
+            if edit.operand is None:
+                outputs[0] = edit.change(outputs[0])
+        if here in where.taps:
+            seen[here] = outputs[0]
+        seen |= more
+        values.update(zip(eqn.outvars, outputs))
+    return [read(atom) for atom in jaxpr.jaxpr.outvars], seen
+
+
+def _bind(around: jex.Jaxpr, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    # JAX's own evaluator, on a jaxpr of this one equation: how a primitive is bound is nobody else's to know.
+    pairs = {atom: value for atom, value in zip(eqn.invars, operands) if not isinstance(atom, jex.Literal)}
+    alone = around.replace(constvars=[], invars=list(pairs), outvars=list(eqn.outvars), eqns=[eqn])
+    return list(jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, ()))(*pairs.values()))
+
+
+def _inside(eqn: Any, operands: list[Any], path: Path, where: _Places) -> tuple[list[Any], dict[Path, Any]]:
+    name = eqn.primitive.name
+    inner = prim.called(eqn)
+    if inner is not None and name.startswith("custom_"):
+        raise ValueError(
+            f"a value inside a {name} (equation {path}) would have to be changed, and its derivative is written by hand: take the "
+            "parameters out of the function with the custom derivative."
+        )
+    if inner is not None:
+
+        def run(*args: Any) -> Any:
+            return _evaluate(inner, args, (*path, 0), where)
+
+        if name in ("checkpoint", "remat", "remat2"):
+            run = jax.checkpoint(run, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"])
+        return run(*operands)
+    if name == "scan":
+        return _scan(eqn, operands, path, where)
+    if name == "while":
+        return _while(eqn, operands, path, where)
+    if name == "cond":
+        branches = [prim.closed(b) for b in eqn.params["branches"]]
+        _no_taps(where, path, name)
+        functions = [lambda *args, i=i, b=b: _evaluate(b, args, (*path, i), where)[0] for i, b in enumerate(branches)]
+        return list(jax.lax.switch(operands[0], functions, *operands[1:])), {}
+    raise ValueError(f"values inside a {name} (equation {path}) cannot be changed or recorded.")
+
+
+def _scan(eqn: Any, operands: list[Any], path: Path, where: _Places) -> tuple[list[Any], dict[Path, Any]]:
+    p, body = eqn.params, prim.closed(eqn.params["jaxpr"])
+    n_consts, n_carry = p["num_consts"], p["num_carry"]
+    consts, carry, rows = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
+
+    def step(carry: Any, row: Any) -> Any:
+        outputs, seen = _evaluate(body, [*consts, *carry, *row], (*path, 0), where)
+        return outputs[:n_carry], (outputs[n_carry:], seen)
+
+    carry, (stacked, seen) = jax.lax.scan(step, list(carry), list(rows), length=p["length"], reverse=p["reverse"], unroll=p["unroll"])
+    return [*carry, *stacked], seen
+
+
+def _while(eqn: Any, operands: list[Any], path: Path, where: _Places) -> tuple[list[Any], dict[Path, Any]]:
+    _no_taps(where, path, "while")
+    n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    cond, body = prim.closed(eqn.params["cond_jaxpr"]), prim.closed(eqn.params["body_jaxpr"])
+    cond_consts, body_consts, start = operands[:n_cond], operands[n_cond : n_cond + n_body], operands[n_cond + n_body :]
+    final = jax.lax.while_loop(
+        lambda carry: jex.jaxpr_as_fun(cond)(*cond_consts, *carry)[0],
+        lambda carry: _evaluate(body, [*body_consts, *carry], (*path, 1), where)[0],
+        list(start),
+    )
+    return list(final), {}
+
+
+def _no_taps(where: _Places, path: Path, name: str) -> None:
+    if any(tap[: len(path)] == path for tap in where.taps):
+        raise ValueError(f"values inside a {name} (equation {path}) cannot be recorded: their number is known only when it runs.")

@@ -1,0 +1,153 @@
+"""What the trace knows of JAX's primitives; no other module of the package names one.
+
+A primitive falls in one of a few classes by what it does to an array that holds a parameter: it moves its entries (`MOVES`),
+acts on each entry by itself (everything that keeps the shape), contracts axes, looks entries up, or calls another jaxpr. What is
+in no class is opaque, and a parameter that meets it is unresolved.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core as jex
+
+# Entries keep their values and find a new place; axes are followed through.
+RESHAPING = ("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims")
+# The same axes, possibly fewer entries along them, or padding between.
+KEEPING_AXES = (
+    "convert_element_type", "reduce_precision", "slice", "dynamic_slice", "rev", "pad", "copy", "copy_p", "stop_gradient", "name",
+    "sharding_constraint", "optimization_barrier", "device_put", "real", "mesh_cast", "reshard", "pvary", "pcast", "layout_constraint",
+)  # fmt: skip
+ADDITIVE = ("add", "sub", "add_any")
+# f(c x) = c f(x) for every c > 0. `max` and `select_n` are looked at one by one.
+HOMOGENEOUS = ("abs",)
+# Linear in their one activation: means, prefix sums, windows.
+LINEAR = (
+    "neg",
+    "reduce_sum",
+    "cumsum",
+    "reduce_window_sum",
+    "real",
+    "imag",
+    "gather",
+    "concatenate",
+    "scatter-add",
+    "dynamic_update_slice",
+)
+ELEMENTWISE = (
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp", "cos", "cosh", "digamma",
+    "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p",
+    "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin",
+    "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor",
+)  # fmt: skip
+# Names of the parameters under which a primitive that simply calls a function keeps it.
+CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
+
+class Contraction(NamedTuple):
+    """How a product treats the axes of one operand: summed over, free, or run over one by one; each names axes of that operand.
+
+    `groups` counts independent channel groups of a convolution.
+    """
+
+    contracted: tuple[int, ...]
+    free: tuple[int, ...]
+    stack: tuple[int, ...]
+    window: tuple[int, ...] = ()
+    groups: int = 1
+
+
+def closed(jaxpr: Any) -> jex.ClosedJaxpr:
+    """A jaxpr with its constants, of one that may have none."""
+    return jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jex.ClosedJaxpr(jaxpr, ())
+
+
+def called(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr | None:
+    """The function that a calling primitive (jit, remat, custom_jvp, ...) calls with its operands; `None` for any other."""
+    if eqn.primitive.name in ("scan", "while", "cond"):
+        return None
+    for name in CALLED:
+        inner = eqn.params.get(name)
+        if isinstance(inner, (jex.ClosedJaxpr, jex.Jaxpr)) and len(closed(inner).jaxpr.invars) == len(eqn.invars):
+            return closed(inner)
+    return None
+
+
+def dot_axes(eqn: jex.JaxprEqn, operand: int) -> Contraction:
+    """How ``dot_general`` treats the axes of its operand 0 or 1."""
+    contracted, batch = eqn.params["dimension_numbers"]
+    rank = len(eqn.invars[operand].aval.shape)  # pyright: ignore[reportAttributeAccessIssue]
+    inside, stack = tuple(contracted[operand]), tuple(batch[operand])
+    free = tuple(axis for axis in range(rank) if axis not in inside and axis not in stack)
+    return Contraction(inside, free, stack)
+
+
+def conv_axes(eqn: jex.JaxprEqn) -> Contraction:
+    """How a convolution treats the axes of its kernel: ``rhs_spec`` is (out, in, *window)."""
+    out, inside, *window = eqn.params["dimension_numbers"].rhs_spec
+    groups = max(eqn.params["feature_group_count"], eqn.params["batch_group_count"])
+    return Contraction((inside,), (out,), (), tuple(window), groups)
+
+
+def dot_output(eqn: jex.JaxprEqn, operand: int) -> dict[int, int]:
+    """Where each stack or free axis of the operand of a ``dot_general`` lies in its result."""
+    batch = eqn.params["dimension_numbers"][1]
+    axes = [dot_axes(eqn, 0), dot_axes(eqn, 1)]
+    place = {axis: i for i, axis in enumerate(batch[operand])}
+    start = len(batch[0]) + (len(axes[0].free) if operand == 1 else 0)
+    return place | {axis: start + i for i, axis in enumerate(axes[operand].free)}
+
+
+def gather_axes(eqn: jex.JaxprEqn) -> Contraction:
+    """How ``gather`` treats the axes of its operand: looked up (`contracted`) or taken whole (`free`)."""
+    looked_up = tuple(eqn.params["dimension_numbers"].start_index_map)
+    rank = len(eqn.invars[0].aval.shape)  # pyright: ignore[reportAttributeAccessIssue]
+    batching = tuple(eqn.params["dimension_numbers"].operand_batching_dims)
+    return Contraction(looked_up, tuple(a for a in range(rank) if a not in looked_up and a not in batching), batching)
+
+
+def moved_axes(eqn: jex.JaxprEqn) -> list[tuple[int, ...]]:
+    """For each axis of the result of a reshaping primitive, the axes of its operand that it runs over (none if it is new)."""
+    name = eqn.primitive.name
+    before, after = (tuple(v.aval.shape) for v in (eqn.invars[0], eqn.outvars[0]))  # pyright: ignore[reportAttributeAccessIssue]
+    if name == "transpose":
+        return [(axis,) for axis in eqn.params["permutation"]]
+    if name == "broadcast_in_dim":
+        place = {new: old for old, new in enumerate(eqn.params["broadcast_dimensions"])}
+        return [(place[axis],) if axis in place and before[place[axis]] == after[axis] else () for axis in range(len(after))]
+    return _regrouped(before, after)
+
+
+def _regrouped(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, ...]]:
+    """Axes of row-major `after` over axes of `before`: equal products of sizes form a group, whose axes all run over each other."""
+    found: list[tuple[int, ...]] = [() for _ in after]
+    old = [axis for axis in range(len(before)) if before[axis] != 1]
+    new = [axis for axis in range(len(after)) if after[axis] != 1]
+    while old and new:
+        left, right = [old.pop(0)], [new.pop(0)]
+        a, b = before[left[0]], after[right[0]]
+        while a != b:
+            if a < b:
+                left.append(old.pop(0))
+                a *= before[left[-1]]
+            else:
+                right.append(new.pop(0))
+                b *= after[right[-1]]
+        for axis in right:
+            found[axis] = tuple(left)
+    return found
+
+
+def fold_scalar(eqn: jex.JaxprEqn, values: Sequence[Any]) -> Any:
+    """The value of an equation whose operands are all known numbers without axes; `None` where that is not so."""
+    if any(value is None for value in values) or len(eqn.outvars) != 1 or eqn.outvars[0].aval.shape != ():  # pyright: ignore[reportAttributeAccessIssue]
+        return None
+    if eqn.primitive.name not in (*ELEMENTWISE, "convert_element_type") or called(eqn) is not None:
+        return None
+    with jax.ensure_compile_time_eval():
+        return eqn.primitive.bind(*values, **eqn.params)
+
+
+def trace(fn: Callable[..., Any], *args: Any) -> jex.ClosedJaxpr:
+    """The jaxpr of a function of abstract or concrete arrays; nothing is computed."""
+    return jax.make_jaxpr(fn)(*args)

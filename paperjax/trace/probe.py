@@ -1,0 +1,117 @@
+"""Which axes of which leaf are infinite: those that change between two sizes of the family, under ``jax.eval_shape``."""
+
+import numbers
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from paperjax.model import Family, check_model, split
+
+
+class Shape(NamedTuple):
+    """Where a trained leaf lies in the pytree, its shape and dtype."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def leaf_shapes(family: Family, x: Any, sizes: Mapping[str, Any]) -> tuple[Shape, ...]:
+    """Shapes of all trained leaves at these sizes; nothing is allocated."""
+    what = f"family({', '.join(f'{k}={v}' for k, v in sizes.items())})"
+    params, _ = check_model(family(**sizes), x, what)
+    leaves = jax.tree_util.tree_leaves_with_path(split(params)[0])
+    return tuple(Shape(jax.tree_util.keystr(path), tuple(leaf.shape), leaf.dtype) for path, leaf in leaves)
+
+
+def aligned(path: str, among: Sequence[Shape]) -> Shape | None:
+    """The leaf of the same path; where a loop over layers has fewer of them, the one whose integer components come nearest.
+
+    Examples
+    --------
+    >>> few = [Shape("['layer_0']['w']", (8, 8), float), Shape("['layer_1']['w']", (8, 4), float)]
+    >>> aligned("['layer_5']['w']", few).path
+    "['layer_1']['w']"
+    """
+    for shape in among:
+        if shape.path == path:
+            return shape
+    pattern, numbers_here = _numbers(path)
+    same = [(shape, _numbers(shape.path)[1]) for shape in among if _numbers(shape.path)[0] == pattern]
+    if not same:
+        return None
+    # The components further out decide first: a stage before a block within it.
+    return min(same, key=lambda item: tuple(abs(a - b) for a, b in zip(numbers_here, item[1])))[0]
+
+
+def pattern_of(path: str) -> str:
+    """A path with its numbers left out: what layers of one kind have in common."""
+    return re.sub(r"\d+", "#", path)
+
+
+def _numbers(path: str) -> tuple[str, tuple[int, ...]]:
+    return pattern_of(path), tuple(int(n) for n in re.findall(r"\d+", path))
+
+
+def infinite_axes(
+    family: Family, x: Any, base: Mapping[str, Any], target: Mapping[str, Any]
+) -> tuple[tuple[Shape, ...], dict[str, tuple[frozenset[str], ...]], tuple[str, ...]]:
+    """For each leaf of the target, the sizes that change each of its axes.
+
+    Parameters
+    ----------
+    family, x
+        The family, and a batch or its ``jax.ShapeDtypeStruct``.
+    base, target
+        Two sets of sizes. A size that they share is finite.
+
+    Returns
+    -------
+    shapes, axes, growing
+        The target's leaves; for each leaf's path, one set of size names for each axis; the names of sizes that differ.
+
+    Raises
+    ------
+    ValueError
+        If a size cannot be changed by itself, nor on a multiple of the base's; the message says which constraint of the model failed.
+    """
+    full = leaf_shapes(family, x, target)
+    growing = tuple(name for name in target if base.get(name) != target[name])
+    axes: dict[str, list[set[str]]] = {leaf.path: [set() for _ in leaf.shape] for leaf in full}
+    for name in growing:
+        probe = _probe(family, x, name, base[name], target)
+        for leaf in full:
+            other = aligned(leaf.path, probe)
+            if other is None:
+                raise ValueError(
+                    f"leaf {leaf.path} is there at {name}={target[name]} and has no like at {name}={base[name]}: the structure of the "
+                    f"parameters changes with {name} beyond a numbered layer. Name layers by numbers (layers_0, layers_1, ...), or stack them."
+                )
+            if len(other.shape) != len(leaf.shape):
+                raise ValueError(
+                    f"leaf {leaf.path} has shape {leaf.shape} at {name}={target[name]} and {other.shape} at {name}={base[name]}: "
+                    "its number of axes changes, so its axes cannot be told apart. Keep the structure the same at all sizes."
+                )
+            for axis, (a, b) in enumerate(zip(leaf.shape, other.shape)):
+                if a != b:
+                    axes[leaf.path][axis].add(name)
+    return full, {path: tuple(map(frozenset, found)) for path, found in axes.items()}, growing
+
+
+def _probe(family: Family, x: Any, name: str, base: Any, target: Mapping[str, Any]) -> tuple[Shape, ...]:
+    """Leaf shapes with one size of the target replaced by the base's, or the least multiple of it that the model accepts."""
+    whole = isinstance(base, numbers.Integral)
+    multiples = [base * k for k in range(1, 17) if base * k != target[name]] if whole else [base]
+    first: Exception | None = None
+    for value in multiples:
+        try:
+            return leaf_shapes(family, x, {**target, name: value})
+        except (ValueError, TypeError, AssertionError, ZeroDivisionError) as error:
+            first = first or error
+    others = ", ".join(f"{k}={v}" for k, v in target.items() if k != name)
+    raise ValueError(
+        f"size {name} could not be probed by itself: with {others or 'nothing else'}, none of {name} = {multiples[0]}, ..., {multiples[-1]} "
+        f"builds a model. The constraint that failed at {name} = {multiples[0]}: {first}. Choose base sizes that divide the target's."
+    ) from first

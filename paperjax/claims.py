@@ -100,9 +100,9 @@ class Claim:
 
     says: str
     source: str
-    predicted: float | int | Callable[[Mapping[str, "xarray.Dataset"]], Any]
+    predicted: float | Callable[[Mapping[str, "xarray.Dataset"]], Any]
     measured: Callable[[Mapping[str, "xarray.Dataset"]], Estimate]
-    tolerance: float | int
+    tolerance: float
     why: str
     control: Control
     relation: Relation = "=="

@@ -105,7 +105,7 @@ def _memory() -> str:
         return f"unknown ({type(error).__name__}: this system does not say)"
 
 
-def _bytes(n: int | float) -> str:
+def _bytes(n: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if n < 1000:
             return f"{n:.3g} {unit}"

@@ -91,7 +91,7 @@ class Experiment:
     max_bytes: int | None = None
     layout: Layout | None = None
     checkpoint: str | Path | None = None
-    save_every: int | float = 30.0
+    save_every: float = 30.0
 
     def run(self, progress: bool | None = None, verbose: bool = False, title: str = "") -> "xarray.Dataset":
         """Train every cell of the grid.

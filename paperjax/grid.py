@@ -112,7 +112,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def logspace(start: int | float, stop: int | float, num: int) -> tuple[float, ...]:
+def logspace(start: float, stop: float, num: int) -> tuple[float, ...]:
     """`num` numbers from ``10**start`` to ``10**stop``, evenly spaced in their logarithm.
 
     Examples
@@ -123,7 +123,7 @@ def logspace(start: int | float, stop: int | float, num: int) -> tuple[float, ..
     return tuple(float(v) for v in np.logspace(start, stop, num))
 
 
-def linspace(start: int | float, stop: int | float, num: int) -> tuple[float, ...]:
+def linspace(start: float, stop: float, num: int) -> tuple[float, ...]:
     """`num` evenly spaced numbers from `start` to `stop`.
 
     Examples

@@ -138,7 +138,7 @@ def _even(groups: int, most: int) -> int:
     return min(range(most, max(1, most // 2) - 1, -1), key=lambda n: -groups % n)
 
 
-def _mb(n: int | float) -> str:
+def _mb(n: float) -> str:
     return f"{n / 2**20:.4g} MiB"
 
 

@@ -7,7 +7,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import jaxtyping
 
 # Before paperjax is imported: jaxtyping's shapes and dtypes are checked by beartype, here and nowhere else.
-_hook = jaxtyping.install_import_hook("paperjax", "beartype.beartype")
+_hook = jaxtyping.install_import_hook("paperjax", "typecheck.checked")
 
 import jax  # noqa: E402
 

@@ -81,7 +81,7 @@ def modular_arithmetic(
     key: PRNGKeyArray,
     p: int,
     operation: Literal["+", "-", "*", "/"] | Callable[[Any, Any], Any] = "+",
-    train_fraction: float | int = 0.5,
+    train_fraction: float = 0.5,
     encoding: Literal["one_hot", "tokens"] = "one_hot",
 ) -> Dataset:
     """All pairs (a, b) modulo p and ``y = a ∘ b mod p``, a random share of them for training (Power et al., arXiv 2201.02177).

@@ -187,7 +187,9 @@ def start(model: Model, params: PyTree, tx: optax.GradientTransformation, n_trai
         If `batch` is below 1 or above the number of training examples.
     """
     if batch is not None and not 1 <= batch <= n_train:
-        raise ValueError(f"batch = {batch} with {n_train} training examples: it must lie in 1..{n_train}, or be None for full batches.")
+        raise ValueError(
+            f"batch = {batch} with {n_train} training examples: it must lie in 1..{n_train}, or be None (--batch full) for full batches."
+        )
     trained = split(params)[0]
     order = jnp.zeros(0 if batch is None or batch == n_train else n_train, jnp.int32)
     return State(trained, tx.init(trained), order, jnp.array(-1, jnp.int32))

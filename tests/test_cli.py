@@ -161,7 +161,8 @@ def test_checkpoints_are_apart_and_taken_up(papers, capsys):
         (["gradient-descent", "--loss", "msee"], "Did you mean 'mse'"),
         (["gradient-descent", "--measure-at", "often"], "--measure-at often"),
         (["gradient-descent", "--layout", "0", "1", "1"], "lanes"),
-        (["gradient-descent", "--batch", "3"], "3"),
+        (["gradient-descent", "--batch", "3"], "batch = 3 with 2 training examples: it must lie in 1..2, or be None (--batch full)"),
+        (["gradient-descent", "--batch", "0"], "batch = 0 with 2 training examples: it must lie in 1..2, or be None (--batch full)"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_message(papers, capsys, words, said):

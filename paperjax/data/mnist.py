@@ -100,7 +100,7 @@ def fashion_mnist(*, flat: bool = True, folder: str | os.PathLike[str] | None = 
     """Articles of clothing in the format of MNIST (Xiao, Rasul and Vollgraf, arXiv 1708.07747).
 
     As `mnist`. Tried in order: the cache, Debian's package dataset-fashion-mnist if it is installed, and the mirrors at the
-    authors' repository, their bucket, and tf-keras-datasets.
+    authors' repository and tf-keras-datasets.
 
     Parameters
     ----------
@@ -126,7 +126,6 @@ def fashion_mnist(*, flat: bool = True, folder: str | os.PathLike[str] | None = 
     sources = [
         installed(DEBIAN, FILES),
         mirror("https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/", FILES),
-        mirror("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", FILES),
         mirror("https://storage.googleapis.com/tensorflow/tf-keras-datasets/", FILES),
     ]
     third = f"on Debian or Ubuntu, apt install dataset-fashion-mnist, which puts them in {DEBIAN}."

@@ -5,8 +5,6 @@ import dataclasses
 import itertools
 import math
 import os
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +21,7 @@ from paperjax.checkpoint import Checkpoints
 from paperjax.compiling import Compiled, compile_cells
 from paperjax.describe import describe
 from paperjax.experiment import Axes, Experiment
+from paperjax.interrupts import interruptible
 from paperjax.layout import Layout, choose_layout, device_budget, mesh_of, replicate, spread, tree_bytes, work
 from paperjax.progress import Progress, progress_bar
 from paperjax.result import assemble, versions
@@ -96,7 +95,7 @@ def drive(experiment: Experiment, progress: bool | None, verbose: bool, title: s
             _explain(experiment, axes, programs, run)
         with (
             progress_bar(title or "training", run.work_left(programs), progress) as bar,
-            _interruptible() as asked,
+            interruptible() as asked,
             ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         ):
             ahead: dict[int, Prepared] = {}
@@ -296,9 +295,9 @@ class _Run:
         there, here = record["experiment"], self._identity()
         for name in sorted({*there, *here}):
             if there.get(name) != here.get(name):
+                was, now = _apart(there.get(name, "absent"), here.get(name, "absent"))
                 raise ValueError(
-                    f"checkpoint {store.folder} is of another Experiment: {name} was {_short(there.get(name))} and is now "
-                    f"{_short(here.get(name))}. "
+                    f"checkpoint {store.folder} is of another Experiment: {name} was {was} and is now {now}. "
                     "Undo the change, or name another checkpoint folder."
                 )
         changed = {n: v for n, v in record["versions"].items() if versions().get(n) != v}
@@ -349,9 +348,15 @@ def _bits(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _short(text: str | None) -> str:
-    text = "absent" if text is None else text
-    return text if len(text) <= 200 else text[:197] + "..."
+def _apart(was: str, now: str, most: int = 200) -> tuple[str, str]:
+    # Descriptions of closures are long and begin alike: what is shown is where they part.
+    same = next((i for i, (a, b) in enumerate(zip(was, now)) if a != b), min(len(was), len(now)))
+    start = max(0, same - 60) if max(len(was), len(now)) > most else 0
+
+    def part(text: str) -> str:
+        return ("..." if start else "") + text[start : start + most] + ("..." if len(text) > start + most else "")
+
+    return part(was), part(now)
 
 
 def _explain(experiment: Experiment, axes: Axes, programs: list[Program], run: _Run) -> None:
@@ -370,23 +375,3 @@ def _explain(experiment: Experiment, axes: Axes, programs: list[Program], run: _
             f"{static}: {run.n_cells} cells in {run.chunks(program)} call(s) of {program.layout}; {program.flops:.3g} FLOPs a step",
             markup=False,
         )
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag that is read between calls; the second one stops at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def handler(number: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt("stopped at once; the last checkpoint, if any, is what is saved.")
-        asked.set()
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)

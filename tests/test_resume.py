@@ -19,6 +19,7 @@ from zoo import as_users_run_it, blobs, net
 import paperjax as pj
 from paperjax import driver
 from paperjax.checkpoint import Checkpoints
+from paperjax.describe import describe
 
 
 def noisy_sgd(learning_rate):
@@ -235,6 +236,23 @@ def test_what_an_optimizer_closes_over_is_part_of_it(tmp_path):
     # Double precision is another experiment too, though all fields are the same.
     with as_users_run_it(), jax.enable_x64(True), pytest.raises(ValueError, match="x64 was False and is now True"):
         exp.run()
+
+
+def test_what_differs_is_shown_however_long_the_rest():
+    def many(last):
+        numbers = {f"number_{i}": float(i) for i in range(100)} | {"last": last}
+        return lambda learning_rate: optax.sgd(learning_rate * numbers["last"])
+
+    was, now = (describe(many(last)) for last in (1.0, 2.0))
+    assert was[:1000] == now[:1000]
+    was, now = driver._apart(was, now)
+    assert was.endswith("last: 1.0}]")
+    assert now.endswith("last: 2.0}]")
+    assert len(was) < 210
+    # What is added at the end or left out there, and what differs early.
+    assert driver._apart("x" * 300, "x" * 300 + "y") == ("..." + "x" * 60, "..." + "x" * 60 + "y")
+    assert driver._apart("a" + "x" * 300, "b" + "x" * 300) == ("a" + "x" * 199 + "...", "b" + "x" * 199 + "...")
+    assert driver._apart("absent", "3") == ("absent", "3")
 
 
 def test_other_versions_are_said(left, monkeypatch):

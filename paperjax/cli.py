@@ -10,19 +10,20 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 # Nothing but the console script imports this module, so what is heavy may be imported here.
 import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from paperjax.claims import SIZES, Paper, Size
+from paperjax.binding import nearest
+from paperjax.claims import SIZES, TIERS, Paper, Size
 from paperjax.devices import cpu_devices
 from paperjax.finder import PAPERS, find, load, text
 from paperjax.overrides import chosen, flags
 from paperjax.report import table
-from paperjax.report.record import last_records
+from paperjax.report.record import RUN_STATUSES, last_records
 from paperjax.runner import FILES, Run, prepare_folder, run_paper
 
 RUNS = Path("paperjax-runs")
@@ -58,12 +59,9 @@ class ListCommand:
 
     area: Annotated[str | None, tyro.conf.arg(metavar="AREA", help_behavior_hint="(default: all)")] = None
     """Only this area."""
-    tier: Annotated[Literal["T", "M", "A", "X"] | None, tyro.conf.arg(metavar="T|M|A|X", help_behavior_hint="(default: all)")] = None
+    tier: Annotated[str | None, tyro.conf.arg(metavar="T|M|A|X", help_behavior_hint="(default: all)")] = None
     """Only this tier: T, a theory to be measured; M, a method; A, an architecture; X, a stand-in."""
-    status: Annotated[
-        Literal["verified", "failed", "vacuous", "not-run"] | None,
-        tyro.conf.arg(metavar="verified|failed|vacuous|not-run", help_behavior_hint="(default: all)"),
-    ] = None
+    status: Annotated[str | None, tyro.conf.arg(metavar="|".join(RUN_STATUSES), help_behavior_hint="(default: all)")] = None
     """Only papers whose last run ended so."""
     runs: Path = RUNS
     """Folder with the runs."""
@@ -154,9 +152,14 @@ def run(command: RunCommand, papers_folder: Path) -> int:
 
 def list_papers(command: ListCommand, papers_folder: Path) -> int:
     """`paperjax list`."""
+    found = find(papers_folder)
+    areas = {path.parent.name.replace("_", "-") for path in found.values()}
+    for flag, given, known in (("area", command.area, areas), ("tier", command.tier, TIERS), ("status", command.status, RUN_STATUSES)):
+        if given is not None and given not in known:
+            raise ValueError(f"--{flag} {given}: there is no such {flag}. {nearest(given, known)}")
     records = last_records(command.runs)
     rows, broken = [], []
-    for slug in find(papers_folder):
+    for slug in found:
         try:
             paper = load(slug, papers_folder)
         except ValueError as error:
@@ -169,7 +172,7 @@ def list_papers(command: ListCommand, papers_folder: Path) -> int:
     if rows:
         _out().print(table.plain_table(("paper", "title", "area", "tier", "claims", "last run"), rows))
     else:
-        _out().print("No paper is like that." if find(papers_folder) else f"There are no papers in {papers_folder}.", markup=False)
+        _out().print("No paper is like that." if found else f"There are no papers in {papers_folder}.", markup=False)
     for error in broken:
         _explain(error, False)
     return CANNOT_RUN if broken else 0

@@ -89,9 +89,9 @@ def test_nothing_imports_papers_but_the_finder():
 
 def test_floors_import_down_only():
     floors = [
-        {"binding", "describe", "model", "data", "checkpoint", "devices", "progress"},
+        {"binding", "describe", "model", "data", "checkpoint", "devices", "interrupts", "progress"},
         {"losses", "models", "trace", "transforms", "train", "grid"},
-        {"measures", "layout", "cell", "compiling", "parametrization"},
+        {"measures", "layout", "cell", "compiling", "parametrization", "planned"},
         {"experiment", "driver", "result"},
         {"claims", "estimates", "studies"},
         {"report", "runner", "overrides", "finder", "doctor"},

@@ -254,7 +254,8 @@ class Experiment:
     def _check_labels(self, static: Mapping[str, Any], shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         data, loss = static.get("data", self.data), resolve_loss(static.get("loss", self.loss))
         if is_dataset(data):
-            check_labels(loss, np.asarray(data.y_train), shapes["_outputs"].shape)
+            for name in ("y_train", "y_test"):
+                check_labels(loss, np.asarray(getattr(data, name)), shapes["_outputs"].shape, f"the labels {name}")
 
     def _check_names(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         taken = {*self.measures, *self.grid.names}

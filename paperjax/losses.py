@@ -101,8 +101,19 @@ def logistic(f: Float[Array, "batch *outputs"], y: Any) -> Scalar:
     return jnp.mean(jax.nn.softplus(-y * f))
 
 
-def check_labels(loss: Callable[..., Any], y: np.ndarray, outputs: tuple[int, ...]) -> None:
+def check_labels(loss: Callable[..., Any], y: np.ndarray, outputs: tuple[int, ...], what: str = "the labels") -> None:
     """Refuse label values that `cross_entropy` or `logistic` would take for others; shapes and dtypes they refuse themselves.
+
+    Parameters
+    ----------
+    loss
+        One of this module; any other takes what labels it likes.
+    y
+        The labels.
+    outputs
+        Shape of the network's output, classes last.
+    what
+        How the message calls them.
 
     Raises
     ------
@@ -116,11 +127,11 @@ def check_labels(loss: Callable[..., Any], y: np.ndarray, outputs: tuple[int, ..
     classes = outputs[-1]
     if loss is cross_entropy and np.issubdtype(y.dtype, np.integer) and y.size and (y.min() < 0 or y.max() >= classes):
         raise ValueError(
-            f"loss 'cross_entropy': the labels lie in {y.min()}..{y.max()}, and {classes} outputs have the classes "
+            f"loss 'cross_entropy': {what} lie in {y.min()}..{y.max()}, and {classes} outputs have the classes "
             f"0..{classes - 1}. Renumber the labels, or change the number of outputs."
         )
     if loss is logistic and not (np.abs(y) == 1).all():
-        raise ValueError(f"loss 'logistic' needs labels ±1, and y holds {y[np.abs(y) != 1][0]}. From 0 and 1: 2.0 * y - 1.0.")
+        raise ValueError(f"loss 'logistic' needs labels ±1, and {what} hold {y[np.abs(y) != 1][0]}. From 0 and 1: 2.0 * y - 1.0.")
 
 
 def _same_shape(name: str, f: Any, y: Any) -> None:

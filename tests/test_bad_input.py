@@ -181,9 +181,14 @@ def test_labels_that_do_not_fit_the_loss():
     refused(ValueError, "needs labels ±1", loss="logistic")
     refused(ValueError, "at least two classes", data=classes(), loss="cross_entropy")
     shifted = classes()._replace(y_train=classes().y_train + 1)
-    refused(ValueError, r"labels lie in 1\.\.3, and 3 outputs", data=shifted, loss="cross_entropy", **many)
+    refused(ValueError, r"the labels y_train lie in 1\.\.3, and 3 outputs", data=shifted, loss="cross_entropy", **many)
+    tested = classes()._replace(y_test=classes().y_test - 1)
+    refused(ValueError, r"the labels y_test lie in -1\.\.1, and 3 outputs", data=tested, loss="cross_entropy", **many)
+    ones = blobs()._replace(y_train=np.sign(blobs().y_train))
+    refused(ValueError, r"needs labels ±1, and the labels y_test hold", data=ones, loss="logistic")
+    experiment(data=ones._replace(y_test=np.sign(ones.y_test)), loss="logistic").check()
     both = pj.grid(lr=0.1, data=[classes(), shifted])
-    refused(ValueError, r"labels lie in 1\.\.3, and 3 outputs", loss="cross_entropy", family=many["family"], grid=both)
+    refused(ValueError, r"the labels y_train lie in 1\.\.3, and 3 outputs", loss="cross_entropy", family=many["family"], grid=both)
 
 
 def test_a_row_is_not_broadcast_against_a_column():

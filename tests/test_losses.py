@@ -86,7 +86,7 @@ def test_labels_that_the_outputs_have_no_class_for_are_refused():
     for bad in (np.array([0, 3]), np.array([-1, 1])):
         with pytest.raises(ValueError, match=r"the labels lie in .*classes 0\.\.2"):
             check_labels(cross_entropy, bad, (2, 3))
-    with pytest.raises(ValueError, match=r"±1, and y holds 0\.0"):
+    with pytest.raises(ValueError, match=r"±1, and the labels hold 0\.0"):
         check_labels(logistic, np.array([1.0, 0.0]), (2,))
     check_labels(mse, np.array([17.0]), (1,))
 
@@ -97,7 +97,7 @@ def test_an_experiment_checks_label_values_before_training(outputs):
     if outputs == 3:
         exp.check()
     else:
-        with pytest.raises(ValueError, match=r"labels lie in 0\.\.2"):
+        with pytest.raises(ValueError, match=r"labels y_train lie in 0\.\.2"):
             exp.check()
     with pytest.raises(ValueError, match="±1"):
         pj.Experiment(lambda: net(4), blobs(), loss="logistic", grid=pj.grid(lr=0.1)).check()

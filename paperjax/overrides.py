@@ -20,7 +20,7 @@ FLAGS: dict[str, tuple[Any, str, str]] = {
     "grid": (
         tuple[str, ...],
         "AXIS=V,V,...",
-        "Other values for axes of the paper: lr=0.1,0.2. seed=4 is the seeds 0 to 3; seed=7, is the one seed 7.",
+        "Other values for axes of the paper: lr=0.1,0.2. seed=4 is the seeds 0 to 3; seed=3,7 is the seeds 3 and 7.",
     ),
     "steps": (int, "INT", "Number of updates."),
     "batch": (int | Literal["full"], "INT|full", "Examples in a minibatch, or all of them."),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from paperjax.claims import Paper, Size, Verdict, judge
+from paperjax.experiment import Experiment
 from paperjax.overrides import apply, command_line
 from paperjax.report.figure import save_figure, style
 from paperjax.report.html import inline_figure, report
@@ -78,7 +79,9 @@ def run_paper(paper: Paper, text: str, size: Size, given: Mapping[str, Any], fol
     folder = prepare_folder(folder)
     if "checkpoint" in given:
         prepare_folder(given["checkpoint"])
-    experiments = apply(paper.plan(size), given)
+    planned = paper.plan(size)
+    experiments = apply(planned, given)
+    _check_seeds(planned, experiments)
     # The first is checked by its own run; a fault in the last should not show up when the others have trained for an hour.
     for experiment in list(experiments.values())[1:]:
         experiment.check()
@@ -102,3 +105,15 @@ def run_paper(paper: Paper, text: str, size: Size, given: Mapping[str, Any], fol
     page = report(paper, text, verdicts, record, inline_figure(png, svg), command)
     (folder / "report.html").write_text(page, encoding="utf-8")
     return Run(folder, record, verdicts)
+
+
+def _check_seeds(planned: Mapping[str, Experiment], experiments: Mapping[str, Experiment]) -> None:
+    # A paper whose claims are exact may have no seeds; one that has them takes its standard errors over them.
+    for name, experiment in experiments.items():
+        seeds = experiment.grid.axes.get("seed", ())
+        if len(seeds) < 2 <= len(planned[name].grid.axes.get("seed", ())):
+            given = "1" if seeds == (0,) else ",".join(map(str, (*seeds, "")))
+            raise ValueError(
+                f"--grid seed={given}: experiment {name!r} would have one seed, and a claim needs a standard error over seeds. "
+                "Give two or more: --grid seed=2, or seed=3,7 for seeds of your choice."
+            )

@@ -155,6 +155,8 @@ def test_checkpoints_are_apart_and_taken_up(papers, capsys):
         (["gradient-descent", "--grid", "lr=fast"], "'fast' is not a number"),
         (["gradient-descent", "--grid", "lr=-1"], "must be positive"),
         (["gradient-descent", "--grid", "seed=0"], "at least 1"),
+        (["gradient-descent", "--grid", "seed=1"], "--grid seed=1: experiment 'true' would have one seed"),
+        (["gradient-descent", "--grid", "seed=7,"], "--grid seed=7,: experiment 'true' would have one seed"),
         (["gradient-descent", "--grid", "seed=two"], "number of seeds"),
         (["gradient-descent", "--steps", "-1"], "steps = -1"),
         (["gradient-descent", "--optimizer", "sgdd"], "Did you mean 'sgd'"),
@@ -239,6 +241,33 @@ def test_list(papers, capsys):
     slugs, printed = listed("--tier", "X")
     assert slugs == []
     assert "No paper is like that" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--area", "dynamic"], "--area dynamic: there is no such area. Did you mean 'dynamics'? Known: depth, dynamics."),
+        (["--tier", "Y"], "--tier Y: there is no such tier. Known: A, M, T, X."),
+        (["--status", "verifed"], "--status verifed: there is no such status. Did you mean 'verified'? Known: failed, not-run,"),
+    ],
+)
+def test_list_of_what_there_is_not(papers, capsys, words, said):
+    assert main(["list", *words], papers("plane-wave", area="depth")) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
+
+
+def test_claims_that_are_exact_need_no_seeds(papers):
+    exact = {
+        ", seed=4), steps": "), steps",
+        "lr=[0.2, 0.3], seed=4": "lr=[0.2, 0.3]",
+        "estimate((": "Estimate(float((",
+        ".isel(step=0)).values)": ".isel(step=0)).values), 0.0)",
+        "Paper, estimate": "Estimate, Paper",
+        "relative.transpose(": 'relative.expand_dims("seed").transpose(',
+    }
+    assert main(["run", "exact"], papers("exact", **exact)) == 0
 
 
 def test_list_with_a_broken_paper(papers, capsys):

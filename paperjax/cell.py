@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 from paperjax.binding import argument_names, call_by_name
 from paperjax.losses import resolve_loss
 from paperjax.model import Family, Model, check_model, join, split
+from paperjax.planned import planned_cell, planner
 from paperjax.train import State, advance, optimizer_factory, resolve_optimizer, start
 
 
@@ -33,7 +34,7 @@ class Stream(enum.IntEnum):
 # What a measure may name besides the axes.
 MEASURE_NAMES = ("model", "params", "data", "params0", "step", "loss", "key")
 # Fields of the Experiment that may be an axis: each value is compiled by itself.
-FIELD_AXES = ("data", "loss", "optimizer", "batch")
+FIELD_AXES = ("data", "loss", "optimizer", "batch", "parametrization")
 
 
 class Constants(NamedTuple):
@@ -70,7 +71,7 @@ def takers(experiment: Any) -> dict[str, list[str]]:
     values = {name: experiment.grid.values(name) if name in experiment.grid.names else (getattr(experiment, name),) for name in FIELD_AXES}
     for name in FIELD_AXES:
         found.setdefault(name, []).append("experiment")
-    add("family", experiment.family.make if isinstance(experiment.family, Family) else experiment.family, ("key",))
+    add("family", experiment.family.make if isinstance(experiment.family, Family) else experiment.family, ("key", "rngs"))
     for data in values["data"]:
         if not is_dataset(data):
             add("data", data, ("key",))
@@ -106,6 +107,9 @@ def cell_functions(experiment: Any, static: Mapping[str, Any]) -> CellFunctions:
     field = {name: static.get(name, getattr(experiment, name)) for name in FIELD_AXES}
     loss = resolve_loss(field["loss"])
     batch = field["batch"]
+    first = {name: experiment.grid.values(name)[0] for name in experiment.grid.names}
+    scheme = field["parametrization"]
+    plan_of = None if scheme is None else planner(scheme, experiment.base or {}, field["optimizer"], first)
     needs_params0 = any("params0" in sum(argument_names(m), ()) for m in experiment.measures.values())
 
     def streams(axes: Mapping[str, Any]) -> Callable[[Stream], Array]:
@@ -140,7 +144,10 @@ def cell_functions(experiment: Any, static: Mapping[str, Any]) -> CellFunctions:
                 )
             return value
 
-        return make(**sizes), data, loss_fn, resolve_optimizer(field["optimizer"], names), key
+        network, tx = make(**sizes), resolve_optimizer(field["optimizer"], names)
+        if plan_of is not None:
+            network, tx = planned_cell(plan_of(make, sizes, data.x_train), network, field["optimizer"], names)
+        return network, data, loss_fn, tx, key
 
     def setup(axes: Mapping[str, Any], shared: Any) -> tuple[State, Constants]:
         model, data, _, tx, key = build(axes, shared, None)

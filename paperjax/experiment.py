@@ -17,6 +17,7 @@ from paperjax.describe import describe
 from paperjax.grid import Grid, grid
 from paperjax.layout import Layout
 from paperjax.losses import check_labels, resolve_loss
+from paperjax.parametrization import Parametrization
 from paperjax.train import measurement_steps, optimizer_factory
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ class Experiment:
         ``optax.GradientTransformation``.
     grid
         The axes; see `paperjax.grid`.
+    parametrization, base
+        A `Parametrization` (``pj.mup``) and the sizes of the network that it starts from, ``dict(width=64)``: every network of the grid
+        is trained under its `paperjax.plan`. Without one a network is trained as it is. The parametrization may be an axis.
     steps
         Number of updates, up to the last measurement: what comes after it would leave no trace, and is not run.
     batch
@@ -84,6 +88,8 @@ class Experiment:
     loss: str | Callable[..., Any] = "mse"
     optimizer: Any = "sgd"
     grid: Grid = dataclasses.field(default_factory=grid)
+    parametrization: Parametrization | None = None
+    base: Mapping[str, Any] | None = None
     steps: int = 100
     batch: int | None = None
     measure_at: int | str | Sequence[int] = 11
@@ -197,6 +203,17 @@ class Experiment:
         if not isinstance(self.measures, Mapping):
             raise TypeError(
                 f"measures must be a dict of functions by name, dict(error=pj.measures.error), not a {type(self.measures).__name__}."
+            )
+        schemes = self.grid.values("parametrization") if "parametrization" in self.grid.names else (self.parametrization,)
+        for scheme in schemes:
+            if scheme is not None and not isinstance(scheme, Parametrization):
+                raise TypeError(f"parametrization must be one such as pj.mup, or None, not {scheme!r}.")
+        if self.base is not None and not isinstance(self.base, Mapping):
+            raise TypeError(f"base must be a dict of sizes, dict(width=64), not {self.base!r}.")
+        if (self.base is not None) == all(scheme is None for scheme in schemes):
+            raise ValueError(
+                "a parametrization is relative to a base: give both, parametrization=pj.mup, base=dict(width=64), or neither. "
+                f"Here parametrization = {describe(self.parametrization)} and base = {self.base!r}."
             )
         for batch in self.grid.values("batch") if "batch" in self.grid.names else (self.batch,):
             if batch is not None and (isinstance(batch, bool) or not isinstance(batch, (int, np.integer))):

@@ -34,7 +34,7 @@ FLAGS: dict[str, tuple[Any, str, str]] = {
     "checkpoint": (str, "DIR", "Save the state in DIR/<experiment>, and go on from what is saved there."),
     "save_every": (float, "SECONDS", "Time between checkpoints."),
 }
-CODE = ("family", "data", "measures")
+CODE = ("family", "data", "measures", "parametrization", "base")
 # These change how fast and where a run is computed, not what it is.
 HOW = ("max_bytes", "layout", "checkpoint", "save_every")
 

@@ -1,6 +1,7 @@
 """The abc algebra, the tables of the papers, and plans: a parametrization resolved against any family."""
 
 from paperjax.parametrization.abc import Depth, Exponent, Parametrization, abc
+from paperjax.parametrization.classify import Classification, classify
 from paperjax.parametrization.plan import Plan
 from paperjax.parametrization.planning import plan
 from paperjax.parametrization.tables import (
@@ -19,11 +20,13 @@ from paperjax.parametrization.tables import (
 )
 
 __all__ = [
+    "Classification",
     "Depth",
     "Exponent",
     "Parametrization",
     "Plan",
     "abc",
+    "classify",
     "completep",
     "depth_mup",
     "mean_field",

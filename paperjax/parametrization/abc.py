@@ -15,30 +15,39 @@ COLUMN_OF = {"input": "input", "vector": "input", "embedding": "input", "hidden"
 
 
 class Exponent(NamedTuple):
-    """A power of the fans: the factor is ``fan_in^-fan_in_power · fan_out^-fan_out_power``, the fans as ratios to the base's.
+    """A power of the fans: ``fan_in^-self.fan_in · fan_out^-self.fan_out · max(1, fan_in / fan_out)^-self.aspect``, over the base's.
+
+    The first two count what grows alone, as ratios to the base; the aspect compares the two fans of one matrix, so it takes them
+    whole (arXiv 2310.17813 writes ``min(1, sqrt(fan_out / fan_in))``, which is ``aspect=0.5``).
 
     Examples
     --------
-    >>> Exponent(fan_in=1.0).factor(4.0, 2.0)
+    >>> Exponent(fan_in=1.0).factor((4, 2), base=(1, 1))
     0.25
-    >>> Exponent(fan_in=1.0, fan_out=-1.0).factor(4.0, 4.0)
+    >>> Exponent(fan_in=1.0, fan_out=-1.0).factor((32, 64), base=(8, 16))
     1.0
+    >>> Exponent(aspect=0.5).factor((64, 16), base=(16, 16))
+    0.5
     """
 
     fan_in: float = 0.0
     fan_out: float = 0.0
+    aspect: float = 0.0
 
-    def factor(self, fan_in: float, fan_out: float) -> float:
-        """``fan_in^-self.fan_in · fan_out^-self.fan_out``."""
-        return fan_in**-self.fan_in * fan_out**-self.fan_out
+    def factor(self, fans: tuple[float, float], base: tuple[float, float]) -> float:
+        """The factor of a leaf of these fans (in, out), over that of the base's."""
+        aspects = max(1.0, fans[0] / fans[1]) / max(1.0, base[0] / base[1])
+        return (fans[0] / base[0]) ** -self.fan_in * (fans[1] / base[1]) ** -self.fan_out * aspects**-self.aspect
 
-    @property
-    def total(self) -> float:
-        """The power of n where both fans grow as n."""
-        return self.fan_in + self.fan_out
+    def power(self, column: str) -> float:
+        """The power of n in a column: the fan-out alone grows in the input column, the fan-in alone in the output column."""
+        if column == "hidden":
+            return self.fan_in + self.fan_out
+        return self.fan_out if column == "input" else self.fan_in + self.aspect
 
-    def __neg__(self) -> "Exponent":
-        return Exponent(-self.fan_in, -self.fan_out)
+    def plus(self, other: "Exponent", times: float = 1.0) -> "Exponent":
+        """The exponent of the product with the other's factor to the power `times`."""
+        return Exponent(*(a + times * b for a, b in zip(self, other)))
 
 
 Power = int | float | Exponent
@@ -68,10 +77,10 @@ class Depth:
         return depth_ratio**-self.alpha
 
     def learning_rate_factor(self, depth_ratio: float, rule: str) -> float:
-        """``m^(alpha - 1)`` for Adam, ``m^(2 alpha - 1)`` for SGD."""
+        """``m^(2 alpha - 1)`` for SGD, ``m^(alpha - 1)`` for optimizers whose updates have a size of their own (Adam, Muon)."""
         if not self.learning_rate:
             return 1.0
-        return depth_ratio ** (self.alpha - 1 if rule == "adam" else 2 * self.alpha - 1)
+        return depth_ratio ** (2 * self.alpha - 1 if rule == "sgd" else self.alpha - 1)
 
     def eps_factor(self, depth_ratio: float) -> float:
         """``m^-alpha``."""
@@ -93,7 +102,8 @@ class Parametrization:
     eps
         Adam's eps, as the size of a gradient: ``{column: Exponent}``.
     decay
-        Exponents of the weight decay itself, where the parametrization has a rule of its own; ``None`` keeps learning rate × decay.
+        Exponents of the weight decay itself under Adam-like optimizers, where the parametrization has a rule of its own; ``None`` keeps
+        learning rate × decay.
     no_decay
         Columns that are not decayed at all.
     depth
@@ -122,35 +132,41 @@ class Parametrization:
         """The same in width, with residual branches times ``m^-alpha``; see `Depth`."""
         return dataclasses.replace(self, name=name or self.name, depth=Depth(alpha, learning_rate), source=source or self.source)
 
-    def shifted(self, theta: Sequence[int | float], rule: str, name: str | None = None) -> "Parametrization":
+    def shifted(self, theta: Sequence[int | float], name: str | None = None) -> "Parametrization":
         """Another form of the same parametrization: multipliers times ``n^-theta`` and the initialization times ``n^theta``.
 
-        The function and its trajectory stay if ``(a, b, c) -> (a + theta, b - theta, c - 2 theta)`` for SGD and ``c - theta`` for Adam
-        (eps times ``n^-theta``); one optimizer's rule breaks the other's, so `rule` says for which the result holds. The other's
-        exponents are shifted by their own rule.
+        The function and its trajectory stay with ``(a, b, c) -> (a + theta, b - theta, c - 2 theta)`` for SGD and ``c - theta`` for
+        Adam, whose eps goes with ``n^-theta``, and whose decay too where the parametrization has a rule of its own. Each optimizer's
+        exponents are shifted by its own rule; one optimizer's rule breaks the other's trajectory.
+
+        Parameters
+        ----------
+        theta
+            Three numbers: input, hidden, output.
+        name
+            Of the result.
 
         Examples
         --------
         >>> ntp = abc("NTP", (0, 0.5, 0.5), (0, 0, 0), (0, 0, 0), (0, 0.5, 0.5))
-        >>> moved = ntp.shifted((0, -0.5, -0.5), "sgd")
-        >>> [moved.a["hidden"].total, moved.b["hidden"].total, moved.c["sgd"]["hidden"].total, moved.c["adam"]["hidden"].total]
+        >>> moved = ntp.shifted((0, -0.5, -0.5))
+        >>> [table["hidden"].power("hidden") for table in (moved.a, moved.b, moved.c["sgd"], moved.c["adam"])]
         [0.0, 0.5, 1.0, 1.0]
         """
-        if rule not in self.c:
-            raise ValueError(f"rule = {rule!r}: it must be 'sgd' or 'adam'.")
         # A shift is a power of the column's own width: fan_out for the input column, fan_in for the others.
-        moves = {column: _exponent(t, column) for column, t in zip(COLUMNS, theta)}
+        moves = _column_wise(theta, "theta")
 
-        def plus(table: Mapping[str, Exponent], times: float) -> dict[str, Exponent]:
-            return {k: Exponent(v.fan_in + times * moves[k].fan_in, v.fan_out + times * moves[k].fan_out) for k, v in table.items()}
+        def moved(table: Mapping[str, Exponent], times: float) -> dict[str, Exponent]:
+            return {column: exponent.plus(moves[column], times) for column, exponent in table.items()}
 
         return dataclasses.replace(
             self,
             name=name or f"{self.name}, shifted by {tuple(theta)}",
-            a=plus(self.a, 1),
-            b=plus(self.b, -1),
-            c={"sgd": plus(self.c["sgd"], -2), "adam": plus(self.c["adam"], -1)},
-            eps=plus(self.eps, 1),
+            a=moved(self.a, 1),
+            b=moved(self.b, -1),
+            c={"sgd": moved(self.c["sgd"], -2), "adam": moved(self.c["adam"], -1)},
+            eps=moved(self.eps, 1),
+            decay=None if self.decay is None else moved(self.decay, 1),
         )
 
 
@@ -210,12 +226,13 @@ def abc(
     Examples
     --------
     >>> ours = abc("half way", a=(0, 0, 0), b=(0, 0.5, 0.75), c_sgd=(-0.5, 0, 0.5), c_adam=(0, 0.75, 0.75))
-    >>> ours.b["output"].factor(16.0, 1.0)
+    >>> ours.b["output"].factor((16, 10), base=(1, 10))
     0.125
     """
     tables = {key: _column_wise(value, key) for key, value in (("a", a), ("b", b), ("c_sgd", c_sgd), ("c_adam", c_adam))}
     if eps is None:
-        eps = (1 + tables["a"]["input"].total, Exponent(fan_in=tables["a"]["hidden"].total, fan_out=1), tables["a"]["output"].total)
+        a_input, a_hidden, a_output = (tables["a"][column] for column in COLUMNS)
+        eps = (a_input.plus(Exponent(fan_out=1.0)), a_hidden.plus(Exponent(fan_out=1.0)), a_output)
     return Parametrization(
         name,
         tables["a"],

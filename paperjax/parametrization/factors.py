@@ -6,15 +6,18 @@ from typing import Any, NamedTuple
 
 from paperjax.binding import nearest
 from paperjax.parametrization.abc import COLUMN_OF, Exponent, Parametrization
-from paperjax.trace.program import Leaf, Program
+from paperjax.trace.program import Leaf, Program, role_of
 
-# Which rule an optimizer of optax follows: does its update scale with the gradient, or not?
+# Which rule an optimizer of optax follows: updates proportional to the gradient; of a size of their own, entry by entry; or of a
+# spectral norm of their own. Not here, because neither holds: novograd and lars (one norm for a leaf), yogi (an initial accumulator
+# that it does not let be set), radam (its first steps follow the other rule), noisy_sgd (noise beside the gradient), optimistic_adam.
 RULES = {
-    "sgd": ("sgd", "noisy_sgd"),
+    "sgd": ("sgd",),
     "adam": (
-        "adam", "adamw", "nadam", "nadamw", "adamax", "adamaxw", "amsgrad", "radam", "adabelief", "adan", "yogi", "lion", "rmsprop",
-        "sign_sgd", "novograd", "optimistic_adam", "optimistic_adam_v2",
+        "adam", "adamw", "nadam", "nadamw", "adamax", "adamaxw", "amsgrad", "adabelief", "adan", "lion", "signum", "sign_sgd", "rmsprop",
+        "adagrad", "optimistic_adam_v2",
     ),
+    "muon": ("muon",),
 }  # fmt: skip
 DECAY_MODES = ("coupled", "independent")
 
@@ -40,7 +43,7 @@ class Factors(NamedTuple):
 
 
 def rule_of(optimizer: Any) -> str:
-    """``"sgd"`` or ``"adam"``: whether updates are proportional to gradients, or of a size of their own.
+    """``"sgd"``, ``"adam"`` or ``"muon"``: updates proportional to gradients, of a size of their own, or of a spectral norm of their own.
 
     Parameters
     ----------
@@ -50,7 +53,7 @@ def rule_of(optimizer: Any) -> str:
     Raises
     ------
     ValueError
-        If the optimizer is of neither family.
+        If the optimizer is of none of the families.
 
     Examples
     --------
@@ -63,23 +66,34 @@ def rule_of(optimizer: Any) -> str:
             return rule
     known = [n for members in RULES.values() for n in members]
     raise ValueError(
-        f"optimizer {name!r} is of no family that a parametrization has rules for. {nearest(name, known)} An optimizer of your own: give the "
-        "family it follows, optimizer='sgd' (updates proportional to gradients) or optimizer='adam' (updates of a size of their own)."
+        f"optimizer {name!r} is of no family that a parametrization has rules for. {nearest(name, known)} An optimizer of your own: plan "
+        "for the family it follows, optimizer='sgd' (updates proportional to gradients) or optimizer='adam' (updates of a size of their "
+        "own), and build it with plan.optimizer(your_factory, ..., follows='adam')."
     )
 
 
 def column(leaf: Leaf) -> str | None:
-    """The column of the tables that a leaf follows; a tied leaf follows its first role, a finite one none."""
-    columns = [COLUMN_OF[role] for role in leaf.roles if role in COLUMN_OF]
-    if "input" in columns:
+    """The column of the tables that a leaf follows; a tied leaf (input and output at once) follows the input's, a finite one none.
+
+    Raises
+    ------
+    ValueError
+        If its uses follow columns that no one set of factors serves.
+    """
+    columns = {COLUMN_OF[role] for role in leaf.roles if role in COLUMN_OF}
+    if columns == {"input", "output"}:
         return "input"
-    return columns[0] if columns else None
+    if len(columns) > 1:
+        raise ValueError(
+            f"leaf {leaf.path} is used as {' and as '.join(leaf.roles)}, which scale differently: one leaf has one initialization and one "
+            f"learning rate. Use two leaves, or say which use counts: uses={{{leaf.path!r}: pj.trace.Use(...)}}."
+        )
+    return next(iter(columns), None)
 
 
-def fan_ratios(leaf: Leaf) -> tuple[float, float]:
-    """Fan-in and fan-out at the target over those at the base."""
-    ours, base = leaf.fans(), leaf.fans(base=True)
-    return ours[0] / base[0], ours[1] / base[1]
+def is_matrix(leaf: Leaf) -> bool:
+    """Whether Muon orthogonalizes the leaf's updates: both fans infinite, one use, no channel groups."""
+    return leaf.roles == ("hidden",) and len({(s.inside, s.out, s.window) for s in leaf.sites}) == 1 and leaf.sites[0].groups == 1
 
 
 def leaf_factors(leaf: Leaf, in_branch: bool, scheme: Parametrization, rule: str, decay_mode: str, depth_ratio: float) -> Factors:
@@ -92,31 +106,50 @@ def leaf_factors(leaf: Leaf, in_branch: bool, scheme: Parametrization, rule: str
     in_branch
         Whether it is used in a residual branch.
     scheme, rule, decay_mode
-        Parametrization; ``"sgd"`` or ``"adam"``; what happens to weight decay, see `plan`.
+        Parametrization; the optimizer's rule; what happens to weight decay, see `plan`.
     depth_ratio
         m, the number of residual branches over the base's.
     """
     which = column(leaf)
-    lr = eps = 1.0
+    lr = eps = init_scale = multiplier = 1.0
     decay: float | None = None
-    init_scale = multiplier = 1.0
     if which is not None:
-        fans = fan_ratios(leaf)
+        fans, base = leaf.fans(), leaf.fans(base=True)
 
         def factor(table: Mapping[str, Exponent]) -> float:
-            return table[which].factor(*fans)
+            return table[which].factor(fans, base)
 
-        multiplier, lr, eps = factor(scheme.a), factor(scheme.c[rule]), factor(scheme.eps)
+        multiplier, eps = factor(scheme.a), factor(scheme.eps)
+        lr = factor(scheme.c["sgd" if rule == "sgd" else "adam"])
         init_scale = _init_scale(leaf, factor(scheme.b))
-        if scheme.decay is not None:
+        if rule == "muon" and is_matrix(leaf):
+            lr *= _spectral_norm_of_signs(fans, base)
+            # Muon compares eps with the Frobenius norm of the gradient, Adam with one entry.
+            eps *= math.sqrt(math.prod(fans) / math.prod(base))
+        elif scheme.decay is not None and rule != "sgd":
             decay = 0.0 if which in scheme.no_decay else factor(scheme.decay)
     if in_branch and scheme.depth is not None:
         lr *= scheme.depth.learning_rate_factor(depth_ratio, rule)
         eps *= scheme.depth.eps_factor(depth_ratio)
-    if decay is None:
+    if decay_mode == "independent":
+        # No learning rate multiplies it: what the parametrization wants of learning rate × decay, it wants of the decay alone.
+        decay = 1.0 if decay is None else decay * lr
+    elif decay is None:
         # The product learning rate × decay is what shrinks a weight, and stays as at the base.
-        decay = 1.0 if decay_mode == "independent" else 1.0 / lr
-    return Factors(init_scale, multiplier, lr, eps if rule == "adam" else 1.0, decay)
+        decay = 1.0 / lr
+    return Factors(init_scale, multiplier, lr, 1.0 if rule == "sgd" else eps, decay)
+
+
+def _spectral_norm_of_signs(fans: tuple[int, int], base: tuple[int, int]) -> float:
+    """Spectral norm of Adam's update over Muon's: both are aligned with the gradient, so Adam's entries of order 1 have norm
+    ``sqrt(fan_in fan_out)``, and optax scales the orthogonal matrix to ``sqrt(max(1, fan_out / fan_in))``. Times Adam's ``1 / fan_in``
+    of muP this is ``sqrt(fan_out / fan_in)``, the target of arXiv 2310.17813.
+    """
+
+    def ratio(fan_in: int, fan_out: int) -> float:
+        return math.sqrt(fan_in * fan_out / max(1.0, fan_out / fan_in))
+
+    return ratio(*fans) / ratio(*base)
 
 
 def _init_scale(leaf: Leaf, wanted: float) -> float:
@@ -129,7 +162,8 @@ def _init_scale(leaf: Leaf, wanted: float) -> float:
         raise ValueError(
             f"leaf {leaf.path}: its initialization "
             + ("depends on the data (at " if told.kind == "data" else "could not be followed (at ")
-            + f"{told.why}), so how it scales with width is not known. Say how: plan(..., init_std={{{leaf.path!r}: lambda fan_in, fan_out: ...}})."
+            + f"{told.why}), so how it scales with width is not known. "
+            f"Say how: plan(..., init_std={{{leaf.path!r}: lambda fan_in, fan_out: ...}})."
         )
     if law.std == 0 or base.std == 0:
         return 1.0
@@ -141,16 +175,11 @@ def _init_scale(leaf: Leaf, wanted: float) -> float:
 def tied_factor(leaf: Leaf, scheme: Parametrization) -> float:
     """The multiplier of the output use of a tied leaf: ``n^-((a + b)_output - (a + b)_input)``."""
     ours, base = leaf.shape, leaf.base_shape
-    last = leaf.sites[[role for role in _roles_by_site(leaf)].index("output")]
+    last = leaf.sites[[role_of(site, leaf.infinite) for site in leaf.sites].index("output")]
     n = math.prod(ours[a] for a in last.inside) / math.prod(base[a] for a in last.inside)
-    power = scheme.a["output"].total + scheme.b["output"].total - scheme.a["input"].total - scheme.b["input"].total
+    start = {column: scheme.a[column].power(column) + scheme.b[column].power(column) for column in ("input", "output")}
+    power = start["output"] - start["input"]
     return n**-power
-
-
-def _roles_by_site(leaf: Leaf) -> list[str]:
-    from paperjax.trace.program import role_of
-
-    return [role_of(site, leaf.infinite) for site in leaf.sites]
 
 
 def branch_leaves(program: Program) -> frozenset[int]:

@@ -28,6 +28,11 @@ class PlannedLeaf:
         The leaf in the target's parameters.
     role, axes
         Roles joined by ``+``; for each axis, the sizes that make it grow.
+    inside, out, stack
+        Axes that are contracted (a convolution's window among them) or looked up, that are free, and that are run over one by one, at
+        the leaf's first use.
+    rule
+        Which optimizer's rule the leaf follows: the plan's, but ``"adam"`` for what is no matrix under Muon.
     init_std
         Standard deviation of its entries under the plan, NaN where not known; a constant leaf has 0.
     factors
@@ -39,6 +44,10 @@ class PlannedLeaf:
     dtype: str
     role: str
     axes: tuple[str, ...]
+    inside: tuple[int, ...]
+    out: tuple[int, ...]
+    stack: tuple[int, ...]
+    rule: str
     init_std: float
     factors: Factors
 
@@ -74,7 +83,7 @@ class Plan:
     Attributes
     ----------
     name, rule, decay_mode
-        Of the parametrization; ``"sgd"`` or ``"adam"``; see `plan`.
+        Of the parametrization; ``"sgd"``, ``"adam"`` or ``"muon"``; see `plan`.
     base, target
         The sizes.
     leaves
@@ -187,7 +196,19 @@ class Plan:
         if record.pop("format", None) != FORMAT:
             raise ValueError(f"this is no plan of format {FORMAT}: write it anew with plan.to_json().")
         leaves = tuple(
-            PlannedLeaf(**{**leaf, "shape": tuple(leaf["shape"]), "axes": tuple(leaf["axes"]), "factors": Factors(**leaf["factors"])})
+            PlannedLeaf(
+                leaf["path"],
+                tuple(leaf["shape"]),
+                leaf["dtype"],
+                leaf["role"],
+                tuple(leaf["axes"]),
+                tuple(leaf["inside"]),
+                tuple(leaf["out"]),
+                tuple(leaf["stack"]),
+                leaf["rule"],
+                leaf["init_std"],
+                Factors(**leaf["factors"]),
+            )  # fmt: skip
             for leaf in record.pop("leaves")
         )
         scalings = tuple(Scaling(**{**s, "path": tuple(s["path"])}) for s in record.pop("scalings"))
@@ -199,6 +220,33 @@ class Plan:
     def optimizer(self, factory: Any, learning_rate: Any, **settings: Any) -> Any:
         """An optax optimizer whose learning rate, eps and weight decay are the plan's for every leaf; see `planned_optimizer`."""
         return planned_optimizer(self, factory, learning_rate, **settings)
+
+    def muon_dimension_numbers(self, params: Any) -> Any:
+        """``optax.contrib.MuonDimensionNumbers`` for each hidden matrix, from the axes that the trace found; ``None`` for the other leaves.
+
+        Axes that are neither contracted nor free (scanned layers, experts) are a batch of matrices.
+
+        Parameters
+        ----------
+        params
+            The target's parameters, or a tree of which some are left out (as optax's masks do).
+
+        Raises
+        ------
+        ValueError
+            If the plan was not made for Muon.
+        """
+        from optax import contrib
+
+        if self.rule != "muon":
+            raise ValueError(f"the plan was made for optimizer={self.rule!r}: make it with optimizer='muon'.")
+        planned = {leaf.path: leaf for leaf in self.leaves}
+
+        def numbers(path: Any, value: Any) -> Any:
+            leaf = planned.get(jax.tree_util.keystr(path))
+            return None if leaf is None or leaf.rule != "muon" else contrib.MuonDimensionNumbers(leaf.inside, leaf.out)
+
+        return jax.tree_util.tree_map_with_path(numbers, params)
 
     # Printing ---------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ from typing import Any
 from paperjax.binding import nearest
 from paperjax.model import Family, family
 from paperjax.parametrization.abc import Parametrization
-from paperjax.parametrization.factors import DECAY_MODES, Factors, branch_leaves, leaf_factors, rule_of, tied_factor
+from paperjax.parametrization.classify import classify
+from paperjax.parametrization.factors import DECAY_MODES, Factors, branch_leaves, is_matrix, leaf_factors, rule_of, tied_factor
 from paperjax.parametrization.plan import Plan, PlannedLeaf, Scaling
 from paperjax.trace.initial import Law
 from paperjax.trace.program import Leaf, Program, Use, read, role_of
@@ -43,12 +44,14 @@ def plan(
     base, target
         Sizes by name. What differs between them goes to infinity.
     optimizer
-        A name in optax or a factory; only its family matters (``"sgd"`` or Adam-like).
+        A name in optax or a factory; only its family matters: ``"sgd"`` (momentum and Nesterov too), Adam-like, or ``"muon"``, where hidden
+        matrices follow Muon and the rest Adam.
     x
         An example batch, if the family has none.
     weight_decay
-        How the optimizer decays: ``"coupled"`` (the learning rate multiplies the decay, as in optax's AdamW and SGD: the product is
-        kept, so the decay is times 1 / learning-rate factor) or ``"independent"`` (it does not: the decay is kept).
+        How the optimizer decays: ``"coupled"`` (the learning rate multiplies the decay, as in optax's AdamW, Lion and Muon, and as
+        L2 in the gradient under SGD: the product is kept, so the decay is times 1 / learning-rate factor) or ``"independent"`` (a step
+        removes that fraction of the weight, whatever the learning rate: the decay is kept). No parametrization multiplies decay by more.
     uses
         Overrides for leaves that the trace cannot resolve, ``{path: Use(...)}``.
     init_std
@@ -78,6 +81,7 @@ def plan(
         raise ValueError(f"weight_decay = {weight_decay!r} is no mode of decay. {nearest(str(weight_decay), DECAY_MODES)}")
     fam = fam if isinstance(fam, Family) else family(fam)
     rule = rule_of(optimizer)
+    _refuse_muon(scheme, rule)
     program = read(fam, base, target, x, uses)
     program = _told(program, dict(init_std or {}))
     _check_depth(program, scheme)
@@ -85,15 +89,37 @@ def plan(
     factors = [leaf_factors(leaf, i in inside, scheme, rule, weight_decay, program.depth_ratio) for i, leaf in enumerate(program.leaves)]
     factors, scalings = _with_branches(program, scheme, factors)
     scalings += _attention(program, scheme) + _tied(program, scheme)
-    rows = tuple(
-        PlannedLeaf(leaf.path, leaf.shape, str(leaf.dtype), leaf.role, tuple("+".join(sorted(a)) for a in leaf.infinite), _std(leaf, f), f)
-        for leaf, f in zip(program.leaves, factors)
-    )
+    rows = tuple(_row(leaf, f, rule) for leaf, f in zip(program.leaves, factors))
     return Plan(scheme.name, rule, weight_decay, tuple(base.items()), tuple(target.items()), rows, tuple(scalings), network=fam(**target))
 
 
-def _std(leaf: Leaf, f: Factors) -> float:
-    return leaf.law.std * f.init_scale
+def _row(leaf: Leaf, f: Factors, rule: str) -> PlannedLeaf:
+    first = leaf.sites[0] if leaf.sites else None
+    inside, out, stack = ((), (), ()) if first is None else (first.inside + first.window, first.out, first.stack)
+    return PlannedLeaf(
+        leaf.path,
+        leaf.shape,
+        str(leaf.dtype),
+        leaf.role,
+        tuple("+".join(sorted(names)) for names in leaf.infinite),
+        inside,
+        out,
+        stack,
+        "adam" if rule == "muon" and not is_matrix(leaf) else rule,
+        leaf.law.std * f.init_scale,
+        f,
+    )
+
+
+def _refuse_muon(scheme: Parametrization, rule: str) -> None:
+    if rule != "muon":
+        return
+    found = classify(scheme, 2, "adam")
+    if found.regime != "feature learning":
+        raise ValueError(
+            f"Muon's learning rates come from Adam's, as updates of the same spectral norm, and {scheme.name} is {found.regime} under Adam "
+            f"({found.why}). Muon's own scaling is that of features that move: plan with pj.mup, pj.spectral, pj.depth_mup or pj.completep."
+        )
 
 
 def _told(program: Program, init_std: dict[str, Callable[[int, int], float]]) -> Program:

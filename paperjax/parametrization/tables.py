@@ -47,14 +47,21 @@ depth_mup = mup.with_depth(0.5, "Depth-muP", source="Tensor Programs VI, arXiv 2
 
 completep = mup_table8.with_depth(1.0, "CompleteP", source="arXiv 2505.01618, Table 1")
 
+# Written in whole fans, one formula for every leaf: sigma = min(1, sqrt(n_out / n_in)) / sqrt(n_in), lr n_out / n_in and 1 / n_in.
+# Equal to muP where all widths grow alike, with widths no smaller than the finite fans beside them.
+_SIGMA = Exponent(fan_in=0.5, aspect=0.5)
+_EACH_IN, _EACH_OUT = Exponent(fan_in=1.0), Exponent(fan_out=1.0)
 spectral = abc(
-    "spectral", a=(0, 0, 0), b=(0, 0.5, 1), c_sgd=(-1, _ASPECT, 1), c_adam=(0, 1, 1), eps=(1, Exponent(fan_out=1.0), 0), attention=1.0,
+    "spectral", a=(0, 0, 0), b=(_SIGMA, _SIGMA, _SIGMA), c_sgd=(_ASPECT, _ASPECT, _ASPECT), c_adam=(_EACH_IN, _EACH_IN, _EACH_IN),
+    eps=(_EACH_OUT, _EACH_OUT, _EACH_OUT), attention=1.0,
     source="A Spectral Condition for Feature Learning, arXiv 2310.17813, Parametrization 1",
 )  # fmt: skip
 
+# The paper trains with Adam; for SGD it is muP shifted to unit initialization. The embedding's 1/sqrt(fan_out) is the paper's departure
+# from muP.
 u_mup = abc(
-    "u-muP", a=(0, 0.5, 1), b=(0, 0, 0), c_sgd=(-1, _ASPECT, -1), c_adam=(0.5, 0.5, 0), eps=(1, Exponent(0.5, 1.0), 1), attention=1.0,
-    depth=Depth(0.5), source="u-muP, arXiv 2407.17465, Table 2",
+    "u-muP", a=(0, 0.5, 1), b=(0, 0, 0), c_sgd=(-1, Exponent(fan_out=-1.0), -1), c_adam=(0.5, 0.5, 0), eps=(1, Exponent(0.5, 1.0), 1),
+    attention=1.0, depth=Depth(0.5), source="u-muP, arXiv 2407.17465, Table 2",
 )  # fmt: skip
 
 wd_layerwise = abc(

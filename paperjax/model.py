@@ -315,7 +315,7 @@ class Family:
     def sizes(self) -> tuple[str, ...]:
         """The sizes that the family must or may be given, in the order of its signature."""
         required, optional = argument_names(self.make)
-        return required + optional
+        return tuple(name for name in required + optional if name != "rngs")
 
     def __call__(self, **sizes: Any) -> Model:
         """Build the network of these sizes.
@@ -323,7 +323,7 @@ class Family:
         Raises
         ------
         TypeError
-            If a size is unknown or missing.
+            If a size is unknown or missing, or the callable names `key` and none is given.
         ValueError
             If a whole-number size is below 1, or a size is NaN.
         """
@@ -336,6 +336,15 @@ class Family:
                 )
             if isinstance(value, numbers.Real) and math.isnan(value):
                 raise ValueError(f"size {name} is NaN: give a number.")
+        required, _ = argument_names(self.make)
+        if "key" in required and "key" not in sizes:
+            raise TypeError(
+                "the family names 'key', which is for fixed randomness of the network: give one, family(..., key=jax.random.key(0)); an "
+                "Experiment gives one per seed. For an Equinox network that init draws, return its constructor: "
+                "lambda width: lambda key: Net(width, key=key)."
+            )
+        if "rngs" in required:
+            return as_model(lambda rngs: call_by_name(self.make, {**sizes, "rngs": rngs}, "the family"))
         return as_model(call_by_name(self.make, sizes, "the family"))
 
     def shapes(self, x: Any = None, **sizes: Any) -> PyTree:
@@ -359,7 +368,9 @@ def family(fn: Callable[..., Any], x: Float[Array, "batch *features"] | Any = No
     ----------
     fn
         Takes sizes by keyword (``width``, ``depth``, ... any names) and returns anything that `as_model` takes. A size
-        that does not change shapes (an output scale, a variance) may be a traced scalar.
+        that does not change shapes (an output scale, a variance) may be a traced scalar. If it also takes ``rngs``, it is
+        a constructor of nnx modules, such as ``lambda width, rngs: nnx.Linear(3, width, rngs=rngs)``, and ``init`` draws
+        the parameters. If it also takes ``key``, that is one more thing to be given: fixed randomness of the network.
     x
         An example batch, of which only shape and dtype are kept. An `Experiment` uses its own data instead.
 

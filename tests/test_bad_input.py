@@ -168,6 +168,8 @@ def test_seeds_of_a_network_that_has_its_numbers_already():
     instance = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
     refused(ValueError, "the seeds change nothing", family=lambda: instance, grid=pj.grid(lr=0.1, seed=3))
     experiment(family=lambda: lambda rngs: nnx.Linear(3, 1, rngs=rngs), grid=pj.grid(lr=0.1, seed=3)).check()
+    experiment(family=lambda width, rngs: nnx.Linear(3, 1, rngs=rngs), grid=pj.grid(lr=0.1, width=[2], seed=3)).check()
+    refused(ValueError, "axis 'rngs' is taken by nothing", family=lambda rngs: nnx.Linear(3, 1, rngs=rngs), grid=pj.grid(lr=0.1, rngs=[1]))
     experiment(family=lambda width: nn.Sequential([nn.Dense(width), nn.Dense(1)]), grid=pj.grid(lr=0.1, width=[2], seed=3)).check()
 
 

@@ -105,6 +105,32 @@ def test_nnx_constructor():
     assert jax.vmap(model.apply, (0, None))(stacked, X).shape == (2, 5, 2)
 
 
+def test_a_family_that_names_rngs_is_an_nnx_constructor():
+    named, returned = family(lambda width, rngs: NnxNet(width, rngs=rngs), x=X), family(lambda width: lambda rngs: NnxNet(width, rngs=rngs))
+    assert named.sizes == ("width",)
+    params, other = draws(named(width=4))
+    assert not np.array_equal(numbers(params), numbers(other))
+    np.testing.assert_array_equal(numbers(params), numbers(draws(returned(width=4))[0]))
+    np.testing.assert_array_equal(named(width=4).apply(params, X), returned(width=4).apply(params, X))
+    assert count(named.shapes(width=16)) == (3 * 16 + 16) + 2 * 16 + (16 * 2 + 2)
+    with pytest.raises(TypeError, match="the family needs 'width', which nothing provides"):
+        named()
+    with pytest.raises(TypeError, match="the family takes no size 'rngs'"):
+        named(width=4, rngs=nnx.Rngs(0))
+
+
+def test_a_family_that_names_key_must_be_given_one():
+    eqx = pytest.importorskip("equinox")
+    random = family(lambda width, key: eqx.nn.MLP(3, 2, width, 1, key=key), x=X)
+    with pytest.raises(TypeError, match=r"fixed randomness.*give one, family\(..., key=.*lambda width: lambda key: Net\(width, key=key\)"):
+        random(width=4)
+    with pytest.raises(TypeError, match="fixed randomness"):
+        random.shapes(width=4)
+    assert check_model(random(width=4, key=KEY), X)[1].shape == (5, 2)
+    drawn = family(lambda width: lambda key: eqx.nn.MLP(3, 2, width, 1, key=key))
+    np.testing.assert_array_equal(numbers(drawn(width=4).init(KEY, X)), numbers(random(width=4, key=KEY).init(jax.random.key(1), X)))
+
+
 def test_nnx_instance_is_the_same_for_every_key():
     network = nnx.Linear(3, 2, rngs=nnx.Rngs(7))
     model = as_model(network)

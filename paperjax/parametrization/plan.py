@@ -156,8 +156,10 @@ class Plan:
             factors = self.factors(field, params)
             return jax.tree.map(
                 lambda factor, leaf: leaf if factor is None or factor == 1.0 else leaf * jnp.asarray(factor, leaf.dtype),
-                factors, params, is_leaf=lambda node: node is None,
-            )  # fmt: skip
+                factors,
+                params,
+                is_leaf=lambda node: node is None,
+            )
 
         def init(key: Any, x: Any) -> Any:
             return scale("init_scale", network.init(key, x))
@@ -208,7 +210,7 @@ class Plan:
                 leaf["rule"],
                 leaf["init_std"],
                 Factors(**leaf["factors"]),
-            )  # fmt: skip
+            )
             for leaf in record.pop("leaves")
         )
         scalings = tuple(Scaling(**{**s, "path": tuple(s["path"])}) for s in record.pop("scalings"))

@@ -43,6 +43,11 @@ class Control:
         What is wrong on purpose, and why the claim must break.
     replace
         From names of results that the measurement reads, to names of results that it is given instead.
+
+    Examples
+    --------
+    >>> Control("labels are shuffled, so there is nothing to learn", {"digits": "shuffled"}).replace["digits"]
+    'shuffled'
     """
 
     says: str
@@ -217,6 +222,18 @@ def judge(claim: Claim, results: Mapping[str, "xarray.Dataset"]) -> Verdict:
         If a result is missing, the prediction is not finite, or the measurement never reads what the control replaces.
     TypeError
         If the measurement is not an `Estimate`.
+
+    Examples
+    --------
+    >>> import xarray
+    >>> results = dict(mup=xarray.Dataset(dict(slope=("seed", [-1.01, -0.99]))), sp=xarray.Dataset(dict(slope=("seed", [-0.51, -0.49]))))
+    >>> control = Control("another parametrization", {"mup": "sp"})
+    >>> claim = Claim("the slope is -1", "eq. 2", -1.0, lambda results: estimate(results["mup"].slope), 0.2, "finite width", control)
+    >>> verdict = judge(claim, results)
+    >>> verdict.outcome, verdict.control_outcome, verdict.status
+    ('holds', 'fails', 'verified')
+    >>> judge(claim, {**results, "sp": results["mup"]}).status
+    'vacuous'
     """
     for name in (*claim.control.replace.keys(), *claim.control.replace.values()):
         if name not in results:
@@ -290,6 +307,14 @@ class Paper:
     ------
     ValueError
         Naming the field that does not fit.
+
+    Examples
+    --------
+    >>> from paperjax.papers.landscape.intrinsic_dimension import PAPER
+    >>> PAPER.slug, PAPER.arxiv, PAPER.tier
+    ('intrinsic-dimension', '1804.08838', 'T')
+    >>> all(claim.control.replace for claim in PAPER.claims_at("quick"))
+    True
     """
 
     slug: str

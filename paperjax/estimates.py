@@ -31,6 +31,12 @@ class Estimate(NamedTuple):
         Mean and standard error of the mean.
     samples
         How many independent samples the standard error is from; 0 if that is not known, or there are none.
+
+    Examples
+    --------
+    >>> low, high = Estimate(2.0, 1.0, samples=2).interval
+    >>> round(low, 2), round(high, 2)
+    (-10.71, 14.71)
     """
 
     value: float

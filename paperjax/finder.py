@@ -48,6 +48,11 @@ def locate(slug: str, folder: Path = PAPERS) -> Path:
     ------
     ValueError
         If there is none by that name; the message has the nearest.
+
+    Examples
+    --------
+    >>> locate("intrinsic-dimension").name
+    'intrinsic_dimension.py'
     """
     found = find(folder)
     name = slug.replace("_", "-")
@@ -63,6 +68,11 @@ def load(slug: str, folder: Path = PAPERS) -> Paper:
     ------
     ValueError
         If there is no such paper, its file does not import, or its ``PAPER`` does not fit its place.
+
+    Examples
+    --------
+    >>> load("intrinsic-dimension").arxiv
+    '1804.08838'
     """
     path = locate(slug, folder)
     try:
@@ -81,7 +91,13 @@ def load(slug: str, folder: Path = PAPERS) -> Paper:
 
 
 def text(slug: str, folder: Path = PAPERS) -> str:
-    """The docstring of a paper's file, without importing it; empty if it has none."""
+    """The docstring of a paper's file, without importing it; empty if it has none.
+
+    Examples
+    --------
+    >>> bool(text("intrinsic-dimension"))
+    True
+    """
     path = locate(slug, folder)
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 

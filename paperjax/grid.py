@@ -10,7 +10,16 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Named axes in order, and names with one fixed value; see `grid`."""
+    """Named axes in order, and names with one fixed value; see `grid`.
+
+    Examples
+    --------
+    >>> g = grid(width=[64, 128], lr=0.1, seed=3)
+    >>> g.names, g.shape, g.values("lr")
+    (('width', 'seed', 'lr'), (2, 3), (0.1,))
+    >>> g.replace(seed=2).shape
+    (2, 2)
+    """
 
     axes: Mapping[str, tuple[Any, ...]]
     fixed: Mapping[str, Any]

@@ -151,7 +151,13 @@ def device_budget(devices: Sequence[Any]) -> int:
 
 
 def tree_bytes(tree: PyTree) -> int:
-    """Bytes of all leaves of a pytree of arrays or shapes."""
+    """Bytes of all leaves of a pytree of arrays or shapes.
+
+    Examples
+    --------
+    >>> tree_bytes({"w": jax.ShapeDtypeStruct((1000, 10), jnp.float32)})
+    40000
+    """
     return sum(math.prod(leaf.shape) * _itemsize(leaf.dtype) for leaf in jax.tree.leaves(tree))
 
 
@@ -164,6 +170,12 @@ def work(fn: Callable[..., Any], *args: Any) -> tuple[float, int]:
 
     Products are counted (``2 m n k``), and every other result once per element; loops by their length where it is known.
     The bytes are those of the largest that could be alive if nothing were fused: an upper bound for one step.
+
+    Examples
+    --------
+    >>> w, x = jax.ShapeDtypeStruct((10, 20), jnp.float32), jax.ShapeDtypeStruct((5, 10), jnp.float32)
+    >>> work(lambda w, x: x @ w, w, x)  # 2 · 5 · 10 · 20, and 5 · 20 numbers of 4 bytes.
+    (2000.0, 400)
     """
     flops, peak = _count(jax.make_jaxpr(fn)(*args).jaxpr)
     return flops, int(peak)

@@ -82,6 +82,11 @@ def split(params: PyTree) -> tuple[PyTree, PyTree]:
     trained, given
         Two pytrees of the shape of `params`, each with ``None`` where the other has the leaf. `given` holds the
         `Frozen` nodes and every leaf that is not floating point (integers, keys).
+
+    Examples
+    --------
+    >>> split({"w": 1.0, "n": 3})
+    ({'n': None, 'w': 1.0}, {'n': 3, 'w': None})
     """
     trained = jax.tree.map(lambda leaf: leaf if _is_trained(leaf) else None, params, is_leaf=_is_frozen)
     given = jax.tree.map(lambda leaf: None if _is_trained(leaf) else leaf, params, is_leaf=_is_frozen)
@@ -89,7 +94,13 @@ def split(params: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def join(trained: PyTree, given: PyTree) -> PyTree:
-    """Undo `split`: ``join(*split(params))`` is `params`."""
+    """Undo `split`: ``join(*split(params))`` is `params`.
+
+    Examples
+    --------
+    >>> join({"w": 1.0, "n": None}, {"w": None, "n": 3})
+    {'n': 3, 'w': 1.0}
+    """
     return jax.tree.map(lambda a, b: b if a is None else a, trained, given, is_leaf=lambda node: node is None or _is_frozen(node))
 
 
@@ -279,6 +290,11 @@ def check_model(model: Model, x: Any, what: str = "the model") -> tuple[PyTree, 
         If the output is a list, a tuple or a dict, or not floating point.
     ValueError
         If the output has no batch axis or another batch size than `x`, or a leaf has an axis of size 0.
+
+    Examples
+    --------
+    >>> check_model(Model(lambda key, x: jnp.ones((2, 3)), lambda w, x: x @ w), jnp.ones((5, 2)))[1].shape
+    (5, 3)
     """
     x = jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
     params = jax.eval_shape(model.init, jax.random.key(0), x)

@@ -44,7 +44,13 @@ def provenance(experiment: Any) -> dict[str, str]:
 
 
 def label(value: Any) -> Any:
-    """A coordinate for a value of an axis: numbers and strings as they are, anything else by its name."""
+    """A coordinate for a value of an axis: numbers and strings as they are, anything else by its name.
+
+    Examples
+    --------
+    >>> label(0.1), label(functools.partial(max, 3))
+    (0.1, 'max')
+    """
     if isinstance(value, (bool, int, float, str)):
         return value
     value = value.func if isinstance(value, functools.partial) else value
@@ -121,6 +127,14 @@ def save(result: "xarray.Dataset", path: str | Path) -> Path:
     ------
     OSError
         If the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile, xarray
+    >>> result = xarray.Dataset(dict(loss=(("lr", "step"), [[1.0, 0.5]])), dict(lr=[0.1], step=[0, 9]), dict(run_seconds=2.0))
+    >>> path = save(result, tempfile.mkdtemp() + "/result.nc")
+    >>> path.name, load(path).identical(result)
+    ('result.nc', True)
     """
     path = Path(path)
     result.to_netcdf(path, engine="h5netcdf")
@@ -134,6 +148,13 @@ def load(path: str | Path) -> "xarray.Dataset":
     ------
     FileNotFoundError
         If there is no such file.
+
+    Examples
+    --------
+    >>> import tempfile, xarray
+    >>> found = load(save(xarray.Dataset(dict(loss=("step", [1.0, 0.5])), dict(step=[0, 9])), tempfile.mkdtemp() + "/result.nc"))
+    >>> float(found.loss.sel(step=9))
+    0.5
     """
     import xarray as xr
 

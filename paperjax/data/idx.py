@@ -64,6 +64,11 @@ def encode(array: np.ndarray) -> bytes:
     ------
     TypeError
         If IDX has no code for the dtype.
+
+    Examples
+    --------
+    >>> encode(np.array([7, 9], np.uint8)).hex()
+    '00000801000000020709'
     """
     codes = {np.dtype(dtype).newbyteorder("="): code for code, dtype in _DTYPES.items()}
     if array.dtype not in codes:
@@ -73,7 +78,13 @@ def encode(array: np.ndarray) -> bytes:
 
 
 def decompress(content: bytes, name: str) -> bytes:
-    """Undo gzip where there is gzip, whatever the file is called."""
+    """Undo gzip where there is gzip, whatever the file is called.
+
+    Examples
+    --------
+    >>> decompress(gzip.compress(b"abc"), "a file"), decompress(b"abc", "a file")
+    (b'abc', b'abc')
+    """
     if content[:2] != _GZIP:
         return content
     try:
@@ -127,6 +138,17 @@ def from_idx(folder: str | os.PathLike[str], *, name: str | None = None, flat: b
         If a file is not there.
     ValueError
         If a file is damaged, or images are not unsigned bytes ``(examples, height, width)``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> images, labels = np.array([[[0, 51]], [[255, 0]]], np.uint8), np.array([3, 5], np.uint8)
+    >>> for file, array in zip(FILES, (images, labels, images, labels)):
+    ...     _ = (folder / file).write_bytes(encode(array))
+    >>> data = from_idx(folder, name="two digits")
+    >>> data.x_train.tolist(), data.y_test.tolist()
+    ([[0.0, 0.20000000298023224], [1.0, 0.0]], [3, 5])
     """
     folder = Path(folder).expanduser()
     return assemble(read_folder(folder), name or folder.resolve().name, "IDX files", flat)

@@ -109,7 +109,13 @@ def obtain(name: str, checksums: Mapping[str, str], sources: Sequence[Source], w
 
 
 def mismatches(contents: Mapping[str, bytes], checksums: Mapping[str, str]) -> list[str]:
-    """Which of the files are missing or have another sha256 than the published one, in words; empty if all is well."""
+    """Which of the files are missing or have another sha256 than the published one, in words; empty if all is well.
+
+    Examples
+    --------
+    >>> mismatches({"labels": b""}, {"labels": sha256(b""), "images": sha256(b"")})
+    ['it has no images']
+    """
     wrong = []
     for file, published in checksums.items():
         if file not in contents:
@@ -120,7 +126,13 @@ def mismatches(contents: Mapping[str, bytes], checksums: Mapping[str, str]) -> l
 
 
 def sha256(content: bytes) -> str:
-    """The sha256 of some bytes, in hexadecimal digits."""
+    """The sha256 of some bytes, in hexadecimal digits.
+
+    Examples
+    --------
+    >>> sha256(b"")[:16]
+    'e3b0c44298fc1c14'
+    """
     return hashlib.sha256(content).hexdigest()
 
 

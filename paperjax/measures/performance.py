@@ -57,27 +57,73 @@ def _share(wrong: Array, like: Array) -> Scalar:
 
 
 def error(model: Model, params: PyTree, data: Any) -> Scalar:
-    """Share of test examples put in the wrong class; see `misclassified`."""
+    """Share of test examples put in the wrong class; see `misclassified`.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> data = SimpleNamespace(x_test=jnp.array([[1.0], [2.0], [4.0], [-3.0]]), y_test=jnp.array([[1.0], [1.0], [1.0], [1.0]]))
+    >>> line = Model(lambda key, x: jnp.ones((1, 1)), lambda w, x: x @ w)
+    >>> error(line, jnp.ones((1, 1)), data)  # The sign of -3 is wrong.
+    Array(0.25, dtype=float32)
+    """
     return misclassified(model.apply(params, data.x_test), data.y_test)
 
 
 def accuracy(model: Model, params: PyTree, data: Any) -> Scalar:
-    """Share of test examples put in the right class, ``1 - error``."""
+    """Share of test examples put in the right class, ``1 - error``.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> data = SimpleNamespace(x_test=jnp.array([[1.0], [2.0], [4.0], [-3.0]]), y_test=jnp.array([[1.0], [1.0], [1.0], [1.0]]))
+    >>> line = Model(lambda key, x: jnp.ones((1, 1)), lambda w, x: x @ w)
+    >>> accuracy(line, jnp.ones((1, 1)), data)
+    Array(0.75, dtype=float32)
+    """
     return 1 - error(model, params, data)
 
 
 def train_error(model: Model, params: PyTree, data: Any) -> Scalar:
-    """Share of training examples put in another class than their (possibly wrong) label; see `misclassified`."""
+    """Share of training examples put in another class than their (possibly wrong) label; see `misclassified`.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> data = SimpleNamespace(x_train=jnp.array([[1.0], [2.0], [4.0], [-3.0]]), y_train=jnp.array([[1.0], [1.0], [1.0], [1.0]]))
+    >>> line = Model(lambda key, x: jnp.ones((1, 1)), lambda w, x: x @ w)
+    >>> train_error(line, -jnp.ones((1, 1)), data)  # With the opposite sign the other three are wrong.
+    Array(0.75, dtype=float32)
+    """
     return misclassified(model.apply(params, data.x_train), data.y_train)
 
 
 def train_accuracy(model: Model, params: PyTree, data: Any) -> Scalar:
-    """Share of training examples put in the class of their label, ``1 - train_error``."""
+    """Share of training examples put in the class of their label, ``1 - train_error``.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> data = SimpleNamespace(x_train=jnp.array([[1.0], [2.0], [4.0], [-3.0]]), y_train=jnp.array([[1.0], [1.0], [1.0], [1.0]]))
+    >>> line = Model(lambda key, x: jnp.ones((1, 1)), lambda w, x: x @ w)
+    >>> train_accuracy(line, -jnp.ones((1, 1)), data)
+    Array(0.25, dtype=float32)
+    """
     return 1 - train_error(model, params, data)
 
 
 def test_loss(model: Model, params: PyTree, data: Any, loss: Callable[..., Any]) -> Scalar:
-    """The Experiment's loss on all test examples."""
+    """The Experiment's loss on all test examples.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> data = SimpleNamespace(x_test=jnp.array([[1.0], [2.0], [4.0], [-3.0]]), y_test=jnp.array([[1.0], [1.0], [1.0], [1.0]]))
+    >>> line = Model(lambda key, x: jnp.ones((1, 1)), lambda w, x: x @ w)
+    >>> from paperjax.losses import mse
+    >>> test_loss(line, jnp.ones((1, 1)), data, mse)  # (0 + 1 + 9 + 16) / 4
+    Array(6.5, dtype=float32)
+    """
     return loss(model.apply(params, data.x_test), data.y_test)
 
 

@@ -114,7 +114,14 @@ def dense(
     bias_variance: Scalar = 0.0,
     stack: tuple[int, ...] = (),
 ) -> dict[str, Array]:
-    """Draw ``w ~ N(0, variance / fan_in)`` with leading axes `stack`, and ``b ~ N(0, bias_variance)`` if there is one."""
+    """Draw ``w ~ N(0, variance / fan_in)`` with leading axes `stack`, and ``b ~ N(0, bias_variance)`` if there is one.
+
+    Examples
+    --------
+    >>> layer = dense(jax.random.key(0), 4, 3, jnp.float32, variance=1.0, bias=True, stack=(2,))
+    >>> jax.tree.map(jnp.shape, layer), float(layer["b"].sum())
+    ({'b': (2, 3), 'w': (2, 4, 3)}, 0.0)
+    """
     key_w, key_b = jax.random.split(key)
     # In this order a traced variance is divided in the network's dtype too.
     params = {"w": gaussian(key_w, (*stack, fan_in, fan_out), constant(variance, dtype) / fan_in, dtype)}
@@ -124,7 +131,13 @@ def dense(
 
 
 def affine(layer: PyTree, x_BxD: Input) -> Array:
-    """``x w + b``, the bias where there is one."""
+    """``x w + b``, the bias where there is one.
+
+    Examples
+    --------
+    >>> affine({"w": jnp.ones((2, 1)), "b": jnp.array([0.5])}, jnp.array([[1.0, 2.0]]))
+    Array([[3.5]], dtype=float32)
+    """
     h_BxN = x_BxD @ layer["w"]
     return h_BxN + layer["b"][None, :] if "b" in layer else h_BxN
 
@@ -133,6 +146,11 @@ def through(block: Callable[[Array, PyTree], Array], h: Array, layers: PyTree) -
     """Apply ``h = block(h, layer)`` for each layer of a stack, whose leading axis is depth.
 
     A `jax.lax.scan`, so that compile time does not grow with depth; short stacks are unrolled (`UNROLLED`).
+
+    Examples
+    --------
+    >>> through(lambda h, layer: 2 * h + layer, jnp.array(1.0), jnp.array([0.0, 1.0, 0.0]))  # 1, 2, 5, 10
+    Array(10., dtype=float32)
     """
     depth = jax.tree.leaves(layers)[0].shape[0]
     return jax.lax.scan(lambda h, layer: (block(h, layer), None), h, layers, unroll=depth if depth <= UNROLLED else 1)[0]

@@ -25,6 +25,13 @@ class Projection(NamedTuple):
         columns of a narrower one.
     act
         ``(arrays, u, D) -> P u``, a vector of length D.
+
+    Examples
+    --------
+    >>> arrays = dense.draw(jax.random.key(0), 3, 100, jnp.float32)
+    >>> column = dense.act(arrays, jnp.array([0.0, 1.0, 0.0]), 100)
+    >>> column.shape, round(float(jnp.linalg.norm(column)), 4)
+    ((100,), 1.0)
     """
 
     draw: Callable[..., PyTree]

@@ -1,4 +1,4 @@
-"""The command line: ``paperjax run SLUG``, ``list``, ``show``, ``verify``, ``doctor``.
+"""The command line: ``paperjax run SLUG``, ``list``, ``show``, ``verify``, ``plan``, ``doctor``.
 
 Exit status: 0 if all is well; 1 if a claim is not verified (or the doctor finds a fault); 2 if something could not be run, with
 one message that says why; 130 after Ctrl-C.
@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from paperjax.binding import nearest
 from paperjax.claims import SIZES, TIERS, Paper, Size
+from paperjax.cli_family import PlanCommand, show_plan
 from paperjax.devices import cpu_devices
 from paperjax.finder import PAPERS, find, load, text
 from paperjax.overrides import chosen, flags
@@ -103,6 +104,7 @@ Command = (
     | Annotated[ListCommand, tyro.conf.subcommand("list")]
     | Annotated[ShowCommand, tyro.conf.subcommand("show")]
     | Annotated[VerifyCommand, tyro.conf.subcommand("verify")]
+    | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
     | Annotated[DoctorCommand, tyro.conf.subcommand("doctor")]
 )
 
@@ -129,7 +131,14 @@ def main(arguments: Sequence[str] | None = None, papers_folder: Path = PAPERS) -
         config=(tyro.conf.OmitSubcommandPrefixes,),
         description="Where deep-learning theory papers run.",
     )
-    actions = {RunCommand: run, ListCommand: list_papers, ShowCommand: show, VerifyCommand: verify, DoctorCommand: doctor}
+    actions = {
+        RunCommand: run,
+        ListCommand: list_papers,
+        ShowCommand: show,
+        VerifyCommand: verify,
+        PlanCommand: plan_family,
+        DoctorCommand: doctor,
+    }
     try:
         return actions[type(command)](command, papers_folder)
     except KeyboardInterrupt as stop:
@@ -226,6 +235,17 @@ def verify(command: VerifyCommand, papers_folder: Path) -> int:
     _out().print(table.plain_table(("paper", "status", "claims verified", "seconds", "what is wrong"), rows))
     _out().print(f"The reports are in {command.runs}.", markup=False)
     return worst
+
+
+def plan_family(command: PlanCommand, papers_folder: Path) -> int:
+    """`paperjax plan`."""
+    from paperjax.parametrization.show import table as plan_table
+
+    out = _out()
+    out.print(plan_table(show_plan(command), out.width))
+    if command.json is not None:
+        out.print(f"{command.json}", markup=False, highlight=False, soft_wrap=True)
+    return 0
 
 
 def doctor(command: DoctorCommand, papers_folder: Path) -> int:

@@ -10,6 +10,27 @@ import jax
 from paperjax.model import Family, check_model, split
 
 
+class Probe(NamedTuple):
+    """What probing a family found.
+
+    Attributes
+    ----------
+    shapes
+        The target's trained leaves.
+    axes
+        For each leaf's path, one set of size names for each axis: those that change it.
+    growing
+        Sizes that differ between base and target.
+    structural
+        Those of them that add leaves (layers in a Python loop).
+    """
+
+    shapes: tuple["Shape", ...]
+    axes: dict[str, tuple[frozenset[str], ...]]
+    growing: tuple[str, ...]
+    structural: tuple[str, ...]
+
+
 class Shape(NamedTuple):
     """Where a trained leaf lies in the pytree, its shape and dtype."""
 
@@ -46,6 +67,22 @@ def aligned(path: str, among: Sequence[Shape]) -> Shape | None:
     return min(same, key=lambda item: tuple(abs(a - b) for a, b in zip(numbers_here, item[1])))[0]
 
 
+def like(leaf: Shape, among: Sequence[Shape]) -> Shape | None:
+    """The leaf that plays the same part at another depth: of the same shape if there is one, else the nearest by number.
+
+    A loop over layers may number layers of several kinds in one row (``Dense_0``, ..., the last of them the readout), so that the same
+    path is another layer at another depth.
+
+    Examples
+    --------
+    >>> few = [Shape("Dense_0", (8, 8), float), Shape("Dense_1", (8, 8), float), Shape("Dense_2", (8, 3), float)]
+    >>> like(Shape("Dense_2", (8, 8), float), few).path, like(Shape("Dense_9", (8, 3), float), few).path
+    ('Dense_1', 'Dense_2')
+    """
+    same = [shape for shape in among if shape.shape == leaf.shape and pattern_of(shape.path) == pattern_of(leaf.path)]
+    return aligned(leaf.path, same) or aligned(leaf.path, among)
+
+
 def pattern_of(path: str) -> str:
     """A path with its numbers left out: what layers of one kind have in common."""
     return re.sub(r"\d+", "#", path)
@@ -55,9 +92,7 @@ def _numbers(path: str) -> tuple[str, tuple[int, ...]]:
     return pattern_of(path), tuple(int(n) for n in re.findall(r"\d+", path))
 
 
-def infinite_axes(
-    family: Family, x: Any, base: Mapping[str, Any], target: Mapping[str, Any]
-) -> tuple[tuple[Shape, ...], dict[str, tuple[frozenset[str], ...]], tuple[str, ...]]:
+def infinite_axes(family: Family, x: Any, base: Mapping[str, Any], target: Mapping[str, Any]) -> Probe:
     """For each leaf of the target, the sizes that change each of its axes.
 
     Parameters
@@ -69,8 +104,7 @@ def infinite_axes(
 
     Returns
     -------
-    shapes, axes, growing
-        The target's leaves; for each leaf's path, one set of size names for each axis; the names of sizes that differ.
+    Probe
 
     Raises
     ------
@@ -80,10 +114,13 @@ def infinite_axes(
     full = leaf_shapes(family, x, target)
     growing = tuple(name for name in target if base.get(name) != target[name])
     axes: dict[str, list[set[str]]] = {leaf.path: [set() for _ in leaf.shape] for leaf in full}
+    structural = []
     for name in growing:
         probe = _probe(family, x, name, base[name], target)
+        if {leaf.path for leaf in probe} != {leaf.path for leaf in full}:
+            structural.append(name)
         for leaf in full:
-            other = aligned(leaf.path, probe)
+            other = like(leaf, probe) if name in structural else aligned(leaf.path, probe)
             if other is None:
                 raise ValueError(
                     f"leaf {leaf.path} is there at {name}={target[name]} and has no like at {name}={base[name]}: the structure of the "
@@ -97,7 +134,33 @@ def infinite_axes(
             for axis, (a, b) in enumerate(zip(leaf.shape, other.shape)):
                 if a != b:
                     axes[leaf.path][axis].add(name)
-    return full, {path: tuple(map(frozenset, found)) for path, found in axes.items()}, growing
+    return Probe(full, {path: tuple(map(frozenset, found)) for path, found in axes.items()}, growing, tuple(structural))
+
+
+def base_shapes(
+    family: Family, x: Any, base: Mapping[str, Any], target: Mapping[str, Any], probe: Probe
+) -> tuple[tuple[Shape, Shape], ...]:
+    """For each leaf of the target its shape at the base's sizes, and the leaf of the base network that plays its part.
+
+    Where a size only adds layers, a leaf's shape at the base is that in a network of the target's layers and the base's other sizes.
+    """
+    whole = leaf_shapes(family, x, base)
+    if not probe.structural:
+        return tuple((found, found) for found in (_exact(leaf, whole) for leaf in probe.shapes))
+    narrow = leaf_shapes(family, x, {**base, **{name: target[name] for name in probe.structural}})
+    pairs = []
+    for leaf in probe.shapes:
+        by_structure = any(name in axis for axis in probe.axes[leaf.path] for name in probe.structural)
+        shape = like(leaf, whole) if by_structure else _exact(leaf, narrow)
+        part = None if shape is None else like(shape, whole)
+        assert shape is not None
+        assert part is not None
+        pairs.append((shape, part))
+    return tuple(pairs)
+
+
+def _exact(leaf: Shape, among: Sequence[Shape]) -> Shape:
+    return next(shape for shape in among if shape.path == leaf.path)
 
 
 def _probe(family: Family, x: Any, name: str, base: Any, target: Mapping[str, Any]) -> tuple[Shape, ...]:

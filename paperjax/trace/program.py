@@ -12,7 +12,7 @@ from paperjax.binding import nearest
 from paperjax.model import Family, Model, family, split
 from paperjax.trace import primitives as prim
 from paperjax.trace.initial import Law, read_laws
-from paperjax.trace.probe import Shape, aligned, infinite_axes, leaf_shapes, pattern_of
+from paperjax.trace.probe import Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of
 from paperjax.trace.streams import Interaction, ResidualAdd, interactions, residual_adds
 from paperjax.trace.walk import Site, Unresolved, Walk, walk
 
@@ -173,8 +173,9 @@ def read(
     if x is None:
         raise ValueError("the family has no example batch: pass x=batch here, or build it as family(fn, x=batch).")
     _check_sizes(fam, base, target)
-    shapes, axes, _ = infinite_axes(fam, x, base, target)
-    base_shapes = leaf_shapes(fam, x, base)
+    probe = infinite_axes(fam, x, base, target)
+    shapes, axes = probe.shapes, probe.axes
+    pairs, whole = base_shapes(fam, x, base, target, probe), leaf_shapes(fam, x, base)
     found, _ = walk_model(fam(**target), x)
     found_base, _ = walk_model(fam(**base), x)
     laws, base_laws = laws_of(fam(**target), x), laws_of(fam(**base), x)
@@ -186,18 +187,17 @@ def read(
     _refuse_unresolved(found, shapes, axes)
     leaves = []
     for i, shape in enumerate(shapes):
-        like = aligned(shape.path, base_shapes)
-        assert like is not None
+        narrow, part = pairs[i]
         sites = tuple(site for site in found.sites if site.leaf == i)
         infinite = axes[shape.path]
         roles = tuple(dict.fromkeys(role_of(site, infinite) for site in sites)) or ("finite",)
         leaves.append(
-            Leaf(shape.path, shape.shape, shape.dtype, like.shape, infinite, sites, roles, laws[i], base_laws[base_shapes.index(like)])
+            Leaf(shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles, laws[i], base_laws[whole.index(part)])
         )
     adds = residual_adds(found)
     n, n_base = (sum(add.repeats for add in a) for a in (adds, residual_adds(found_base)))
     return Program(
-        dict(base), dict(target), tuple(leaves), adds, n / n_base if n_base else 1.0, _scaled(found, found_base, shapes, base_shapes), found
+        dict(base), dict(target), tuple(leaves), adds, n / n_base if n_base else 1.0, _scaled(found, found_base, shapes, whole), found
     )
 
 

@@ -51,7 +51,7 @@ class Exponent(NamedTuple):
 
 
 Power = int | float | Exponent
-Triple = tuple[Power, Power, Power]
+Triple = Sequence[Power]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.extend import core as jex
 
 # Entries keep their values and find a new place; axes are followed through.
@@ -16,24 +17,16 @@ RESHAPING = ("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims
 # The same axes, possibly fewer entries along them, or padding between.
 KEEPING_AXES = (
     "convert_element_type", "reduce_precision", "slice", "dynamic_slice", "rev", "pad", "copy", "copy_p", "stop_gradient", "name",
-    "sharding_constraint", "optimization_barrier", "device_put", "real", "mesh_cast", "reshard", "pvary", "pcast", "layout_constraint",
+    "sharding_constraint", "optimization_barrier", "device_put", "mesh_cast", "reshard", "pvary", "pcast", "layout_constraint", "split", "tile",
 )  # fmt: skip
 ADDITIVE = ("add", "sub", "add_any")
 # f(c x) = c f(x) for every c > 0. `max` and `select_n` are looked at one by one.
-HOMOGENEOUS = ("abs",)
-# Linear in their one activation: means, prefix sums, windows.
+HOMOGENEOUS = ("abs", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin", "sort")
+# Linear in their activations.
 LINEAR = (
-    "neg",
-    "reduce_sum",
-    "cumsum",
-    "reduce_window_sum",
-    "real",
-    "imag",
-    "gather",
-    "concatenate",
-    "scatter-add",
-    "dynamic_update_slice",
-)
+    "neg", "reduce_sum", "cumsum", "reduce_window_sum", "real", "imag", "gather", "concatenate", "scatter-add", "dynamic_update_slice", "fft",
+    "psum", "all_gather", "ppermute", "all_to_all",
+)  # fmt: skip
 ELEMENTWISE = (
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp", "cos", "cosh", "digamma",
     "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p",
@@ -42,6 +35,8 @@ ELEMENTWISE = (
 )  # fmt: skip
 # Names of the parameters under which a primitive that simply calls a function keeps it.
 CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+# They keep a function under such a name, and do not simply call it.
+NOT_CALLED = ("scan", "while", "cond", "reduce", "reduce_window", "pallas_call", "run_state", "custom_lin")
 
 
 class Contraction(NamedTuple):
@@ -64,7 +59,7 @@ def closed(jaxpr: Any) -> jex.ClosedJaxpr:
 
 def called(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr | None:
     """The function that a calling primitive (jit, remat, custom_jvp, ...) calls with its operands; `None` for any other."""
-    if eqn.primitive.name in ("scan", "while", "cond"):
+    if eqn.primitive.name in NOT_CALLED:
         return None
     for name in CALLED:
         inner = eqn.params.get(name)
@@ -106,6 +101,31 @@ def gather_axes(eqn: jex.JaxprEqn) -> Contraction:
     return Contraction(looked_up, tuple(a for a in range(rank) if a not in looked_up and a not in batching), batching)
 
 
+def slice_axes(eqn: jex.JaxprEqn) -> Contraction:
+    """How ``dynamic_slice`` treats the axes of its operand: looked up where it takes a part, taken whole elsewhere."""
+    whole, taken = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]  # pyright: ignore[reportAttributeAccessIssue]
+    looked_up = tuple(axis for axis, (n, k) in enumerate(zip(whole, taken)) if k < n)
+    return Contraction(looked_up, tuple(axis for axis in range(len(whole)) if axis not in looked_up), ())
+
+
+def gather_output(eqn: jex.JaxprEqn) -> list[tuple[int, ...]]:
+    """For each axis of the result of ``gather``, the axes of its operand that it runs over."""
+    numbers = eqn.params["dimension_numbers"]
+    rank = len(eqn.invars[0].aval.shape)  # pyright: ignore[reportAttributeAccessIssue]
+    gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    whole = iter([axis for axis in range(rank) if axis not in gone])
+    looked = tuple(numbers.collapsed_slice_dims)
+    batching = dict(zip(numbers.start_indices_batching_dims, numbers.operand_batching_dims))
+    found, index_axis = [], 0
+    for axis in range(len(eqn.outvars[0].aval.shape)):  # pyright: ignore[reportAttributeAccessIssue]
+        if axis in numbers.offset_dims:
+            found.append((next(whole),))
+        else:
+            found.append((batching[index_axis],) if index_axis in batching else looked)
+            index_axis += 1
+    return found
+
+
 def moved_axes(eqn: jex.JaxprEqn) -> list[tuple[int, ...]]:
     """For each axis of the result of a reshaping primitive, the axes of its operand that it runs over (none if it is new)."""
     name = eqn.primitive.name
@@ -139,13 +159,18 @@ def _regrouped(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, .
 
 
 def fold_scalar(eqn: jex.JaxprEqn, values: Sequence[Any]) -> Any:
-    """The value of an equation whose operands are all known numbers without axes; `None` where that is not so."""
-    if any(value is None for value in values) or len(eqn.outvars) != 1 or eqn.outvars[0].aval.shape != ():  # pyright: ignore[reportAttributeAccessIssue]
+    """The number that all entries of a result equal, given those that all entries of each operand equal; `None` where one is not known."""
+    name = eqn.primitive.name
+    if not values or any(value is None for value in values) or len(eqn.outvars) != 1:
         return None
-    if eqn.primitive.name not in (*ELEMENTWISE, "convert_element_type") or called(eqn) is not None:
+    if name in RESHAPING or name in ("slice", "copy", "stop_gradient", "rev", "tile"):
+        return values[0]
+    if name not in (*ELEMENTWISE, "convert_element_type"):
         return None
+    # A user's strict rules of promotion are about the user's code.
     with jax.ensure_compile_time_eval():
-        return eqn.primitive.bind(*values, **eqn.params)
+        numbers = [np.asarray(value, atom.aval.dtype) for value, atom in zip(values, eqn.invars)]  # pyright: ignore[reportAttributeAccessIssue]
+        return np.asarray(eqn.primitive.bind(*numbers, **eqn.params))
 
 
 def trace(fn: Callable[..., Any], *args: Any) -> jex.ClosedJaxpr:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,36 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from paperjax.binding import nearest
-from paperjax.model import Family, Model, family, split
+from paperjax.model import Family, Model, family, join, split
 from paperjax.trace import primitives as prim
 from paperjax.trace.initial import Law, read_laws
 from paperjax.trace.probe import Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of
+from paperjax.trace.settle import Use, overridden, refuse_unresolved
 from paperjax.trace.streams import Interaction, ResidualAdd, interactions, residual_adds
-from paperjax.trace.walk import Site, Unresolved, Walk, walk
+from paperjax.trace.walk import Site, Walk, walk
 
 ROLES = ("hidden", "input", "output", "vector", "embedding", "finite")
-
-
-@dataclasses.dataclass(frozen=True)
-class Use:
-    """How a leaf is used, where the trace cannot tell: axes of the leaf, by number.
-
-    Attributes
-    ----------
-    inside
-        Axes that are summed over (fan-in).
-    out
-        Axes that are free (fan-out).
-    stack
-        Axes of independent copies.
-    kind
-        ``"product"``, ``"convolution"``, ``"lookup"`` or ``"elementwise"``.
-    """
-
-    inside: tuple[int, ...] = ()
-    out: tuple[int, ...] = ()
-    stack: tuple[int, ...] = ()
-    kind: str = "product"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +104,6 @@ def walk_model(model: Model, x: Any) -> tuple[Walk, Any]:
     fixed, fixed_tree = jax.tree.flatten(given)
 
     def apply(leaves: Any, fixed: Any, x: Any) -> Any:
-        from paperjax.model import join
-
         return model.apply(join(jax.tree.unflatten(tree, leaves), jax.tree.unflatten(fixed_tree, fixed)), x)
 
     return walk(prim.trace(apply, leaves, fixed, x), len(leaves)), params
@@ -167,6 +145,29 @@ def read(
     ValueError
         If a use of a leaf with an infinite axis cannot be resolved (the message lists leaf, axes, primitive and the override), if an
         override names no leaf, or if the sizes do not fit the family.
+
+    Warns
+    -----
+    UserWarning
+        If neither the number of heads nor their size grows with the width: queries and keys are then of output type.
+
+    Notes
+    -----
+    An axis is infinite if it changes between `base` and `target`. Roles are those of Tensor Programs V (arXiv 2203.03466, appendix B):
+    hidden (from infinite to infinite), input (finite to infinite), output (infinite to finite), vector (biases, gains, depthwise kernels),
+    embedding (looked up). Nothing is allocated, whatever the sizes.
+
+    Examples
+    --------
+    >>> def mlp(width):
+    ...     sizes = {"u": (2, width), "w": (width, width), "b": (width,), "v": (width, 1)}
+    ...     init = lambda key, x: {name: jnp.zeros(size) for name, size in sizes.items()}
+    ...     return init, lambda p, x: jnp.tanh(jnp.tanh(x @ p["u"]) @ p["w"] + p["b"]) @ p["v"]
+    >>> program = read(mlp, base=dict(width=64), target=dict(width=2**20), x=jnp.ones((3, 2)))
+    >>> {leaf.path: leaf.role for leaf in program.leaves}
+    {"['b']": 'vector', "['u']": 'input', "['v']": 'output', "['w']": 'hidden'}
+    >>> program.leaves[3].shape, program.leaves[3].fans(), program.leaves[3].sites[0].op
+    ((1048576, 1048576), (1048576, 1048576), 'dot_general')
     """
     fam = fam if isinstance(fam, Family) else family(fam)
     x = fam.x if x is None else jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
@@ -180,11 +181,8 @@ def read(
     found_base, _ = walk_model(fam(**base), x)
     laws, base_laws = laws_of(fam(**target), x), laws_of(fam(**base), x)
     uses = dict(uses or {})
-    for path in uses:
-        if path not in {shape.path for shape in shapes}:
-            raise ValueError(f"uses names a leaf {path!r} that is not there. {nearest(path, [s.path for s in shapes])}")
-    found = _overridden(found, shapes, uses)
-    _refuse_unresolved(found, shapes, axes)
+    found, found_base = overridden(found, shapes, uses), _overridden_base(found_base, whole, shapes, uses)
+    refuse_unresolved(found, shapes, axes, uses)
     leaves = []
     for i, shape in enumerate(shapes):
         narrow, part = pairs[i]
@@ -196,9 +194,30 @@ def read(
         )
     adds = residual_adds(found)
     n, n_base = (sum(add.repeats for add in a) for a in (adds, residual_adds(found_base)))
-    return Program(
-        dict(base), dict(target), tuple(leaves), adds, n / n_base if n_base else 1.0, _scaled(found, found_base, shapes, whole), found
-    )
+    scaled = _scaled(found, found_base, shapes, whole)
+    _warn_of_fixed_heads(scaled, leaves)
+    return Program(dict(base), dict(target), tuple(leaves), adds, n / n_base if n_base else 1.0, scaled, found)
+
+
+def _overridden_base(found: Walk, base_shapes: tuple[Shape, ...], shapes: tuple[Shape, ...], uses: Mapping[str, Use]) -> Walk:
+    """The same overrides at the base, whose loop over layers may be shorter."""
+    patterns = {pattern_of(path): use for path, use in uses.items()}
+    there = {shape.path: patterns[pattern_of(shape.path)] for shape in base_shapes if pattern_of(shape.path) in patterns}
+    return overridden(found, base_shapes, there)
+
+
+def _warn_of_fixed_heads(scaled: tuple[tuple[Interaction, int, float], ...], leaves: list[Leaf]) -> None:
+    for found, base_size, _ in scaled:
+        made = [leaves[i] for side in found.leaves for i in side]
+        if found.size == base_size and all(found.leaves) and all(leaf.roles == ("output",) for leaf in made):
+            warnings.warn(
+                f"{', '.join(leaf.path for leaf in made)}: their products sum over {found.size} coordinates that do not grow, and neither does "
+                "the number of heads, while the width does. So they are of output type (infinite to finite), and follow the output's rules. "
+                "Let the heads or their size grow with the width if they should be hidden.",
+                UserWarning,
+                stacklevel=3,
+            )
+            return
 
 
 def _check_sizes(fam: Family, base: Mapping[str, Any], target: Mapping[str, Any]) -> None:
@@ -218,6 +237,7 @@ def _check_sizes(fam: Family, base: Mapping[str, Any], target: Mapping[str, Any]
 
 
 def role_of(site: Site, infinite: tuple[frozenset[str], ...]) -> str:
+    """The role that one use gives a leaf whose axes are infinite for the sizes named; see `read`."""
     inside = any(infinite[a] for a in site.inside)
     out = any(infinite[a] for a in site.out)
     if site.kind == "elementwise":
@@ -229,60 +249,21 @@ def role_of(site: Site, infinite: tuple[frozenset[str], ...]) -> str:
     return {(True, True): "hidden", (False, True): "input", (True, False): "output", (False, False): "finite"}[inside, out]
 
 
-def _overridden(found: Walk, shapes: tuple[Shape, ...], uses: Mapping[str, Use]) -> Walk:
-    sites, unresolved = list(found.sites), list(found.unresolved)
-    for i, shape in enumerate(shapes):
-        use = uses.get(shape.path)
-        if use is None:
-            continue
-        known = [site for site in sites if site.leaf == i]
-        first = known[0] if known else Site(i, "", "", (), (), (), (), 1, (), 0, None, False, 1)
-        sites = [site for site in sites if site.leaf != i]
-        sites.append(first._replace(kind=use.kind, inside=use.inside, out=use.out, stack=use.stack, window=()))
-        unresolved = [u for u in unresolved if u.leaf != i]
-    return found._replace(sites=tuple(sites), unresolved=tuple(unresolved))
-
-
-def _refuse_unresolved(found: Walk, shapes: tuple[Shape, ...], axes: Mapping[str, tuple[frozenset[str], ...]]) -> None:
-    problems: list[Unresolved] = list(found.unresolved)
-    used = {site.leaf for site in found.sites} | {u.leaf for u in problems}
-    problems += [Unresolved(i, "nothing", "the output does not use it") for i in range(len(shapes)) if i not in used]
-    lines = []
-    for problem in dict.fromkeys(problems):
-        path, infinite = shapes[problem.leaf].path, axes[shapes[problem.leaf].path]
-        growing = [axis for axis, names in enumerate(infinite) if names]
-        if growing:
-            lines.append(
-                f"  {path} {shapes[problem.leaf].shape}, axis {', '.join(map(str, growing))}: at {problem.op}, {problem.reason}. "
-                f"Settle it with uses={{{path!r}: pj.trace.Use(inside=(...), out=(...))}}"
-            )
-    for site in found.sites:
-        shape = shapes[site.leaf]
-        growing = [axis for axis in site.stack if axes[shape.path][axis] and site.op != "scan" and not _is_depth(site, axis)]
-        lines += [
-            f"  {shape.path} {shape.shape}, axis {axis}: at {site.op}, independent copies whose number grows with "
-            f"{', '.join(sorted(axes[shape.path][axis]))}. Settle it with uses={{{shape.path!r}: pj.trace.Use(...)}}"
-            for axis in growing
-        ]
-    if lines:
-        raise ValueError("the trace cannot tell how these leaves scale:\n" + "\n".join(dict.fromkeys(lines)))
-
-
-def _is_depth(site: Site, axis: int) -> bool:
-    return site.repeats > 1 and axis in site.stack
-
-
 def _scaled(
     found: Walk, base: Walk, shapes: tuple[Shape, ...], base_shapes: tuple[Shape, ...]
 ) -> tuple[tuple[Interaction, int, float], ...]:
     there = interactions(base)
     scaled = []
+    seen: dict[tuple[Any, ...], int] = {}
     for a in interactions(found):
         # Layers may differ in number, not in kind: the base's like was made by leaves of the same names but for their numbers.
         like = [b for b in there if _names(b, base_shapes) == _names(a, shapes)]
         if not like:
             continue
-        b = like[0]
+        # Layers repeat: so many products a layer, at the base as here.
+        n = seen.get(_names(a, shapes), 0)
+        seen[_names(a, shapes)] = n + 1
+        b = like[n % len(like)]
         exponent = (a.log_scale - b.log_scale) / math.log(a.size / b.size) if a.size != b.size else 0.0
         scaled.append((a, b.size, exponent))
     return tuple(scaled)

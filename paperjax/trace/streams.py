@@ -5,11 +5,11 @@ between. A branch that starts from an earlier point of the same stream counts to
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from paperjax.trace import primitives as prim
-from paperjax.trace.walk import Node, Site, Walk
+from paperjax.trace.walk import Site, Walk
 
 CONTRACTING = ("product", "convolution", "lookup")
 
@@ -76,18 +76,23 @@ class Graph:
         for i, node in enumerate(walk.nodes):
             for parent in node.parents:
                 self.children[parent].append(i)
+        self.outputs = {value.node for value in walk.outputs}
         uses: dict[int, int] = {}
         for site in walk.sites:
             uses[site.leaf] = uses.get(site.leaf, 0) + 1
-        self.used_once = {site.leaf for site in walk.sites if uses[site.leaf] == 1 and not site.reused}
+        doubtful = {u.leaf for u in walk.unresolved if u.axis is None}
+        self.used_once = {s.leaf for s in walk.sites if uses[s.leaf] == 1 and not s.reused and s.leaf not in doubtful}
 
     def contracts(self, node: int) -> bool:
         """Whether a parameter contraction makes this node."""
-        return any(site.kind in CONTRACTING for site in self.sites.get(node, ()))
+        return any(site.kind in CONTRACTING and site.effect != "plus" for site in self.sites.get(node, ()))
 
-    def moves(self, node: Node) -> bool:
-        """Whether a node only moves, casts or carries its one parent."""
-        return len(node.parents) == 1 and node.op in (*prim.RESHAPING, *prim.KEEPING_AXES, "carry", "carried", "row", "rows", "cond")
+    def moves(self, i: int) -> bool:
+        """Whether a node only moves, casts, carries or multiplies by a number its one parent."""
+        node = self.nodes[i]
+        scaled = node.op in ("mul", "div") and node.how == "linear" and not self.sites.get(i)
+        moved = node.op in (*prim.RESHAPING, *prim.KEEPING_AXES, "carry", "carried", "row", "rows", "cond")
+        return len(node.parents) == 1 and (moved or scaled)
 
 
 def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
@@ -102,92 +107,139 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
             members.add(node)
             if node in found:
                 node = found[node][1]
-            elif graph.moves(graph.nodes[node]):
+            elif graph.moves(node):
                 node = graph.nodes[node].parents[0]
             else:
                 return members
 
     for i, node in enumerate(graph.nodes):
-        if node.op not in ("add", "add_any") or len(node.parents) != 2:
+        if node.op not in ("add", "add_any", "sub") or len(node.parents) != 2:
             continue
-        for stream, branch in (node.parents, node.parents[::-1]):
+        for stream, branch in (node.parents, node.parents[::-1])[: 1 if node.op == "sub" else 2]:
             members = chain(stream)
             if branch in members:
                 continue
-            inside, crossed = _between(graph, branch, members)
-            if crossed:
+            back = _back(graph, branch, members)
+            if _crosses(graph, branch, members, back):
+                inside = _inside(graph, i, members, back)
                 leaves = tuple(dict.fromkeys(site.leaf for n in sorted(inside) for site in graph.sites.get(n, ())))
-                writers = _writers(graph, branch, members)
-                once = writers is not None and all(leaf in graph.used_once for leaf in writers)
-                found[i] = (
-                    ResidualAdd(
-                        node.path,
-                        node.op,
-                        node.parents.index(branch),
-                        i,
-                        branch,
-                        node.repeats,
-                        leaves,
-                        tuple(sorted(writers)) if once and writers else (),
-                    ),
-                    stream,
-                )
+                writers = _writers(graph, i, branch, members, inside)
+                operand = node.parents.index(branch)
+                found[i] = ResidualAdd(node.path, node.op, operand, i, branch, node.repeats, leaves, writers), stream
                 break
     return tuple(add for add, _ in found.values())
 
 
-def _between(graph: Graph, branch: int, stream: set[int]) -> tuple[set[int], bool]:
-    """Nodes from the stream to the branch, and whether a parameter contraction lies on the way."""
-    back: set[int] = set()
-    front = [branch]
-    reaches: set[tuple[int, bool]] = set()
-    todo = [(branch, False)]
+def _back(graph: Graph, branch: int, stream: set[int]) -> set[int]:
+    """What the branch is made of, up to the stream; nothing from before the stream began, where a path could only lead away from it."""
+    first = min(stream)
+    found: set[int] = set()
+    todo = [branch]
     while todo:
-        node, crossed = todo.pop()
-        if (node, crossed) in reaches:
-            continue
-        reaches.add((node, crossed))
-        if node in stream:
-            continue
-        crossed = crossed or graph.contracts(node)
-        todo.extend((parent, crossed) for parent in graph.nodes[node].parents)
-    while front:
-        node = front.pop()
-        if node in back or node in stream:
-            continue
-        back.add(node)
-        front.extend(graph.nodes[node].parents)
-    return back, any(node in stream and crossed for node, crossed in reaches)
+        node = todo.pop()
+        if node not in found and node not in stream and node > first:
+            found.add(node)
+            todo.extend(graph.nodes[node].parents)
+    return found
 
 
-def _writers(graph: Graph, node: int, stream: set[int]) -> set[int] | None:
-    """Leaves to multiply so that `node` is multiplied, one on each way that leads into it; `None` where a way has none."""
-    if node in stream:
+def _crosses(graph: Graph, branch: int, stream: set[int], back: set[int]) -> bool:
+    """Whether a way from the stream to the branch crosses a parameter contraction."""
+    # 0: not from the stream; 1: from it; 2: from it through a contraction.
+    reach: dict[int, int] = {}
+    for node in sorted(back):
+        so_far = max((1 if parent in stream else reach.get(parent, 0) for parent in graph.nodes[node].parents), default=0)
+        reach[node] = 2 if so_far and graph.contracts(node) else so_far
+    return reach.get(branch, 0) == 2
+
+
+def _inside(graph: Graph, add: int, stream: set[int], back: set[int]) -> set[int]:
+    """The branch's own activations: those between the stream and the add, and those that serve nothing but this branch.
+
+    What also serves other parts (an encoder that every decoder layer looks at, an embedding of time) is no part of the branch.
+    """
+    between: set[int] = set()
+    for node in sorted(back):
+        if any(parent in stream or parent in between for parent in graph.nodes[node].parents):
+            between.add(node)
+    inside: set[int] = set()
+    for node in sorted(back, reverse=True):
+        own = all(child == add or child in inside for child in graph.children[node]) and node not in graph.outputs
+        if own or node in between:
+            inside.add(node)
+    return inside
+
+
+def _writers(graph: Graph, add: int, branch: int, stream: set[int], inside: set[int]) -> tuple[int, ...]:
+    """Leaves that, all multiplied by c > 0, multiply the branch by c and nothing else; none where there are no such leaves."""
+    found = _last_factors(graph, branch, inside, {})
+    if not found or not found <= graph.used_once:
+        return ()
+    power: dict[int, int | None] = {}
+    for node in sorted(inside):
+        power[node] = _power(graph, node, found, power)
+        if power[node] is None:
+            return ()
+        # What is multiplied must be seen by the branch alone.
+        if power[node] and (node in graph.outputs or any(child != add and child not in inside for child in graph.children[node])):
+            return ()
+    where = {site.node for node in inside for site in graph.sites.get(node, ()) if site.leaf in found}
+    once = all(graph.nodes[node].repeats == graph.nodes[add].repeats for node in where)
+    return tuple(sorted(found)) if power.get(branch) == 1 and once else ()
+
+
+def _last_factors(graph: Graph, node: int, inside: set[int], known: dict[int, set[int] | None]) -> set[int] | None:
+    """The last leaves that multiply something on each way that leads into `node`; `None` where a way has none."""
+    if node not in inside:
         return None
+    if node not in known:
+        known[node] = None
+        known[node] = _last_factors_of(graph, node, inside, known)
+    return known[node]
+
+
+def _last_factors_of(graph: Graph, node: int, inside: set[int], known: dict[int, set[int] | None]) -> set[int] | None:
     sites, here = graph.sites.get(node, ()), graph.nodes[node]
-    scaling = [site.leaf for site in sites if site.kind != "elementwise" or site.op in ("mul", "div")]
-    if any(site.kind == "elementwise" and site.op not in ("mul", *prim.ADDITIVE) for site in sites):
-        return None
-    if scaling:
-        return set(scaling)
-    added = {site.leaf for site in sites}
-    ways: Iterable[int]
-    if here.how in ("bilinear", "first"):
-        for parent in here.parents if here.how == "bilinear" else here.parents[:1]:
-            found = _writers(graph, parent, stream)
-            if found is not None:
-                return found | added
-        return None
+    factors = {site.leaf for site in sites if site.effect == "times"}
+    if factors:
+        return factors
+    added = {site.leaf for site in sites if site.effect == "plus"}
+    ways = here.parents
     if here.op == "select_n" and here.how == "homogeneous":
-        ways = [parent for parent in here.parents if graph.nodes[parent].how != "sign"]
-    elif here.how in ("linear", "homogeneous"):
-        ways = here.parents
+        ways = tuple(parent for parent in ways if graph.nodes[parent].how != "sign")
+    if here.how in ("bilinear", "first"):
+        ways = here.parents if here.how == "bilinear" else here.parents[:1]
+        return next((found | added for way in ways if (found := _last_factors(graph, way, inside, known))), None)
+    if here.how not in ("linear", "homogeneous") or not ways:
+        return None
+    each = [_last_factors(graph, way, inside, known) for way in ways]
+    return None if any(found is None for found in each) else added.union(*(found for found in each if found is not None))
+
+
+def _power(graph: Graph, node: int, scaled: set[int], power: Mapping[int, int | None]) -> int | None:
+    """The power of c that multiplies `node` when the leaves in `scaled` are multiplied by c; `None` if it is not multiplied at all."""
+    here, sites = graph.nodes[node], graph.sites.get(node, ())
+    if any(site.leaf in scaled and site.effect == "other" for site in sites):
+        return None
+    times = {int(site.leaf in scaled) for site in sites if site.effect == "times"} or {0}
+    parents = [power.get(parent, 0) for parent in here.parents]
+    known = [p for p in parents if p is not None]
+    if len(known) < len(parents) or len(times) > 1:
+        return None
+    if here.op in ("carry", "carried") or here.how in ("nonlinear", "affine"):
+        result = None if any(known) else 0
+    elif here.how == "bilinear":
+        result = sum(known) * (1 if len(known) == 2 else 2)
+    elif here.how == "first":
+        result = None if any(known[1:]) else known[0]
+    elif here.how == "sign":
+        return 0
     else:
-        return None
-    if not here.parents:
-        return None
-    found = [_writers(graph, parent, stream) for parent in ways]
-    return None if any(f is None for f in found) else added.union(*(f for f in found if f is not None))
+        signs = [graph.nodes[parent].how == "sign" for parent in here.parents]
+        terms = {p for p, sign in zip(known, signs) if not (sign and here.op == "select_n")}
+        terms |= {int(site.leaf in scaled) for site in sites if site.effect == "plus"}
+        result = None if len(terms) > 1 else next(iter(terms), 0)
+    return None if result is None else result + times.pop()
 
 
 def interactions(walk: Walk) -> tuple[Interaction, ...]:
@@ -211,7 +263,7 @@ def _origin(graph: Graph, node: int) -> tuple[tuple[int, ...], float]:
         if graph.contracts(node):
             return tuple(dict.fromkeys(site.leaf for site in graph.sites[node] if site.kind in CONTRACTING)), log
         here = graph.nodes[node]
-        if here.how != "linear" or not here.parents:
+        if here.how not in ("linear", "affine") or not here.parents:
             return (), log
         log += here.log_factor
         node = here.parents[0]
@@ -223,7 +275,7 @@ def _after(graph: Graph, node: int) -> float:
         children = [
             c
             for c in graph.children[node]
-            if graph.nodes[c].how == "linear" and not graph.sites.get(c) and len(graph.nodes[c].parents) == 1
+            if graph.nodes[c].how in ("linear", "affine") and not graph.sites.get(c) and len(graph.nodes[c].parents) == 1
         ]
         # softmax subtracts the maximum: one linear child among nonlinear ones is followed, two different ones are not.
         if len(children) != 1:

@@ -1,62 +1,19 @@
 """Follow every parameter through the jaxpr of ``apply`` to where it meets the data, and every activation to what it is made of.
 
-A value is one of four: known without parameters and data (constant); made of parameters alone by moving, adding and scaling them
-(`Value.pieces`: which leaf, and which of its axes each axis of the value runs over); made of parameters alone in any other way
-(`Value.tangled`); or dependent on the data (`Value.node`, a node of the graph of activations). A parameter's sites are where a value
-of the second kind meets one of the fourth.
+What is known of a value on the way is in `values`. A parameter's sites are where a value made of parameters meets an activation.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
 
 from paperjax.trace import primitives as prim
-
-
-class Piece(NamedTuple):
-    """A parameter inside a value; the value is linear in it unless `linear` says otherwise.
-
-    Attributes
-    ----------
-    leaf
-        Number of the leaf.
-    axes
-        For each axis of the value, the axes of the leaf that it runs over; none for a broadcast axis.
-    stack
-        Axes of the leaf that a scan runs over, one slice a step.
-    linear
-        Whether only moves, sums and constant factors came before.
-    reused
-        Whether a loop uses the same numbers in every step.
-    """
-
-    leaf: int
-    axes: tuple[tuple[int, ...], ...]
-    stack: tuple[int, ...] = ()
-    linear: bool = True
-    reused: bool = False
-
-
-class Value(NamedTuple):
-    """What is known of a value in the jaxpr; see the module. `scalar` is the number itself where it is a known one."""
-
-    pieces: tuple[Piece, ...] = ()
-    node: int | None = None
-    tangled: tuple[tuple[int, str], ...] = ()
-    scalar: Any = None
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether neither parameters nor data are in it."""
-        return self.node is None and not self.pieces and not self.tangled
-
-    def leaves(self) -> tuple[int, ...]:
-        """The parameters in it."""
-        return tuple(dict.fromkeys([p.leaf for p in self.pieces] + [leaf for leaf, _ in self.tangled]))
+from paperjax.trace.values import Piece, Row, Value, dependence, join, moved, parameters, reuse, union
 
 
 class Site(NamedTuple):
@@ -82,6 +39,11 @@ class Site(NamedTuple):
         Whether a loop uses the leaf with the same numbers in every step.
     repeats
         How often the site runs in one call: the product of the lengths of the scans around it.
+    effect
+        What multiplying the leaf by c does to the use: ``"times"`` (multiplies the result), ``"plus"`` (multiplies a term of it) or
+        ``"other"``.
+    scans
+        Paths of the scans that run over axes of the leaf: those axes come first in `stack`, in this order.
     """
 
     leaf: int
@@ -97,6 +59,8 @@ class Site(NamedTuple):
     operand: int | None
     reused: bool
     repeats: int
+    effect: str = "other"
+    scans: tuple[tuple[int, ...], ...] = ()
 
 
 class Node(NamedTuple):
@@ -109,8 +73,8 @@ class Node(NamedTuple):
     parents
         Activations that went in.
     how
-        ``"linear"`` (in all parents together), ``"bilinear"``, ``"first"`` (linear in the first parent only), ``"homogeneous"`` or
-        ``"nonlinear"``.
+        ``"linear"`` (in all parents together), ``"affine"`` (so up to a constant), ``"bilinear"``, ``"first"`` (linear in the first parent
+        only), ``"homogeneous"`` (f(c x) = c f(x) for c > 0), ``"sign"`` (f(c x) = f(x)) or ``"nonlinear"``.
     log_factor
         Logarithm of the known number that it multiplies by.
     contracted
@@ -130,11 +94,12 @@ class Node(NamedTuple):
 
 
 class Unresolved(NamedTuple):
-    """A use of a leaf that the trace cannot classify: after which primitive, and why."""
+    """A use of a leaf that the trace cannot classify: after which primitive, and why; `axis` where only that axis is in doubt."""
 
     leaf: int
     op: str
     reason: str
+    axis: int | None = None
 
 
 class Walk(NamedTuple):
@@ -157,7 +122,44 @@ def walk(jaxpr: jex.ClosedJaxpr, n_leaves: int) -> Walk:
         else:
             inputs.append(Value(node=walker.node("input", (), var, (), "linear")))
     outputs = walker.jaxpr(jaxpr, inputs, ())
-    return Walk(tuple(walker.sites), tuple(walker.nodes), tuple(walker.unresolved), tuple(outputs))
+    for value in outputs:
+        # A parameter that is an output, alone: a constant function.
+        walker.unresolved += [Unresolved(leaf, "the output", "it is returned without meeting the data") for leaf in value.leaves()]
+    kept = {value.node for value in outputs}
+    return Walk(_settled(walker, kept), tuple(walker.nodes), tuple(walker.unresolved), tuple(outputs))
+
+
+class _Late(NamedTuple):
+    """A use of a leaf at `row.node` that turned out to be a product, at `site`: rows looked up and then contracted, ``sum(w * x)``."""
+
+    row: Row
+    site: Site
+    last: int
+
+
+def _settled(walker: "_Walker", outputs: set[int | None]) -> tuple[Site, ...]:
+    """The sites, with products in place of the steps that they were written in, where nothing else uses those."""
+    if not walker.late:
+        return tuple(walker.sites)
+    children: dict[int, list[int]] = {}
+    for i, node in enumerate(walker.nodes):
+        for parent in node.parents:
+            children.setdefault(parent, []).append(i)
+    sites = list(walker.sites)
+    for late in walker.late:
+        node = late.row.node
+        alone = True
+        while node != late.last and alone:
+            after = children.get(node, [])
+            alone = len(after) == 1 and node not in outputs
+            node = after[0] if alone else node
+        old = [s for s in sites if s.leaf == late.row.piece.leaf and s.node == late.row.node]
+        if alone and old:
+            sites[sites.index(old[0])] = late.site
+            sites = [s for s in sites if s not in old[1:]]
+        elif late.row.kind == "lookup":
+            sites.append(late.site)
+    return tuple(sites)
 
 
 class _Walker:
@@ -165,6 +167,7 @@ class _Walker:
         self.nodes: list[Node] = []
         self.sites: list[Site] = []
         self.unresolved: list[Unresolved] = []
+        self.late: list[_Late] = []
         self.repeats = 1
 
     # The graph ------------------------------------------------------------------------------------------------------
@@ -174,55 +177,50 @@ class _Walker:
         return len(self.nodes) - 1
 
     def site(
-        self, piece: Piece, kind: str, eqn: Any, path: tuple[int, ...], node: int, operand: int | None, axes: prim.Contraction
-    ) -> None:
-        def of(which: Sequence[int]) -> tuple[int, ...]:
-            return tuple(dict.fromkeys(leaf_axis for axis in which for leaf_axis in piece.axes[axis]))
-
-        inside, out, stack, window = map(of, axes[:4])
+        self, piece: Piece, kind: str, eqn: Any, path: tuple[int, ...], node: int, operand: int | None, axes: prim.Contraction, effect: str
+    ) -> Site:
+        inside, out, stack, window = (union(piece.axes[axis] for axis in which) for which in axes[:4])
         several = (set(inside) & set(out)) | (set(inside) & set(stack + piece.stack)) | (set(out) & set(stack + piece.stack))
         if several:
             self.tangle([piece.leaf], eqn, f"axis {min(several)} plays two parts in one {eqn.primitive.name}")
         if kind != "elementwise" and not piece.linear:
-            self.tangle([piece.leaf], eqn, "an elementwise function is applied to it first")
-        self.sites.append(
-            Site(
-                piece.leaf,
-                kind,
-                eqn.primitive.name,
-                inside,
-                out,
-                piece.stack + stack,
-                window,
-                axes.groups,
-                path,
-                node,
-                operand,
-                piece.reused,
-                self.repeats,
-            )  # fmt: skip
-        )
+            self.tangle([piece.leaf], eqn, piece.reason)
+        effect = effect if piece.scales and piece.linear else "other"
+        return Site(
+            piece.leaf, kind, eqn.primitive.name, inside, out, piece.stack + stack, window, axes.groups, path, node, operand, piece.reused,
+            self.repeats, effect, piece.scans,
+        )  # fmt: skip
 
-    def elementwise_site(self, value: Value, eqn: Any, path: tuple[int, ...], node: int, operand: int | None) -> None:
+    def elementwise_site(self, value: Value, eqn: Any, path: tuple[int, ...], node: int, operand: int | None, effect: str) -> None:
         for piece in value.pieces:
-            every = prim.Contraction((), tuple(range(len(piece.axes))), ())
-            self.site(piece, "elementwise", eqn, path, node, operand, every)
-        for leaf, reason in value.tangled:
-            self.tangle([leaf], eqn, reason)
+            looked = tuple(a for a, axes in enumerate(piece.axes) if piece.looked and set(axes) <= set(piece.looked) and axes)
+            rest = tuple(a for a in range(len(piece.axes)) if a not in looked)
+            kind = "lookup" if looked and piece.linear else "elementwise"
+            self.sites.append(self.site(piece, kind, eqn, path, node, operand, prim.Contraction(looked, rest, ()), effect))
+        self.unknown_site(value.tangled, "elementwise", eqn, path, node, operand)
 
-    def tangle(self, leaves: Sequence[int], eqn: Any, reason: str) -> None:
-        self.unresolved.extend(Unresolved(leaf, eqn.primitive.name, reason) for leaf in leaves)
+    def unknown_site(
+        self, tangled: Sequence[tuple[int, str]], kind: str, eqn: Any, path: tuple[int, ...], node: int, operand: int | None
+    ) -> None:
+        """A use whose axes are not known: the caller may say."""
+        for leaf, reason in tangled:
+            self.tangle([leaf], eqn, reason)
+            name = eqn.primitive.name
+            self.sites.append(Site(leaf, kind, name, (), (), (), (), 1, path, node, operand, False, self.repeats))
+
+    def tangle(self, leaves: Sequence[int], eqn: Any, reason: str, axis: int | None = None) -> None:
+        self.unresolved.extend(Unresolved(leaf, eqn.primitive.name, reason, axis) for leaf in leaves)
 
     # Jaxprs ---------------------------------------------------------------------------------------------------------
 
     def jaxpr(self, jaxpr: jex.ClosedJaxpr, inputs: Sequence[Value], path: tuple[int, ...]) -> list[Value]:
         values: dict[Any, Value] = {}
         for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts):
-            values[var] = Value(scalar=const if np.shape(const) == () and not _is_traced(const) else None)
+            values[var] = Value(scalar=_number(const))
         values.update(zip(jaxpr.jaxpr.invars, inputs))
 
         def read(atom: Any) -> Value:
-            return Value(scalar=atom.val if np.shape(atom.val) == () else None) if isinstance(atom, jex.Literal) else values[atom]
+            return Value(scalar=_number(atom.val)) if isinstance(atom, jex.Literal) else values[atom]
 
         for i, eqn in enumerate(jaxpr.jaxpr.eqns):
             outputs = self.equation(eqn, [read(atom) for atom in eqn.invars], (*path, i))
@@ -231,118 +229,130 @@ class _Walker:
 
     def equation(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         name = eqn.primitive.name
-        if all(value.is_constant for value in inputs):
-            scalar = prim.fold_scalar(eqn, [value.scalar for value in inputs])
-            return [Value(scalar=scalar) for _ in eqn.outvars]
         inner = prim.called(eqn)
         if inner is not None:
             return self.jaxpr(inner, inputs, (*path, 0))
+        if all(value.is_constant for value in inputs):
+            scalar = prim.fold_scalar(eqn, [value.scalar for value in inputs])
+            return [Value(scalar=scalar) for _ in eqn.outvars]
         special = {"scan": self.scan, "while": self.while_loop, "cond": self.cond, "dot_general": self.dot,
                    "conv_general_dilated": self.convolution, "gather": self.gather}.get(name)  # fmt: skip
         if special is not None:
             return special(eqn, inputs, path)
         if any(value.node is not None for value in inputs):
             return self.activation(eqn, inputs, path)
-        return [self.parameters(eqn, inputs)] * len(eqn.outvars)
-
-    # Parameters alone -----------------------------------------------------------------------------------------------
-
-    def parameters(self, eqn: Any, inputs: list[Value]) -> Value:
-        name = eqn.primitive.name
-        involved = [value for value in inputs if not value.is_constant]
-        first = inputs[0]
-        tangled = tuple(t for value in involved for t in value.tangled)
-        if tangled:
-            return Value(
-                tangled=tuple(dict.fromkeys((*tangled, *((p.leaf, f"it enters {name} with others") for v in involved for p in v.pieces))))
-            )
-        if name in prim.RESHAPING and len(involved) == 1:
-            moved = prim.moved_axes(eqn)
-            return Value(tuple(p._replace(axes=tuple(_union(p.axes[a] for a in old) for old in moved)) for p in first.pieces))
-        if name in prim.KEEPING_AXES and first.pieces:
-            return first
-        if name in ("concatenate", "select_n", *prim.ADDITIVE) and all(v.is_constant or v.pieces for v in inputs):
-            predicate = inputs[0] if name == "select_n" else Value()
-            if predicate.is_constant:
-                return Value(tuple(dict.fromkeys(p for value in involved for p in value.pieces)))
-        if name == "neg" or (name in ("mul", "div") and len(involved) == 1 and (name == "mul" or not first.is_constant)):
-            return involved[0]
-        if name in prim.ELEMENTWISE and len(involved) == 1:
-            return Value(tuple(p._replace(linear=False) for p in involved[0].pieces))
-        leaves = [leaf for value in involved for leaf in value.leaves()]
-        if len(set(leaves)) > 1:
-            reason = f"it is combined with another parameter by {name} before it meets the data"
-        else:
-            reason = f"it goes through {name} before it meets the data"
-        return Value(tangled=tuple((leaf, reason) for leaf in dict.fromkeys(leaves)))
+        return [parameters(eqn, inputs)] * len(eqn.outvars)
 
     # Data in it -----------------------------------------------------------------------------------------------------
 
     def activation(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         name = eqn.primitive.name
+        if name == "dynamic_slice" and inputs[0].pieces:
+            return self.looked_up(eqn, inputs, path, prim.slice_axes(eqn), [(a,) for a in range(len(eqn.outvars[0].aval.shape))])
         parents = tuple(dict.fromkeys(value.node for value in inputs if value.node is not None))
-        how, log_factor = self.dependence(eqn, inputs)
+        signs = [value.node is not None and self.nodes[value.node].how == "sign" for value in inputs]
+        how, log_factor = dependence(eqn, inputs, signs)
         outputs = [self.node(name, path, var, parents, how, log_factor=log_factor) for var in eqn.outvars]
         opaque = name not in (*prim.ELEMENTWISE, *prim.RESHAPING, *prim.KEEPING_AXES, *prim.LINEAR, "dynamic_update_slice", "scatter")
-        for value in inputs:
+        rows = self.rows(eqn, inputs, path, outputs[0])
+        for i, value in enumerate(inputs):
             if value.node is None and value.leaves():
                 if opaque:
-                    self.tangle(value.leaves(), eqn, f"{name} is opaque: what it does to the leaf's axes is not known")
+                    reason = f"{name} is opaque: what it does to the leaf's axes is not known"
+                    self.unknown_site([(leaf, reason) for leaf in value.leaves()], "product", eqn, path, outputs[0], parents[0])
                 else:
-                    self.elementwise_site(value, eqn, path, outputs[0], parents[0])
-        return [Value(node=node) for node in outputs]
+                    self.elementwise_site(value, eqn, path, outputs[0], parents[0], _effect(name, i))
+                    if name == "mul" and len(eqn.outvars) == 1:
+                        rank = len(eqn.outvars[0].aval.shape)
+                        rows += tuple(Row(p, "times", outputs[0]) for p in value.pieces if p.linear and len(p.axes) == rank)
+        return [Value(node=node, rows=rows) for node in outputs]
 
-    def dependence(self, eqn: Any, inputs: list[Value]) -> tuple[str, float]:
-        """How the result depends on the activations that go in, and the logarithm of the known factor."""
+    def rows(self, eqn: Any, inputs: list[Value], path: tuple[int, ...], node: int) -> tuple[Row, ...]:
+        """What can still be told of the parameters' axes in the result of an equation on activations."""
         name = eqn.primitive.name
-        data = [value.node is not None for value in inputs]
-        if name in prim.ADDITIVE or name in prim.LINEAR or name in prim.RESHAPING or name in prim.KEEPING_AXES:
-            return "linear", 0.0
-        if name in ("mul", "div"):
-            if all(data):
-                return ("bilinear" if name == "mul" else "first"), 0.0
-            other = inputs[1] if data[0] else inputs[0]
-            if name == "div" and not data[0]:
-                return "nonlinear", 0.0
-            size = 0.0 if other.scalar is None or not abs(other.scalar) > 0 else math.log(abs(float(other.scalar)))
-            return "linear", size if name == "mul" else -size
-        if name in prim.HOMOGENEOUS or (name in ("max", "min") and any(v.scalar is not None and v.scalar == 0 for v in inputs)):
-            return "homogeneous", 0.0
-        if name in ("gt", "ge", "lt", "le") and any(v.scalar is not None and v.scalar == 0 for v in inputs):
-            return "sign", 0.0
-        if name == "select_n":
-            if not data[0]:
-                return "linear", 0.0
-            node = inputs[0].node
-            assert node is not None
-            return ("homogeneous" if self.nodes[node].how == "sign" else "nonlinear"), 0.0
-        return "nonlinear", 0.0
+        rows = tuple(row for value in inputs for row in value.rows)
+        if not rows or len(eqn.outvars) != 1:
+            return rows if name == "split" else ()
+        if name in prim.RESHAPING:
+            return tuple(row._replace(piece=moved([row.piece], eqn)[0]) for row in rows)
+        if name in prim.KEEPING_AXES:
+            return rows
+        if name == "reduce_sum":
+            self.summed(eqn, inputs[0], path, node)
+            return ()
+        rank = len(eqn.outvars[0].aval.shape)
+        if name in prim.ELEMENTWISE:
+            return tuple(row for row in rows if row.kind == "made" and len(row.piece.axes) == rank)
+        return ()
+
+    def summed(self, eqn: Any, value: Value, path: tuple[int, ...], node: int) -> None:
+        """``sum(w * x)`` over axes of w is a product."""
+        over = tuple(eqn.params["axes"])
+        for row in value.rows:
+            if row.kind == "times" and any(row.piece.axes[a] for a in over):
+                rest = tuple(a for a in range(len(row.piece.axes)) if a not in over)
+                operand = self.nodes[row.node].parents[0]
+                site = self.site(row.piece, "product", eqn, path, node, operand, prim.Contraction(over, rest, ()), "times")
+                self.late.append(_Late(row, site, node))
 
     def product(self, eqn: Any, inputs: list[Value], path: tuple[int, ...], kind: str, axes: Sequence[prim.Contraction]) -> list[Value]:
         var = eqn.outvars[0]
         for value in inputs:
             if value.tangled:
                 other = next(v for v in inputs if v is not value)
-                for leaf, reason in value.tangled:
-                    self.tangle([leaf], eqn, reason)
+                if other.node is None and other.leaves():
+                    reason = "it is multiplied with another parameter before it meets the data"
+                    return [Value(tangled=tuple(dict.fromkeys((*value.tangled, *((leaf, reason) for leaf in other.leaves())))))]
                 parents = () if other.node is None else (other.node,)
-                return [Value(node=self.node(eqn.primitive.name, path, var, parents, "linear"))]
+                node = self.node(eqn.primitive.name, path, var, parents, "linear")
+                self.unknown_site(value.tangled, kind, eqn, path, node, other.node)
+                return [Value(node=node)]
         weights = [i for i, value in enumerate(inputs) if value.pieces]
         if len(weights) == 2:
             reason = "it is multiplied with another parameter before it meets the data"
             return [Value(tangled=tuple((leaf, reason) for leaf in dict.fromkeys(inputs[0].leaves() + inputs[1].leaves())))]
         if not weights:
-            parents = tuple(value.node for value in inputs if value.node is not None)
+            parents = tuple(dict.fromkeys(value.node for value in inputs if value.node is not None))
             data = [i for i, value in enumerate(inputs) if value.node is not None]
             sizes = tuple(eqn.invars[data[0]].aval.shape[a] for a in axes[data[0]].contracted)
-            how = "bilinear" if len(data) == 2 else "linear"
-            return [Value(node=self.node(eqn.primitive.name, path, var, parents, how, contracted=sizes if len(data) == 2 else ()))]
+            both = len(data) == 2
+            how = "bilinear" if both else "linear"
+            node = self.node(eqn.primitive.name, path, var, parents, how, contracted=sizes if both else ())
+            if both:
+                self.contracted_rows(eqn, inputs, path, node, axes)
+            return [Value(node=node)]
         weight, operand = weights[0], inputs[1 - weights[0]].node
         # A constant that meets a weight is data all the same: fixed positions, say.
         node = self.node(eqn.primitive.name, path, var, () if operand is None else (operand,), "linear")
+        rows = []
         for piece in inputs[weight].pieces:
-            self.site(piece, kind, eqn, path, node, operand, axes[weight])
-        return [Value(node=node)]
+            self.sites.append(self.site(piece, kind, eqn, path, node, operand, axes[weight], "times"))
+            if kind == "product":
+                place = {new: old for old, new in prim.dot_output(eqn, weight).items()}
+                found = tuple(piece.axes[place[a]] if a in place else () for a in range(len(var.aval.shape)))
+                rows.append(Row(piece._replace(axes=found), "made" if operand is not None else "constant", node))
+        return [Value(node=node, rows=tuple(rows))]
+
+    def contracted_rows(self, eqn: Any, inputs: list[Value], path: tuple[int, ...], node: int, axes: Sequence[prim.Contraction]) -> None:
+        """What a product of two activations says of parameters whose axes it sums over."""
+        for i, value in enumerate(inputs):
+            for row in value.rows:
+                over = union(row.piece.axes[a] for a in axes[i].contracted)
+                free = union(row.piece.axes[a] for a in axes[i].free)
+                other = inputs[1 - i]
+                if not over or any(o.kind in ("lookup", "constant") for o in other.rows):
+                    continue
+                if row.kind == "lookup":
+                    operand = other.node
+                    piece = row.piece._replace(stack=row.piece.stack + tuple(a for a in row.piece.looked if a not in row.piece.stack))
+                    site = self.site(piece, "product", eqn, path, node, operand, axes[i], "times")
+                    self.late.append(_Late(row, site, node))
+                elif row.kind == "constant":
+                    self.tangle([row.piece.leaf], eqn, "it is multiplied with a constant before it meets the data")
+                elif row.kind == "made" and set(free) - set(over):
+                    for axis in over:
+                        reason = "copies that share one input, and whose results are then weighted and summed"
+                        self.tangle([row.piece.leaf], eqn, reason, axis)
 
     def dot(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         return self.product(eqn, inputs, path, "product", (prim.dot_axes(eqn, 0), prim.dot_axes(eqn, 1)))
@@ -350,29 +360,39 @@ class _Walker:
     def convolution(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         if inputs[0].leaves():
             self.tangle(inputs[0].leaves(), eqn, "it is the image of a convolution, not its kernel")
+            if inputs[1].leaves():
+                self.tangle(inputs[1].leaves(), eqn, "it meets another parameter, the image of the convolution")
             return [Value(node=self.node(eqn.primitive.name, path, eqn.outvars[0], (), "nonlinear"))]
         axes = prim.conv_axes(eqn)
         return self.product(eqn, inputs, path, "convolution", (prim.Contraction((), (), ()), axes))
 
     def gather(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         table, indices = inputs[0], inputs[1]
-        if not table.pieces:
-            return (
-                self.activation(eqn, inputs, path) if table.node is not None or indices.node is not None else [self.parameters(eqn, inputs)]
-            )
         if indices.leaves():
             self.tangle(indices.leaves(), eqn, "it is an index")
-        parents = () if indices.node is None else (indices.node,)
-        node = self.node("gather", path, eqn.outvars[0], parents, "linear")
-        for piece in table.pieces:
-            self.site(piece, "lookup", eqn, path, node, indices.node, prim.gather_axes(eqn))
-        return [Value(node=node)]
+        if not table.pieces or indices.node is None:
+            data = table.node is not None or indices.node is not None
+            return self.activation(eqn, inputs, path) if data else [parameters(eqn, inputs)]
+        return self.looked_up(eqn, inputs, path, prim.gather_axes(eqn), prim.gather_output(eqn))
+
+    def looked_up(
+        self, eqn: Any, inputs: list[Value], path: tuple[int, ...], axes: prim.Contraction, places: Sequence[tuple[int, ...]]
+    ) -> list[Value]:
+        """Rows of a parameter that the data choose; `places` are the axes of the table for each axis of the result."""
+        chosen = tuple(dict.fromkeys(value.node for value in inputs if value.node is not None))
+        node = self.node(eqn.primitive.name, path, eqn.outvars[0], chosen, "linear")
+        rows = []
+        for piece in inputs[0].pieces:
+            self.sites.append(self.site(piece, "lookup", eqn, path, node, chosen[0], axes, "times"))
+            kept = tuple(union(piece.axes[a] for a in old if a not in axes.contracted) for old in places)
+            rows.append(Row(piece._replace(axes=kept, looked=union(piece.axes[a] for a in axes.contracted)), "lookup", node))
+        return [Value(node=node, rows=tuple(rows))]
 
     # Control flow ---------------------------------------------------------------------------------------------------
 
     def scan(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         n_consts, n_carry, body = eqn.params["num_consts"], eqn.params["num_carry"], prim.closed(eqn.params["jaxpr"])
-        consts = [_reuse(value) for value in inputs[:n_consts]]
+        consts = [reuse(value) for value in inputs[:n_consts]]
         rows = [
             self.slice_of(value, eqn, var, path)
             for value, var in zip(inputs[n_consts + n_carry :], body.jaxpr.invars[n_consts + n_carry :])
@@ -390,7 +410,7 @@ class _Walker:
 
     def while_loop(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         n_cond, n_body, body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"], prim.closed(eqn.params["body_jaxpr"])
-        consts = [_reuse(value) for value in inputs[n_cond : n_cond + n_body]]
+        consts = [reuse(value) for value in inputs[n_cond : n_cond + n_body]]
 
         def step(carry: list[Value]) -> list[Value]:
             return self.jaxpr(body, [*consts, *carry], (*path, 1))
@@ -400,26 +420,26 @@ class _Walker:
 
     def fixed_point(self, step: Any, start: list[Value], variables: Sequence[Any], eqn: Any, path: tuple[int, ...]) -> Any:
         """The carry of a loop whose kinds no longer change from one step to the next, and the results of that step."""
-        carry = [_reuse(value) for value in start]
+        carry = [reuse(value) for value in start]
         for _ in range(2 + len(start)):
-            marks = len(self.nodes), len(self.sites), len(self.unresolved)
+            marks = len(self.nodes), len(self.sites), len(self.unresolved), len(self.late)
             entering = [self.entering(value, eqn, var, path) for value, var in zip(carry, variables)]
             results = step(entering)
-            joined = [_join(a, b) for a, b in zip(carry, results)]
+            joined = [join(a, b) for a, b in zip(carry, results)]
             if joined == carry:
                 return entering, results
-            del self.nodes[marks[0] :], self.sites[marks[1] :], self.unresolved[marks[2] :]
+            del self.nodes[marks[0] :], self.sites[marks[1] :], self.unresolved[marks[2] :], self.late[marks[3] :]
             # A parameter that becomes an activation in the loop (a learned first state) meets the data where the loop begins.
             for before, after in zip(carry, joined):
                 if before.leaves() and after.node is not None:
                     node = self.node(eqn.primitive.name, path, eqn.outvars[0], (), "linear")
-                    self.elementwise_site(before, eqn, path, node, None)
+                    self.elementwise_site(before, eqn, path, node, None, "plus")
             carry = joined
         raise AssertionError("the kinds of a loop's carry only ever grow, and did not settle")
 
     def entering(self, value: Value, eqn: Any, var: Any, path: tuple[int, ...]) -> Value:
         if value.node is None:
-            return _reuse(value) if value.leaves() else Value()
+            return reuse(value) if value.leaves() else Value()
         return Value(node=self.node("carry", path, var, () if value.node < 0 else (value.node,), "linear"))
 
     def after(self, value: Value, eqn: Any, var: Any, path: tuple[int, ...]) -> Value:
@@ -429,60 +449,57 @@ class _Walker:
         if value.node is not None:
             return Value(node=self.node("row", path, var, (value.node,), "linear"))
         if value.pieces:
-            return Value(tuple(p._replace(axes=p.axes[1:], stack=p.stack + p.axes[0]) for p in value.pieces))
+            sliced = [(p, p.axes[0]) for p in value.pieces]
+            return Value(tuple(p._replace(axes=p.axes[1:], stack=p.stack + a, scans=p.scans + (path,) * len(a)) for p, a in sliced))
         return Value(tangled=value.tangled)
 
     def stacked(self, value: Value, eqn: Any, var: Any, path: tuple[int, ...]) -> Value:
         if value.node is not None:
             return Value(node=self.node("rows", path, var, (value.node,), "linear"))
         if value.pieces:
-            return Value(tuple(p._replace(axes=(p.stack[-1:], *p.axes), stack=p.stack[:-1]) for p in value.pieces))
+            return Value(tuple(_unsliced(p, path) for p in value.pieces))
         return Value(tangled=value.tangled)
 
     def cond(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
+        self.tangle(inputs[0].leaves(), eqn, "it decides which branch runs")
         branches = [self.jaxpr(prim.closed(b), inputs[1:], (*path, i)) for i, b in enumerate(eqn.params["branches"])]
+        chosen = inputs[0].node
         results = []
         for values, var in zip(zip(*branches), eqn.outvars):
             joined = values[0]
             for value in values[1:]:
-                joined = _join(joined, value)
+                joined = join(joined, value)
             nodes = tuple(dict.fromkeys(value.node for value in values if value.node is not None))
-            if nodes or inputs[0].node is not None:
-                node = self.node("cond", path, var, nodes, "linear")
+            if nodes or chosen is not None:
+                constant = any(value.is_constant and not value.is_zero for value in values)
+                how = "nonlinear" if chosen is not None else "affine" if constant else "linear"
+                node = self.node("cond", path, var, nodes if chosen is None else (*nodes, chosen), how)
                 for value in values:
                     if value.node is None and value.leaves():
-                        self.elementwise_site(value, eqn, path, node, None)
+                        self.elementwise_site(value, eqn, path, node, None, "plus")
                 joined = Value(node=node)
             results.append(joined)
         return results
 
 
-# A carry that is an activation before the loop has run at all: its node is not known yet.
-_SOME_NODE = -1
+def _unsliced(piece: Piece, path: tuple[int, ...]) -> Piece:
+    """A slice that a scan took, put back where it was among the scan's stacked results."""
+    n = len(piece.stack) - piece.scans.count(path)
+    return piece._replace(axes=(piece.stack[n:], *piece.axes), stack=piece.stack[:n], scans=piece.scans[:n])
 
 
-def _join(a: Value, b: Value) -> Value:
-    """The kind that covers both; an activation covers all."""
-    if a.node is not None:
-        return a
-    if b.node is not None:
-        return Value(node=_SOME_NODE)
-    if a.tangled or b.tangled:
-        return Value(
-            tangled=tuple(dict.fromkeys((*a.tangled, *b.tangled, *((p.leaf, "it changes in a loop") for p in (*a.pieces, *b.pieces)))))
-        )
-    if set(a.pieces) == set(b.pieces):
-        return Value(a.pieces, scalar=None)
-    return Value(tuple(dict.fromkeys((*a.pieces, *b.pieces))))
+def _effect(name: str, operand: int) -> str:
+    """What multiplying operand number `operand` does to the result; see `Site`."""
+    if name == "mul" or (name == "div" and operand == 0):
+        return "times"
+    if name == "select_n":
+        return "plus" if operand > 0 else "other"
+    return "plus" if name in (*prim.ADDITIVE, *prim.RESHAPING, *prim.KEEPING_AXES, *prim.LINEAR) else "other"
 
 
-def _reuse(value: Value) -> Value:
-    return value._replace(pieces=tuple(dict.fromkeys(p._replace(reused=True) for p in value.pieces)))
-
-
-def _union(parts: Any) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(axis for part in parts for axis in part))
-
-
-def _is_traced(value: Any) -> bool:
-    return isinstance(value, Tracer)
+def _number(value: Any) -> Any:
+    """A known number without axes; `None` for anything else."""
+    known = (
+        np.shape(value) == () and not isinstance(value, Tracer) and not jax.dtypes.issubdtype(jnp.result_type(value), jax.dtypes.extended)
+    )
+    return value if known else None

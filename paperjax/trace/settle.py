@@ -1,0 +1,166 @@
+"""What the trace cannot tell is refused, and the caller's `Use` settles it."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from paperjax.binding import nearest
+from paperjax.trace.probe import Shape
+from paperjax.trace.walk import Site, Unresolved, Walk
+
+KINDS = ("product", "convolution", "lookup", "elementwise")
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """How a leaf is used, where the trace cannot tell: axes of the leaf, by number.
+
+    Attributes
+    ----------
+    inside
+        Axes that are summed over (fan-in).
+    out
+        Axes that are free (fan-out).
+    stack
+        Axes of independent copies.
+    kind
+        ``"product"``, ``"convolution"``, ``"lookup"`` or ``"elementwise"``.
+
+    Examples
+    --------
+    >>> Use(inside=(0,), out=(1,))
+    Use(inside=(0,), out=(1,), stack=(), kind='product')
+    """
+
+    inside: tuple[int, ...] = ()
+    out: tuple[int, ...] = ()
+    stack: tuple[int, ...] = ()
+    kind: str = "product"
+
+
+Axes = Mapping[str, tuple[frozenset[str], ...]]
+
+
+def overridden(found: Walk, shapes: Sequence[Shape], uses: Mapping[str, Use]) -> Walk:
+    """The walk with the caller's uses in place of what was found of their leaves.
+
+    Raises
+    ------
+    ValueError
+        If an override names no leaf, an axis that the leaf lacks, one axis twice, or no kind.
+    """
+    for path, use in uses.items():
+        _check(path, use, shapes)
+    sites, unresolved = list(found.sites), list(found.unresolved)
+    for i, shape in enumerate(shapes):
+        use = uses.get(shape.path)
+        if use is None:
+            continue
+        # A leaf that no data meets has no place in the graph: it stands at the first input.
+        known = [site for site in sites if site.leaf == i] or [Site(i, "", "", (), (), (), (), 1, (), 0, None, False, 1)]
+        told = [
+            site._replace(kind=use.kind, inside=use.inside, out=use.out, stack=use.stack, window=(), groups=1, scans=()) for site in known
+        ]
+        sites = [site for site in sites if site.leaf != i] + told
+        unresolved = [u for u in unresolved if u.leaf != i]
+    return found._replace(sites=tuple(sites), unresolved=tuple(unresolved))
+
+
+def _check(path: str, use: Use, shapes: Sequence[Shape]) -> None:
+    paths = {shape.path: shape for shape in shapes}
+    if path not in paths:
+        raise ValueError(f"uses names a leaf {path!r} that is not there. {nearest(path, list(paths))}")
+    if use.kind not in KINDS:
+        raise ValueError(f"uses[{path!r}]: {use.kind!r} is no kind of use. {nearest(str(use.kind), KINDS)}")
+    named, rank = (*use.inside, *use.out, *use.stack), len(paths[path].shape)
+    wrong = [axis for axis in named if not 0 <= axis < rank]
+    if wrong:
+        raise ValueError(f"uses[{path!r}] names axis {wrong[0]}, and the leaf has shape {paths[path].shape}: axes are 0 to {rank - 1}.")
+    if len(set(named)) < len(named):
+        raise ValueError(f"uses[{path!r}] gives an axis two parts: {use}. Each axis is inside, out or stack.")
+
+
+def refuse_unresolved(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping[str, Use]) -> None:
+    """Raise one error that lists every use of a leaf with an infinite axis that cannot be told.
+
+    Raises
+    ------
+    ValueError
+        With one line for each: leaf, axes, primitive, reason and the override that settles it.
+    """
+    lines = []
+    for problem in dict.fromkeys((*_problems(found, shapes, axes, settled), *_copies(found, shapes, axes, settled))):
+        shape, infinite = shapes[problem.leaf], axes[shapes[problem.leaf].path]
+        growing = [axis for axis, names in enumerate(infinite) if names and problem.axis in (None, axis)]
+        if growing:
+            names = ", ".join(sorted({name for axis in growing for name in infinite[axis]}))
+            lines.append(
+                f"  {shape.path} {shape.shape}, axis {', '.join(map(str, growing))} (grows with {names}): at {problem.op}, {problem.reason}. "
+                f"Settle it with uses={{{shape.path!r}: pj.trace.{_example(shape, problem.axis)}}}, or as its axes are meant"
+            )
+    if lines:
+        raise ValueError("the trace cannot tell how these leaves scale:\n" + "\n".join(dict.fromkeys(lines)))
+
+
+def _example(shape: Shape, stack: int | None) -> str:
+    """An override that could be meant: the usual order of axes, (stack, in, out)."""
+    rest = [axis for axis in range(len(shape.shape)) if axis != stack]
+    copies = "" if stack is None else f", stack=({stack},)"
+    if len(rest) < 2:
+        return f"Use(out={tuple(rest)}{copies}, kind='elementwise')"
+    return f"Use(inside={tuple(rest[:-1])}, out=({rest[-1]},){copies})"
+
+
+def _problems(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping[str, Use]) -> Iterator[Unresolved]:
+    yield from found.unresolved
+    used = {site.leaf for site in found.sites} | {u.leaf for u in found.unresolved}
+    for i in range(len(shapes)):
+        if i not in used:
+            yield Unresolved(i, "no primitive", "the output does not use it")
+    for site in found.sites:
+        path = shapes[site.leaf].path
+        if path in settled or site.kind not in ("elementwise", "lookup"):
+            continue
+        names = [name for axis in site.out for name in axes[path][axis]]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            reason = (
+                f"it meets the data entry by entry, with several axes that grow with {twice[0]}: a matrix that is multiplied step by step?"
+            )
+            yield Unresolved(site.leaf, site.op, reason)
+
+
+def _copies(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping[str, Use]) -> Iterator[Unresolved]:
+    """Axes of copies whose number grows, unless a scan goes through them one after the other: that is depth."""
+    number: set[str] = set()
+    flagged: list[Unresolved] = []
+    for site in found.sites:
+        infinite = axes[shapes[site.leaf].path]
+        if shapes[site.leaf].path in settled:
+            number |= {name for axis in site.stack for name in infinite[axis]}
+            continue
+        for i, axis in enumerate(site.stack):
+            if infinite[axis] and not (i < len(site.scans) and _is_deep(found, site, site.scans[i])):
+                number |= infinite[axis]
+                flagged.append(Unresolved(site.leaf, site.op, "independent copies whose number grows", axis))
+    yield from flagged
+    for site in found.sites:
+        infinite = axes[shapes[site.leaf].path]
+        for axis in site.out if shapes[site.leaf].path not in settled else ():
+            if infinite[axis] and infinite[axis] <= number:
+                yield Unresolved(site.leaf, site.op, "copies that share one input, and whose number grows", axis)
+
+
+def _is_deep(found: Walk, site: Site, scan: tuple[int, ...]) -> bool:
+    """Whether what a use acts on depends on the steps of the scan before."""
+    todo, seen = list(found.nodes[site.node].parents), set()
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        here = found.nodes[node]
+        if here.op == "carry" and here.path == scan:
+            return True
+        if here.path[: len(scan)] == scan:
+            todo.extend(here.parents)
+    return False

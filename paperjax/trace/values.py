@@ -1,0 +1,219 @@
+"""What is known of a value in the jaxpr of ``apply``, and what primitives do to values made of parameters alone.
+
+A value is one of four: known without parameters and data (constant); made of parameters alone by moving, adding and scaling them
+(`Value.pieces`: which leaf, and which of its axes each axis of the value runs over); made of parameters alone in any other way
+(`Value.tangled`); or dependent on the data (`Value.node`, a node of the graph of activations).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from paperjax.trace import primitives as prim
+
+
+class Piece(NamedTuple):
+    """A parameter inside a value.
+
+    Attributes
+    ----------
+    leaf
+        Number of the leaf.
+    axes
+        For each axis of the value, the axes of the leaf that it runs over; none for a broadcast axis.
+    stack, scans
+        Axes of the leaf that a scan runs over, one slice a step; and the paths of those scans.
+    linear
+        Whether only moves, sums and constant factors came before; if not, `reason` says what did.
+    scales
+        Whether the value is multiplied by c when all leaves in it are; not so after ``1 + g``.
+    reused
+        Whether a loop uses the same numbers in every step.
+    looked
+        Axes of the leaf that were looked up at fixed places.
+    """
+
+    leaf: int
+    axes: tuple[tuple[int, ...], ...]
+    stack: tuple[int, ...] = ()
+    scans: tuple[tuple[int, ...], ...] = ()
+    linear: bool = True
+    scales: bool = True
+    reused: bool = False
+    looked: tuple[int, ...] = ()
+    reason: str = ""
+
+
+class Row(NamedTuple):
+    """A parameter whose axes can still be told apart in an activation.
+
+    `kind` says how it came in, at `node`: ``"lookup"`` (rows looked up by the data), ``"constant"`` (a weight times a constant), ``"times"``
+    (an elementwise multiple of the data), ``"made"`` (the free axes of a product).
+    """
+
+    piece: Piece
+    kind: str
+    node: int
+
+
+class Value(NamedTuple):
+    """What is known of a value; see the module. `scalar` is the number that all its entries equal, where they do and it is known."""
+
+    pieces: tuple[Piece, ...] = ()
+    node: int | None = None
+    tangled: tuple[tuple[int, str], ...] = ()
+    scalar: Any = None
+    rows: tuple[Row, ...] = ()
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether neither parameters nor data are in it."""
+        return self.node is None and not self.pieces and not self.tangled
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it is known to be zero everywhere."""
+        return self.scalar is not None and not np.any(self.scalar)
+
+    def leaves(self) -> tuple[int, ...]:
+        """The parameters in it."""
+        return tuple(dict.fromkeys([p.leaf for p in self.pieces] + [leaf for leaf, _ in self.tangled]))
+
+
+# A carry that is an activation before the loop has run at all: its node is not known yet.
+SOME_NODE = -1
+
+
+def parameters(eqn: Any, inputs: Sequence[Value]) -> Value:
+    """The result of a primitive whose operands are parameters and constants; that of every result, where it has several."""
+    name = eqn.primitive.name
+    involved = [value for value in inputs if not value.is_constant]
+    if any(value.tangled for value in involved):
+        reasons = [t for value in involved for t in value.tangled]
+        reasons += [(p.leaf, f"it enters {name} with others") for value in involved for p in value.pieces]
+        return Value(tangled=tuple(dict.fromkeys(reasons)))
+    first, single = inputs[0], len(involved) == 1
+    if name in prim.RESHAPING and single:
+        return Value(moved(first.pieces, eqn))
+    if name == "gather" and single and first.pieces:
+        return Value(tuple(_gathered(p, eqn) for p in first.pieces))
+    if name in prim.KEEPING_AXES and single and first.pieces:
+        return Value(tuple(p._replace(scales=p.scales and (name != "pad" or inputs[1].is_zero)) for p in first.pieces))
+    pieces = tuple(p for value in involved for p in value.pieces)
+    fixed = all(value.is_zero for value in inputs if value.is_constant)
+    if name in prim.ADDITIVE or name == "concatenate":
+        return Value(_distinct(p._replace(scales=p.scales and fixed) for p in pieces))
+    if name == "select_n" and inputs[0].is_constant:
+        fixed = all(value.is_zero for value in inputs[1:] if value.is_constant)
+        return Value(_distinct(p._replace(scales=p.scales and fixed) for p in pieces))
+    if name == "neg" or (single and (name == "mul" or (name == "div" and not first.is_constant))):
+        return Value(pieces)
+    if name == "mul" and not single:
+        # A number that is trained multiplies a weight: the weight's axes mean what they meant.
+        numbers = [value for value in involved if not any(axes for p in value.pieces for axes in p.axes)]
+        if len(numbers) == len(involved) - 1:
+            bent = {p.leaf for value in numbers for p in value.pieces}
+            reason = "it multiplies another parameter"
+            return Value(_distinct(p._replace(linear=False, reason=reason) if p.leaf in bent else p for p in pieces))
+    if name in prim.ELEMENTWISE:
+        several = len({p.leaf for p in pieces}) > 1
+        reason = f"it is combined with another parameter by {name}" if several else f"the elementwise function {name} is applied to it"
+        return Value(
+            _distinct(p._replace(linear=False, scales=False, reason=p.reason or f"{reason} before it meets the data") for p in pieces)
+        )
+    several = len({p.leaf for p in pieces}) > 1
+    how = "is combined with another parameter by" if several else "goes through"
+    return Value(tangled=tuple((leaf, f"it {how} {name} before it meets the data") for leaf in dict.fromkeys(p.leaf for p in pieces)))
+
+
+def moved(pieces: Iterable[Piece], eqn: Any) -> tuple[Piece, ...]:
+    """Pieces after a reshaping primitive."""
+    places = prim.moved_axes(eqn)
+    return tuple(p._replace(axes=tuple(union(p.axes[a] for a in old) for old in places)) for p in pieces)
+
+
+def _gathered(piece: Piece, eqn: Any) -> Piece:
+    places = prim.gather_output(eqn)
+    axes = tuple(union(piece.axes[a] for a in old) for old in places)
+    # A single number as index takes a slice; many look rows up.
+    many = len(eqn.params["dimension_numbers"].offset_dims) < len(axes)
+    looked = union(piece.axes[a] for a in prim.gather_axes(eqn).contracted) if many else ()
+    return piece._replace(axes=axes, looked=union((piece.looked, looked)))
+
+
+def join(a: Value, b: Value) -> Value:
+    """The kind that covers both; an activation covers all."""
+    if a.node is not None:
+        return a
+    if b.node is not None:
+        return Value(node=SOME_NODE)
+    if a.tangled or b.tangled:
+        changed = ((p.leaf, "it changes in a loop") for p in (*a.pieces, *b.pieces))
+        return Value(tangled=tuple(dict.fromkeys((*a.tangled, *b.tangled, *changed))))
+    return Value(_distinct((*a.pieces, *b.pieces)))
+
+
+def reuse(value: Value) -> Value:
+    """A value that a loop uses in each of its steps."""
+    return value._replace(pieces=_distinct(p._replace(reused=True) for p in value.pieces), scalar=None, rows=())
+
+
+def union(parts: Iterable[Iterable[int]]) -> tuple[int, ...]:
+    """Distinct numbers in the order in which they first come."""
+    return tuple(dict.fromkeys(axis for part in parts for axis in part))
+
+
+def _distinct(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    return tuple(dict.fromkeys(pieces))
+
+
+def dependence(eqn: Any, inputs: Sequence[Value], signs: Sequence[bool]) -> tuple[str, float]:
+    """How a result depends on the activations that go in, and the logarithm of the known number that it multiplies them by.
+
+    Parameters
+    ----------
+    eqn, inputs
+        The equation, and what is known of its operands; one at least is an activation.
+    signs
+        For each operand, whether it is the sign of an activation.
+
+    Returns
+    -------
+    how, log_factor
+        As in `Node`.
+    """
+    name = eqn.primitive.name
+    data = [value.node is not None for value in inputs]
+    zero = [value.is_zero or not value.is_constant for value in inputs]
+    if name in ("real", "imag", *prim.ADDITIVE, "concatenate"):
+        return ("linear" if all(zero) else "affine"), 0.0
+    if name in ("pad", "dynamic_update_slice"):
+        return ("nonlinear" if any(data[2:]) else "linear" if all(zero[:2]) else "affine"), 0.0
+    if name in ("scatter-add", "scatter"):
+        return ("nonlinear" if data[1] else "linear" if zero[0] and zero[2] else "affine"), 0.0
+    if name in ("gather", "dynamic_slice"):
+        return ("nonlinear" if not data[0] else "first" if any(data[1:]) else "linear"), 0.0
+    if name in prim.LINEAR or name in prim.RESHAPING or name in prim.KEEPING_AXES:
+        return "linear", 0.0
+    if name in ("mul", "div"):
+        if all(data):
+            return ("bilinear" if name == "mul" else "first"), 0.0
+        other = inputs[1] if data[0] else inputs[0]
+        if name == "div" and not data[0]:
+            return "nonlinear", 0.0
+        number = 0.0 if other.scalar is None else abs(float(other.scalar))
+        size = math.log(number) if 0 < number < math.inf else 0.0
+        return "linear", size if name == "mul" else -size
+    if name in prim.HOMOGENEOUS or (name in ("max", "min") and all(d or v.is_zero for d, v in zip(data, inputs))):
+        return "homogeneous", 0.0
+    if name in ("gt", "ge", "lt", "le", "sign") and all(d or v.is_zero for d, v in zip(data, inputs)) and sum(data) == 1:
+        return "sign", 0.0
+    if name == "select_n":
+        if data[0] and not signs[0]:
+            return "nonlinear", 0.0
+        if not all(zero[1:]):
+            return ("nonlinear" if data[0] else "affine"), 0.0
+        return ("homogeneous" if data[0] else "linear"), 0.0
+    return "nonlinear", 0.0

@@ -51,13 +51,14 @@ class _Seen(NamedTuple):
 _KEY, _FIXED, _DATA, _UNIT = _Seen("key"), _Seen("constant"), _Seen("data"), _Seen("unit")
 
 
-def read_laws(jaxpr: jex.ClosedJaxpr) -> list[Law]:
-    """Laws of the outputs of the jaxpr of ``init(key, x)``, whose first input is the key."""
+def read_laws(jaxpr: jex.ClosedJaxpr, n: int) -> list[Law]:
+    """Laws of the first `n` outputs of the jaxpr of ``init(key, x)``, whose first input is the key."""
     reader = _Reader()
     # Bits and quantiles are computed here and now, even when a plan is made inside a jitted function.
     with jax.ensure_compile_time_eval():
-        seen = reader.jaxpr(jaxpr, [_KEY] + [_DATA] * (len(jaxpr.jaxpr.invars) - 1))
-        return [_law(value) for value in seen]
+        wanted = [i < n for i in range(len(jaxpr.jaxpr.outvars))]
+        seen = reader.jaxpr(jaxpr, [_KEY] + [_DATA] * (len(jaxpr.jaxpr.invars) - 1), wanted)
+        return [_law(value) for value in seen[:n]]
 
 
 def _law(seen: _Seen) -> Law:
@@ -76,6 +77,8 @@ def _law(seen: _Seen) -> Law:
 class _Reader:
     def __init__(self) -> None:
         self.draws = 0
+        # Layers draw by the same function, and JAX traces that once.
+        self.known: dict[Any, list[_Seen]] = {}
 
     def jaxpr(self, jaxpr: jex.ClosedJaxpr, inputs: Sequence[_Seen], wanted: Sequence[bool] | None = None) -> list[_Seen]:
         inner = jaxpr.jaxpr
@@ -103,7 +106,7 @@ class _Reader:
         name = eqn.primitive.name
         inner = prim.called(eqn)
         if inner is not None:
-            return self.jaxpr(inner, inputs, wanted)
+            return self.remembered(inner, inputs, wanted)
         if name == "scan":
             return self.jaxpr(prim.closed(eqn.params["jaxpr"]), inputs, wanted)
         if name == "random_bits":
@@ -119,6 +122,22 @@ class _Reader:
         if name in ("qr", "householder_product", "geqrf"):
             return self.orthogonal(eqn)
         return [self.one(eqn, inputs)] * len(eqn.outvars)
+
+    def remembered(self, inner: jex.ClosedJaxpr, inputs: list[_Seen], wanted: Sequence[bool]) -> list[_Seen]:
+        if any(value.kind == "bits" for value in inputs):
+            return self.jaxpr(inner, inputs, wanted)
+        told = tuple(value._replace(entries=None if value.entries is None else str(value.entries)) for value in inputs)
+        key = (inner.jaxpr, tuple(wanted), told)
+        if key not in self.known:
+            self.known[key] = self.jaxpr(inner, inputs, wanted)
+            return self.known[key]
+        # Another draw, of the same law.
+        new: dict[int, int] = {}
+        for value in self.known[key]:
+            if value.kind == "bits" and value.draw not in new:
+                self.draws += 1
+                new[value.draw] = self.draws
+        return [value._replace(draw=new.get(value.draw, value.draw)) for value in self.known[key]]
 
     def draw(self, dtype: Any) -> _Seen:
         bits = jnp.iinfo(dtype).bits

@@ -1,13 +1,15 @@
 """Which axes of which leaf are infinite: those that change between two sizes of the family, under ``jax.eval_shape``."""
 
+import functools
 import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from paperjax.model import Family, check_model, split
+from paperjax.model import Family, split
 
 
 class Probe(NamedTuple):
@@ -39,12 +41,40 @@ class Shape(NamedTuple):
     dtype: Any
 
 
-def leaf_shapes(family: Family, x: Any, sizes: Mapping[str, Any]) -> tuple[Shape, ...]:
-    """Shapes of all trained leaves at these sizes; nothing is allocated."""
-    what = f"family({', '.join(f'{k}={v}' for k, v in sizes.items())})"
-    params, _ = check_model(family(**sizes), x, what)
+Shapes = Callable[[Mapping[str, Any]], tuple[Shape, ...]]
+
+
+def leaf_shapes(params: Any) -> tuple[Shape, ...]:
+    """Paths, shapes and dtypes of the trained leaves of a pytree of parameters, or of their ``jax.ShapeDtypeStruct``."""
     leaves = jax.tree_util.tree_leaves_with_path(split(params)[0])
     return tuple(Shape(jax.tree_util.keystr(path), tuple(leaf.shape), leaf.dtype) for path, leaf in leaves)
+
+
+def shapes_at(family: Family, x: Any, known: Mapping[tuple[Any, ...], tuple[Shape, ...]] | None = None) -> Shapes:
+    """A function from sizes to the leaf shapes there; nothing is allocated, and no sizes are looked at twice.
+
+    Parameters
+    ----------
+    family, x
+        The family, and a batch or its ``jax.ShapeDtypeStruct``.
+    known
+        Shapes that are known already, by the sorted items of the sizes.
+    """
+    x = jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+    seen = dict(known or {})
+
+    def at(sizes: Mapping[str, Any]) -> tuple[Shape, ...]:
+        key = sizes_key(sizes)
+        if key not in seen:
+            seen[key] = leaf_shapes(jax.eval_shape(family(**sizes).init, jax.random.key(0), x))
+        return seen[key]
+
+    return at
+
+
+def sizes_key(sizes: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Sizes as something that can be looked up; of those that cannot, the name of the type and what they print."""
+    return tuple(sorted((name, value if isinstance(value, (int, float, str, tuple)) else repr(value)) for name, value in sizes.items()))
 
 
 def aligned(path: str, among: Sequence[Shape]) -> Shape | None:
@@ -83,22 +113,24 @@ def like(leaf: Shape, among: Sequence[Shape]) -> Shape | None:
     return aligned(leaf.path, same) or aligned(leaf.path, among)
 
 
+@functools.cache
 def pattern_of(path: str) -> str:
     """A path with its numbers left out: what layers of one kind have in common."""
     return re.sub(r"\d+", "#", path)
 
 
+@functools.cache
 def _numbers(path: str) -> tuple[str, tuple[int, ...]]:
     return pattern_of(path), tuple(int(n) for n in re.findall(r"\d+", path))
 
 
-def infinite_axes(family: Family, x: Any, base: Mapping[str, Any], target: Mapping[str, Any]) -> Probe:
+def infinite_axes(at: Shapes, base: Mapping[str, Any], target: Mapping[str, Any]) -> Probe:
     """For each leaf of the target, the sizes that change each of its axes.
 
     Parameters
     ----------
-    family, x
-        The family, and a batch or its ``jax.ShapeDtypeStruct``.
+    at
+        Leaf shapes of the family at given sizes, see `shapes_at`.
     base, target
         Two sets of sizes. A size that they share is finite.
 
@@ -111,12 +143,12 @@ def infinite_axes(family: Family, x: Any, base: Mapping[str, Any], target: Mappi
     ValueError
         If a size cannot be changed by itself, nor on a multiple of the base's; the message says which constraint of the model failed.
     """
-    full = leaf_shapes(family, x, target)
+    full = at(target)
     growing = tuple(name for name in target if base.get(name) != target[name])
     axes: dict[str, list[set[str]]] = {leaf.path: [set() for _ in leaf.shape] for leaf in full}
     structural = []
     for name in growing:
-        probe = _probe(family, x, name, base[name], target)
+        probe = _probe(at, name, base[name], target)
         if {leaf.path for leaf in probe} != {leaf.path for leaf in full}:
             structural.append(name)
         for leaf in full:
@@ -137,21 +169,20 @@ def infinite_axes(family: Family, x: Any, base: Mapping[str, Any], target: Mappi
     return Probe(full, {path: tuple(map(frozenset, found)) for path, found in axes.items()}, growing, tuple(structural))
 
 
-def base_shapes(
-    family: Family, x: Any, base: Mapping[str, Any], target: Mapping[str, Any], probe: Probe
-) -> tuple[tuple[Shape, Shape], ...]:
+def base_shapes(at: Shapes, base: Mapping[str, Any], target: Mapping[str, Any], probe: Probe) -> tuple[tuple[Shape, Shape], ...]:
     """For each leaf of the target its shape at the base's sizes, and the leaf of the base network that plays its part.
 
     Where a size only adds layers, a leaf's shape at the base is that in a network of the target's layers and the base's other sizes.
     """
-    whole = leaf_shapes(family, x, base)
+    whole = at(base)
+    exact = {shape.path: shape for shape in whole}
     if not probe.structural:
-        return tuple((found, found) for found in (_exact(leaf, whole) for leaf in probe.shapes))
-    narrow = leaf_shapes(family, x, {**base, **{name: target[name] for name in probe.structural}})
+        return tuple((exact[leaf.path], exact[leaf.path]) for leaf in probe.shapes)
+    narrow = {shape.path: shape for shape in at({**base, **{name: target[name] for name in probe.structural}})}
     pairs = []
     for leaf in probe.shapes:
         by_structure = any(name in axis for axis in probe.axes[leaf.path] for name in probe.structural)
-        shape = like(leaf, whole) if by_structure else _exact(leaf, narrow)
+        shape = like(leaf, whole) if by_structure else narrow[leaf.path]
         part = None if shape is None else like(shape, whole)
         assert shape is not None
         assert part is not None
@@ -159,18 +190,14 @@ def base_shapes(
     return tuple(pairs)
 
 
-def _exact(leaf: Shape, among: Sequence[Shape]) -> Shape:
-    return next(shape for shape in among if shape.path == leaf.path)
-
-
-def _probe(family: Family, x: Any, name: str, base: Any, target: Mapping[str, Any]) -> tuple[Shape, ...]:
+def _probe(at: Shapes, name: str, base: Any, target: Mapping[str, Any]) -> tuple[Shape, ...]:
     """Leaf shapes with one size of the target replaced by the base's, or the least multiple of it that the model accepts."""
     whole = isinstance(base, numbers.Integral)
     multiples = [base * k for k in range(1, 17) if base * k != target[name]] if whole else [base]
     first: Exception | None = None
     for value in multiples:
         try:
-            return leaf_shapes(family, x, {**target, name: value})
+            return at({**target, name: value})
         except (ValueError, TypeError, AssertionError, ZeroDivisionError) as error:
             first = first or error
     others = ", ".join(f"{k}={v}" for k, v in target.items() if k != name)

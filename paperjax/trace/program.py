@@ -4,16 +4,16 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from paperjax.binding import nearest
-from paperjax.model import Family, Model, family, join, split
+from paperjax.model import Family, Model, check_model, family, join, split
 from paperjax.trace import primitives as prim
 from paperjax.trace.initial import Law, read_laws
-from paperjax.trace.probe import Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of
+from paperjax.trace.probe import Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
 from paperjax.trace.settle import Use, overridden, refuse_unresolved
 from paperjax.trace.streams import Interaction, ResidualAdd, interactions, residual_adds
 from paperjax.trace.walk import Site, Walk, walk
@@ -99,6 +99,10 @@ def walk_model(model: Model, x: Any) -> tuple[Walk, Any]:
     """Walk the trace of ``apply`` of one model; the shapes of its parameters come along."""
     x = jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
     params = jax.eval_shape(model.init, jax.random.key(0), x)
+    return _walk(model, params, x), params
+
+
+def _walk(model: Model, params: Any, x: jax.ShapeDtypeStruct) -> Walk:
     trained, given = split(params)
     leaves, tree = jax.tree.flatten(trained)
     fixed, fixed_tree = jax.tree.flatten(given)
@@ -106,14 +110,27 @@ def walk_model(model: Model, x: Any) -> tuple[Walk, Any]:
     def apply(leaves: Any, fixed: Any, x: Any) -> Any:
         return model.apply(join(jax.tree.unflatten(tree, leaves), jax.tree.unflatten(fixed_tree, fixed)), x)
 
-    return walk(prim.trace(apply, leaves, fixed, x), len(leaves)), params
+    return walk(prim.trace(apply, leaves, fixed, x), len(leaves))
 
 
-def laws_of(model: Model, x: Any) -> list[Law]:
-    """Laws of the trained leaves of one model, in the order of the flattened parameters."""
-    x = jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
-    jaxpr = prim.trace(lambda key, x: jax.tree.leaves(split(model.init(key, x))[0]), jax.eval_shape(lambda: jax.random.key(0)), x)
-    return read_laws(jaxpr)
+class _Traced(NamedTuple):
+    """One network: its leaves, their laws, its walk."""
+
+    shapes: tuple[Shape, ...]
+    laws: tuple[Law, ...]
+    walk: Walk
+
+
+def _traced(model: Model, x: jax.ShapeDtypeStruct) -> _Traced:
+    """Trace ``init`` and ``apply``, once each: tracing a large network is what takes time here."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def init(key: Any, x: Any) -> Any:
+        params = model.init(key, x)
+        return jax.tree.leaves(split(params)[0]), params
+
+    jaxpr, (leaves, params) = jax.make_jaxpr(init, return_shape=True)(key, x)
+    return _Traced(leaf_shapes(params), tuple(read_laws(jaxpr, len(leaves))), _walk(model, params, x))
 
 
 def read(
@@ -174,12 +191,12 @@ def read(
     if x is None:
         raise ValueError("the family has no example batch: pass x=batch here, or build it as family(fn, x=batch).")
     _check_sizes(fam, base, target)
-    probe = infinite_axes(fam, x, base, target)
-    shapes, axes = probe.shapes, probe.axes
-    pairs, whole = base_shapes(fam, x, base, target, probe), leaf_shapes(fam, x, base)
-    found, _ = walk_model(fam(**target), x)
-    found_base, _ = walk_model(fam(**base), x)
-    laws, base_laws = laws_of(fam(**target), x), laws_of(fam(**base), x)
+    check_model(fam(**base), x, f"family({', '.join(f'{k}={v}' for k, v in base.items())})")
+    there, small = _traced(fam(**target), x), _traced(fam(**base), x)
+    at = shapes_at(fam, x, {sizes_key(target): there.shapes, sizes_key(base): small.shapes})
+    probe = infinite_axes(at, base, target)
+    shapes, axes, whole = probe.shapes, probe.axes, small.shapes
+    pairs, found, found_base = base_shapes(at, base, target, probe), there.walk, small.walk
     uses = dict(uses or {})
     found, found_base = overridden(found, shapes, uses), _overridden_base(found_base, whole, shapes, uses)
     refuse_unresolved(found, shapes, axes, uses)
@@ -190,7 +207,7 @@ def read(
         infinite = axes[shape.path]
         roles = tuple(dict.fromkeys(role_of(site, infinite) for site in sites)) or ("finite",)
         leaves.append(
-            Leaf(shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles, laws[i], base_laws[whole.index(part)])
+            Leaf(shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles, there.laws[i], small.laws[whole.index(part)])
         )
     adds = residual_adds(found)
     n, n_base = (sum(add.repeats for add in a) for a in (adds, residual_adds(found_base)))

@@ -63,7 +63,7 @@ def test_numbers_are_big_endian():
     [
         (b"", "no IDX file but something that starts with b''"),
         (b"<html>not found</html>", "error page"),
-        (gzip.compress(b"\0\0\x08\x01"), "a gzip file"),
+        (gzip.compress(b"\0\0\x08\x01", mtime=0), "a gzip file"),
         (b"\0\0\x07\x01\0\0\0\0", "no IDX file"),
         (b"\0\0\x08\x01\0\0\0\x03ab", "has 10 bytes, and its header announces 11"),
         (b"\0\0\x08\x01\0\0\0\x01ab", "has 10 bytes, and its header announces 9"),

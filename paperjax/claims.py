@@ -310,11 +310,10 @@ class Paper:
 
     Examples
     --------
-    >>> from paperjax.papers.landscape.intrinsic_dimension import PAPER
-    >>> PAPER.slug, PAPER.arxiv, PAPER.tier
-    ('intrinsic-dimension', '1804.08838', 'T')
-    >>> all(claim.control.replace for claim in PAPER.claims_at("quick"))
-    True
+    >>> from paperjax.finder import load
+    >>> paper = load("intrinsic-dimension")
+    >>> paper.area, paper.year, paper.arxiv
+    ('landscape', 2018, '1804.08838')
     """
 
     slug: str

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from paperjax.model import Family
 from paperjax.studies.scaled import Scaled, exponent
 from paperjax.trace.program import Program, read, walk_model
-from paperjax.trace.streams import CONTRACTING, Graph
+from paperjax.trace.streams import CONTRACTING
 from paperjax.trace.walk import Node, Site, Walk
 
 ZERO = -math.inf
@@ -65,7 +65,7 @@ def first_step(s: Scaled, x: Any, rule: str) -> Response:
     Parameters
     ----------
     s
-        Networks at several widths; the first and the last are compared.
+        Networks at several widths; the second and the last are compared.
     x
         A batch, or its ``jax.ShapeDtypeStruct``.
     rule
@@ -81,18 +81,19 @@ def first_step(s: Scaled, x: Any, rule: str) -> Response:
         If a leaf's use cannot be resolved, or the traces at the two sizes are not alike.
     """
     family = Family(s.network())
-    first, last = {s.axis: s.sizes[0]}, {s.axis: s.sizes[-1]}
-    program = read(family, first, last, x)
-    small = walk_model(s.networks[s.sizes[0]], x)[0]
+    # Not the first: at the base a plan's factors are 1 and leave no equation, so its trace has fewer.
+    pair = s.sizes[1], s.sizes[-1]
+    program = read(family, {s.axis: pair[0]}, {s.axis: pair[1]}, x)
+    small = walk_model(s.networks[pair[0]], x)[0]
     if [node.op for node in small.nodes] != [node.op for node in program.walk.nodes]:
-        raise ValueError(f"the traces at {s.axis} = {s.sizes[0]} and {s.sizes[-1]} have different equations, so their sizes are not compared.")
-    return _Rules(s, program, small, rule).solve()
+        raise ValueError(f"the traces at {s.axis} = {pair[0]} and {pair[1]} have different equations, so their sizes are not compared.")
+    return _Rules(s, pair, program, small, rule).solve()
 
 
 class _Rules:
-    def __init__(self, s: Scaled, program: Program, small: Walk, rule: str):
-        self.rule, self.log_n = rule, math.log(s.sizes[-1] / s.sizes[0])
-        self.walk, self.small, self.graph = program.walk, small, Graph(program.walk)
+    def __init__(self, s: Scaled, pair: tuple[int, int], program: Program, small: Walk, rule: str):
+        self.rule, self.pair, self.log_n = rule, pair, math.log(pair[1] / pair[0])
+        self.walk, self.small = program.walk, small
         self.weights = [self.weight(s, program, site) for site in program.walk.sites]
         self.sites: dict[int, list[tuple[Site, _Weight]]] = {}
         for site, weight in zip(program.walk.sites, self.weights):
@@ -110,9 +111,9 @@ class _Rules:
         def growth(axes: Sequence[int]) -> float:
             return sum(math.log(leaf.shape[a] / leaf.base_shape[a]) for a in axes) / self.log_n
 
-        mult, rate = (exponent(lambda n, f=f: f(leaf.path, n), s.sizes) for f in (s.multiplier, s.learning_rate))
-        entries = {s.sizes[0]: math.hypot(leaf.base_law.mean, leaf.base_law.std), s.sizes[-1]: math.hypot(leaf.law.mean, leaf.law.std)}
-        size = mult + exponent(lambda n: entries[n], s.sizes)
+        mult, rate = (exponent(lambda n, f=f: f(leaf.path, n), self.pair) for f in (s.multiplier, s.learning_rate))
+        entries = dict(zip(self.pair, (math.hypot(law.mean, law.std) for law in (leaf.base_law, leaf.law))))
+        size = mult + exponent(lambda n: entries[n], self.pair)
         return _Weight(mult, size, rate, growth(inside), growth(site.out))
 
     def rows(self, node: int) -> float:
@@ -171,7 +172,7 @@ class _Rules:
             a, b = parents if len(parents) == 2 else parents * 2
             return a + b if node.op == "mul" else a - b
         top = _max(parents, 0.0)
-        if node.how in ("linear", "homogeneous", "sign"):
+        if node.how != "nonlinear":
             # A sum over coordinates, taken as aligned: of squares it is, and of what is centred it only has to be small.
             gathered = self.rows(node.parents[0]) - self.rows(i) if node.op == "reduce_sum" else 0.0
             return top + self.factor(i) + gathered

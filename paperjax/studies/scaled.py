@@ -90,7 +90,9 @@ def scaled(
         If not exactly one of `widths` and `depths` is given, there are too few values, or a plan cannot be made.
     """
     if (widths is None) == (depths is None):
-        raise ValueError(f"{what} compares networks of several widths or of several depths: give widths=[...] or depths=[...], one of them.")
+        raise ValueError(
+            f"{what} compares networks of several widths or of several depths: give widths=[...] or depths=[...], one of them."
+        )
     axis, values = ("width", widths) if widths is not None else ("depth", depths)
     assert values is not None
     sizes = tuple(sorted({int(v) for v in values}))

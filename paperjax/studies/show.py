@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # More rows than this are shown as one for layers of one kind, the one that is furthest from flat.
 ROWS = 30
-KINDS = ("preactivation", "stream", "attention", "output")
+KINDS = ("preactivation", "branch", "stream", "attention", "output")
 
 
 def render(table: Any, width: int = 140) -> str:
@@ -46,12 +46,16 @@ def coordinate_table(check: Any) -> str:
     for members in _grouped(check):
         worst = max(members, key=lambda i: _deviation(by_step[check.steps][i]))
         start, first, end = (by_step[step][worst] for step in (0, 1, check.steps))
-        name = start.quantity if start.layer is None else f"{start.quantity} layer {start.layer}"
+        name = readable(start.quantity) if start.layer is None else f"{readable(start.quantity)} layer {start.layer}"
         if len(members) > 1:
             name += f" (furthest from flat of {len(members)})"
         cells = [_exponent(start), _power(start.expected), _exponent(first), _power(first.expected)]
         table.add_row(name, start.kind, *cells, *([_exponent(end)] if last else []), end.verdict)
     lines = [render(table), f"{'passes' if check.passes else 'fails'}: every change flat to ±{check.tolerance:g} after step {check.steps}"]
+    if not check.note and check.linear > 0.1:
+        lines.append(
+            f"the first step moved values by up to {check.linear:.2g} of themselves: too far for the expected exponents, which are of small steps"
+        )
     return "\n".join([*lines, *([check.note] if check.note else [])])
 
 
@@ -83,7 +87,7 @@ def coordinate_figure(check: Any) -> "Figure":
         columns.append(("change", check.steps, f"change after step {check.steps}"))
     groups: dict[str, dict[str, list[int]]] = {}
     for i, q in enumerate(check.quantities):
-        groups.setdefault("output" if q.kind == "output" else q.kind, {}).setdefault(_short(q.name), []).append(i)
+        groups.setdefault(q.kind, {}).setdefault(readable(pattern_of(q.name)), []).append(i)
     kinds = [kind for kind in KINDS if kind in groups]
     with style():
         figure, axes = panels(len(kinds), len(columns), (3.7, 2.7))
@@ -96,6 +100,7 @@ def coordinate_figure(check: Any) -> "Figure":
                 ax.set_xscale("log", base=2)
                 ax.set_xticks(check.sizes, [str(n) for n in check.sizes])
                 ax.minorticks_off()
+                _at_least_a_decade(ax)
                 if row == 0:
                     ax.set_title(title)
                 if row == len(kinds) - 1:
@@ -124,12 +129,23 @@ def _series(ax: Any, check: Any, name: str, members: list[int], what: str, step:
         prediction(ax, sizes, middle * sizes**expected, "", color=COLOURS[k % 6], linestyle=DASHES[1 + k % 5])
 
 
-def _short(path: str) -> str:
-    """Names of layers of one kind, without brackets: ``['block_3']['mlp']['kernel']`` as ``block_#.mlp.kernel``."""
-    text = pattern_of(path)
-    for bracket in ("['params']", "['", "']"):
-        text = text.replace(bracket, {"']": "."}.get(bracket, ""))
-    return text.rstrip(".").replace(". ", " ")
+def _at_least_a_decade(ax: Any) -> None:
+    # On a narrower axis noise looks like a slope, and there is no second tick to read it by.
+    low, high = ax.get_ylim()
+    if ax.get_yscale() == "log" and high < 30 * low:
+        middle = math.sqrt(low * high)
+        ax.set_ylim(middle / 30**0.5, middle * 30**0.5)
+
+
+def readable(path: str) -> str:
+    """A leaf's path without brackets.
+
+    Examples
+    --------
+    >>> readable("stream + ['block_3']['mlp']['kernel']")
+    'stream + block_3.mlp.kernel'
+    """
+    return re.sub(r"\['?([^\[\]']*)'?\]", r".\1", path).replace(" .", " ").lstrip(".")
 
 
 def transfer_table(found: Any) -> str:
@@ -182,9 +198,3 @@ def _shade(k: int, n: int) -> Any:
     import matplotlib
 
     return matplotlib.colormaps["viridis"](0.05 + 0.8 * k / max(1, n - 1))
-
-
-def spaced(values: Sequence[float]) -> bool:
-    """Whether numbers are evenly spaced in their logarithm, to a part in a thousand."""
-    gaps = np.diff(np.log(np.asarray(values, float)))
-    return bool(np.allclose(gaps, gaps.mean(), rtol=1e-3))

@@ -13,7 +13,7 @@ from paperjax.trace import primitives as prim
 from paperjax.trace.interpret import edited
 from paperjax.trace.probe import pattern_of
 from paperjax.trace.program import walk_model
-from paperjax.trace.streams import CONTRACTING, Graph, interactions, residual_adds
+from paperjax.trace.streams import CONTRACTING, interactions, residual_adds
 from paperjax.trace.walk import Site, Walk
 
 
@@ -23,10 +23,10 @@ class Tap(NamedTuple):
     Attributes
     ----------
     name
-        The leaf whose product it is (`preactivation`); the last leaf of the branch that was added (`stream`); the leaves of the two
+        The leaf whose product it is (`preactivation`; `branch` if it writes into a residual stream); the last leaf of the branch that was added (`stream`); the leaves of the two
         operands (`attention`); ``"outputs"``.
     kind
-        ``"preactivation"``, ``"stream"``, ``"attention"`` or ``"output"``.
+        ``"preactivation"``, ``"branch"``, ``"stream"``, ``"attention"`` or ``"output"``.
     path, rank
         The equation of the trace that makes it, and its number of axes there; no path for the outputs.
     layers
@@ -58,29 +58,29 @@ def find_taps(model: Model, x: Any) -> tuple[tuple[Tap, ...], Walk]:
     leaves = jax.tree_util.tree_leaves_with_path(split(params)[0])
     paths = [jax.tree_util.keystr(path) for path, _ in leaves]
     shapes = [tuple(leaf.shape) for _, leaf in leaves]
-    graph = Graph(walk)
     end = walk.outputs[0].node
     taps: dict[int, Tap] = {}
     adds = {add.node: add for add in residual_adds(walk)}
+    writers = {leaf for add in adds.values() for leaf in add.writers}
     seen: dict[int, int] = {}
     for site in walk.sites:
-        if site.kind not in CONTRACTING or site.node in taps or _is_output(graph, site.node, end):
+        if site.kind not in CONTRACTING or site.node in taps or _is_output(walk, site.node, end):
             continue
         seen[site.leaf] = seen.get(site.leaf, 0) + 1
         name = paths[site.leaf] + (f", use {seen[site.leaf]}" if seen[site.leaf] > 1 else "")
-        taps[site.node] = _tap(walk, name, "preactivation", site.node, site, shapes)
+        taps[site.node] = _tap(walk, name, "branch" if site.leaf in writers else "preactivation", site.node, site, shapes)
     for node, add in adds.items():
         inside = [site for site in walk.sites if site.leaf in add.leaves and site.kind in CONTRACTING]
         last = max(inside, key=lambda site: site.node if site.node <= node else -1)
-        if not _is_output(graph, node, end):
+        if not _is_output(walk, node, end):
             taps[node] = _tap(walk, f"stream + {paths[last.leaf]}", "stream", node, last, shapes)
     for found in interactions(walk):
         if all(found.leaves):
             of = [next(site for site in walk.sites if site.leaf == leaves[0]) for leaves in found.leaves]
-            node = _scaled_logits(graph, found.node)
+            node = _scaled_logits(walk, found.node)
             name = " · ".join(paths[leaves[0]] for leaves in found.leaves)
             taps[node] = _tap(walk, name, "attention", node, of[0], shapes)
-    if not any(tap.kind == "preactivation" for tap in taps.values()) and not _outputs_alone(walk):
+    if not any(site.kind in CONTRACTING for site in walk.sites):
         raise ValueError("the trace finds no product of a parameter with the data, so there is nothing whose size could be checked.")
     assert end is not None
     outputs = Tap("outputs", "output", (), len(walk.nodes[end].shape), 1, end)
@@ -92,35 +92,31 @@ def _tap(walk: Walk, name: str, kind: str, node: int, site: Site, shapes: list[t
     return Tap(name, kind, walk.nodes[node].path, len(walk.nodes[node].shape), _layers(site, shapes), node, shape)
 
 
-def _outputs_alone(walk: Walk) -> bool:
-    return any(site.kind in CONTRACTING for site in walk.sites)
-
-
 def _layers(site: Site, shapes: list[tuple[int, ...]]) -> int:
     # A loop that uses the same numbers in every step runs over time, not over layers.
     rows = int(np.prod([shapes[site.leaf][axis] for axis in site.stack], dtype=int)) if site.stack else 1
     return rows if rows == site.repeats and not site.reused else 1
 
 
-def _is_output(graph: Graph, node: int, end: int | None) -> bool:
-    while end is not None:
-        if node == end:
-            return True
-        here = graph.nodes[end]
-        end = here.parents[0] if graph.moves(here) and not graph.sites.get(end) else None
-    return False
+def _is_output(walk: Walk, node: int, end: int | None) -> bool:
+    used = {site.node for site in walk.sites}
+    while end is not None and end != node:
+        here = walk.nodes[end]
+        moved = here.op in (*prim.RESHAPING, *prim.KEEPING_AXES) and end not in used
+        end = here.parents[0] if moved and len(here.parents) == 1 else None
+    return end == node
 
 
-def _scaled_logits(graph: Graph, node: int) -> int:
+def _scaled_logits(walk: Walk, node: int) -> int:
     """Past the constant factors that come after a product of activations: 1/sqrt(d) may stand before or behind it."""
+    used = {site.node for site in walk.sites}
     while True:
-        children = graph.children[node]
-        moving = [c for c in children if graph.nodes[c].op in ("mul", "div", *prim.RESHAPING, *prim.KEEPING_AXES)]
-        if len(children) != 1 or len(moving) != 1 or len(graph.nodes[moving[0]].parents) != 1 or graph.sites.get(moving[0]):
+        children = [i for i, other in enumerate(walk.nodes) if node in other.parents]
+        here = walk.nodes[children[0]] if len(children) == 1 else walk.nodes[node]
+        moved = here.op in ("mul", "div", *prim.RESHAPING, *prim.KEEPING_AXES) and here.how == "linear" and len(here.parents) == 1
+        if len(children) != 1 or not moved or children[0] in used or here.path[:-1] != walk.nodes[node].path[:-1]:
             return node
-        if graph.nodes[moving[0]].path[:-1] != graph.nodes[node].path[:-1] or graph.nodes[moving[0]].how != "linear":
-            return node
-        node = moving[0]
+        node = children[0]
 
 
 def record(model: Model, taps: tuple[Tap, ...], params: PyTree, x: Any) -> Mapping[Tap, Float[Array, "layers entries"]]:

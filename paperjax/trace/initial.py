@@ -116,9 +116,9 @@ class _Reader:
         if name.startswith(("random_", "threefry")):
             return [_KEY] * len(eqn.outvars)
         if all(value.kind == "key" for value in inputs) and inputs:
-            return [_KEY if name in (*prim.RESHAPING, *prim.KEEPING_AXES, "gather", "concatenate") else _Seen("unread", why=name)] * len(
-                eqn.outvars
-            )
+            return [
+                _KEY if name in (*prim.RESHAPING, *prim.KEEPING_AXES, "gather", "concatenate", "stack") else _Seen("unread", why=name)
+            ] * len(eqn.outvars)
         if name in ("qr", "householder_product", "geqrf"):
             return self.orthogonal(eqn)
         return [self.one(eqn, inputs)] * len(eqn.outvars)
@@ -158,7 +158,7 @@ class _Reader:
         if name in (*prim.RESHAPING, *prim.KEEPING_AXES, "gather") and name != "convert_element_type" and inputs[0].kind != "unread":
             padded = name == "pad" and inputs[0].kind != "constant"
             return _Seen("unread", why=name) if padded else inputs[0]
-        if name == "concatenate":
+        if name in ("concatenate", "stack"):
             return _mixture(eqn, inputs)
         if kinds <= {"constant"}:
             return self.constant(eqn, inputs)

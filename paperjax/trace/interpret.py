@@ -4,7 +4,7 @@ The function is traced anew and its equations are bound one by one; a path (equa
 to act. Loops, branches and rematerialized blocks are rebuilt only where a path leads into them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -84,8 +84,7 @@ def edited(
     def tapped(*args: Any) -> tuple[Any, dict[Path, Any]]:
         flat, tree = jax.tree.flatten(args)
         jaxpr, shape = jax.make_jaxpr(lambda *leaves: fn(*jax.tree.unflatten(tree, leaves)), return_shape=True)(*flat)
-        where = _Places({path: tuple(e) for path, e in edits.items()}, frozenset(map(tuple, taps)))
-        outputs, seen = _evaluate(jaxpr, flat, (), where)
+        outputs, seen = _evaluate(jaxpr, flat, (), _places(edits, taps))
         return jax.tree.unflatten(jax.tree.structure(shape), outputs), seen
 
     return (lambda *args: tapped(*args)[0]), tapped
@@ -94,10 +93,20 @@ def edited(
 class _Places(NamedTuple):
     edits: Mapping[Path, tuple[Edit, ...]]
     taps: frozenset[Path]
+    above: frozenset[Path]
+
+    def meets(self, path: Path) -> bool:
+        """Whether something is to be done at this equation or inside it."""
+        return path in self.edits or path in self.taps or path in self.above
 
     def inside(self, path: Path) -> bool:
-        n = len(path)
-        return any(len(p) > n and p[:n] == path for p in (*self.edits, *self.taps))
+        return path in self.above
+
+
+def _places(edits: Mapping[Path, Sequence[Edit]], taps: Sequence[Path]) -> _Places:
+    at = {tuple(path): tuple(e) for path, e in edits.items()}
+    seen = frozenset(map(tuple, taps))
+    return _Places(at, seen, frozenset(path[:n] for path in (*at, *seen) for n in range(len(path))))
 
 
 def _evaluate(jaxpr: jex.ClosedJaxpr, args: Sequence[Any], path: Path, where: _Places) -> tuple[list[Any], dict[Path, Any]]:
@@ -108,16 +117,20 @@ def _evaluate(jaxpr: jex.ClosedJaxpr, args: Sequence[Any], path: Path, where: _P
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, jex.Literal) else values[atom]
 
-    for i, eqn in enumerate(jaxpr.jaxpr.eqns):
-        here = (*path, i)
+    n = len(path)
+    missing = [p for p in (*where.edits, *where.taps) if p[:n] == path and len(p) > n and p[n] >= len(jaxpr.jaxpr.eqns)]
+    if missing:
+        raise ValueError(_another(missing[0], "there is no such equation", "one"))
+    for run in _runs(jaxpr.jaxpr, path, where):
+        here, eqn = (*path, run.start), jaxpr.jaxpr.eqns[run.start]
+        if not where.meets(here):
+            values.update(_untouched(jaxpr.jaxpr, run, values))
+            continue
         operands = [read(atom) for atom in eqn.invars]
         edits = where.edits.get(here, ())
         for edit in edits:
             if edit.op != eqn.primitive.name:
-                raise ValueError(
-                    f"equation {here} of the trace is a {eqn.primitive.name}, where the plan found a {edit.op}: the model, the batch's rank or "
-                    "JAX's version is another. Make the plan anew with them."
-                )
+                raise ValueError(_another(here, f"it is a {eqn.primitive.name}", f"a {edit.op}"))
             if edit.operand is not None:
                 operands[edit.operand] = edit.change(jnp.asarray(operands[edit.operand]))
         outputs, more = _inside(eqn, operands, here, where) if where.inside(here) else (_bind(jaxpr.jaxpr, eqn, operands), {})
@@ -131,11 +144,43 @@ def _evaluate(jaxpr: jex.ClosedJaxpr, args: Sequence[Any], path: Path, where: _P
     return [read(atom) for atom in jaxpr.jaxpr.outvars], seen
 
 
+def _another(path: Path, there: str, wanted: str) -> str:
+    return (
+        f"equation {path} of the trace: {there}, where the plan found {wanted}. The model, the batch's rank or JAX's version is another. "
+        "Make the plan anew with them."
+    )
+
+
+def _runs(jaxpr: jex.Jaxpr, path: Path, where: _Places) -> Iterator[range]:
+    """Equations with something to do one by one, the others in runs as long as they come."""
+    start = 0
+    for i in range(len(jaxpr.eqns)):
+        if where.meets((*path, i)):
+            if start < i:
+                yield range(start, i)
+            yield range(i, i + 1)
+            start = i + 1
+    if start < len(jaxpr.eqns):
+        yield range(start, len(jaxpr.eqns))
+
+
+def _untouched(jaxpr: jex.Jaxpr, run: range, values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What a run of equations makes, by JAX's own evaluator."""
+    eqns = jaxpr.eqns[run.start : run.stop]
+    made = {var for eqn in eqns for var in eqn.outvars}
+    needed = list(dict.fromkeys(v for eqn in eqns for v in eqn.invars if not isinstance(v, jex.Literal) and v not in made))
+    later = {v for eqn in jaxpr.eqns[run.stop :] for v in eqn.invars if not isinstance(v, jex.Literal)}
+    later |= {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
+    kept = [var for eqn in eqns for var in eqn.outvars if var in later]
+    part = jaxpr.replace(constvars=[], invars=needed, outvars=kept, eqns=eqns)
+    return dict(zip(kept, jex.jaxpr_as_fun(jex.ClosedJaxpr(part, ()))(*(values[var] for var in needed))))
+
+
 def _bind(around: jex.Jaxpr, eqn: Any, operands: Sequence[Any]) -> list[Any]:
-    # JAX's own evaluator, on a jaxpr of this one equation: how a primitive is bound is nobody else's to know.
-    pairs = {atom: value for atom, value in zip(eqn.invars, operands) if not isinstance(atom, jex.Literal)}
-    alone = around.replace(constvars=[], invars=list(pairs), outvars=list(eqn.outvars), eqns=[eqn])
-    return list(jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, ()))(*pairs.values()))
+    # How a primitive is bound is nobody else's to know. Each operand has a variable of its own: one of ``x + x`` may have been changed.
+    fresh = [jex.Var(atom.aval) for atom in eqn.invars]
+    alone = around.replace(constvars=[], invars=fresh, outvars=list(eqn.outvars), eqns=[eqn.replace(invars=fresh)])
+    return list(jex.jaxpr_as_fun(jex.ClosedJaxpr(alone, ()))(*operands))
 
 
 def _inside(eqn: Any, operands: list[Any], path: Path, where: _Places) -> tuple[list[Any], dict[Path, Any]]:

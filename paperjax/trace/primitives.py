@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend import core as jex
 
 # Entries keep their values and find a new place; axes are followed through.
-RESHAPING = ("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims")
+RESHAPING = ("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "unstack")
 # The same axes, possibly fewer entries along them, or padding between.
 KEEPING_AXES = (
     "convert_element_type", "reduce_precision", "slice", "dynamic_slice", "rev", "pad", "copy", "copy_p", "stop_gradient", "name",
@@ -25,7 +25,7 @@ HOMOGENEOUS = ("abs", "reduce_max", "reduce_min", "reduce_window_max", "reduce_w
 # Linear in their activations.
 LINEAR = (
     "neg", "reduce_sum", "cumsum", "reduce_window_sum", "real", "imag", "gather", "concatenate", "scatter-add", "dynamic_update_slice", "fft",
-    "psum", "all_gather", "ppermute", "all_to_all",
+    "psum", "stack", "all_gather", "ppermute", "all_to_all",
 )  # fmt: skip
 ELEMENTWISE = (
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp", "cos", "cosh", "digamma",
@@ -132,6 +132,11 @@ def moved_axes(eqn: jex.JaxprEqn) -> list[tuple[int, ...]]:
     before, after = (tuple(v.aval.shape) for v in (eqn.invars[0], eqn.outvars[0]))  # pyright: ignore[reportAttributeAccessIssue]
     if name == "transpose":
         return [(axis,) for axis in eqn.params["permutation"]]
+    if name == "unstack":
+        return [(axis,) for axis in range(len(before)) if axis != eqn.params["axis"]]
+    if name == "stack":
+        new = eqn.params["axis"] % len(after)
+        return [() if axis == new else (axis - (axis > new),) for axis in range(len(after))]
     if name == "broadcast_in_dim":
         place = {new: old for old, new in enumerate(eqn.params["broadcast_dimensions"])}
         return [(place[axis],) if axis in place and before[place[axis]] == after[axis] else () for axis in range(len(after))]

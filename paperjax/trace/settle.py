@@ -57,10 +57,8 @@ def overridden(found: Walk, shapes: Sequence[Shape], uses: Mapping[str, Use]) ->
             continue
         # A leaf that no data meets has no place in the graph: it stands at the first input.
         known = [site for site in sites if site.leaf == i] or [Site(i, "", "", (), (), (), (), 1, (), 0, None, False, 1)]
-        told = [
-            site._replace(kind=use.kind, inside=use.inside, out=use.out, stack=use.stack, window=(), groups=1, scans=()) for site in known
-        ]
-        sites = [site for site in sites if site.leaf != i] + told
+        told = {"kind": use.kind, "inside": use.inside, "out": use.out, "stack": use.stack, "window": (), "groups": 1, "scans": ()}
+        sites = [site for site in sites if site.leaf != i] + [site._replace(**told) for site in known]
         unresolved = [u for u in unresolved if u.leaf != i]
     return found._replace(sites=tuple(sites), unresolved=tuple(unresolved))
 
@@ -94,7 +92,8 @@ def refuse_unresolved(found: Walk, shapes: Sequence[Shape], axes: Axes, settled:
         if growing:
             names = ", ".join(sorted({name for axis in growing for name in infinite[axis]}))
             lines.append(
-                f"  {shape.path} {shape.shape}, axis {', '.join(map(str, growing))} (grows with {names}): at {problem.op}, {problem.reason}. "
+                f"  {shape.path} {shape.shape}, axis {', '.join(map(str, growing))} (grows with {names}): "
+                f"at {problem.op}, {problem.reason}. "
                 f"Settle it with uses={{{shape.path!r}: pj.trace.{_example(shape, problem.axis)}}}, or as its axes are meant"
             )
     if lines:
@@ -106,7 +105,7 @@ def _example(shape: Shape, stack: int | None) -> str:
     rest = [axis for axis in range(len(shape.shape)) if axis != stack]
     copies = "" if stack is None else f", stack=({stack},)"
     if len(rest) < 2:
-        return f"Use(out={tuple(rest)}{copies}, kind='elementwise')"
+        return f"Use(inside={tuple(rest)}{copies})" if copies else f"Use(out={tuple(rest)}, kind='elementwise')"
     return f"Use(inside={tuple(rest[:-1])}, out=({rest[-1]},){copies})"
 
 
@@ -131,22 +130,23 @@ def _problems(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping
 
 def _copies(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping[str, Use]) -> Iterator[Unresolved]:
     """Axes of copies whose number grows, unless a scan goes through them one after the other: that is depth."""
-    number: set[str] = set()
+    doubtful = {u.leaf for u in found.unresolved if u.axis is None}
+    count = {name for u in found.unresolved if u.axis is not None for name in axes[shapes[u.leaf].path][u.axis]}
     flagged: list[Unresolved] = []
     for site in found.sites:
-        infinite = axes[shapes[site.leaf].path]
-        if shapes[site.leaf].path in settled:
-            number |= {name for axis in site.stack for name in infinite[axis]}
-            continue
-        for i, axis in enumerate(site.stack):
-            if infinite[axis] and not (i < len(site.scans) and _is_deep(found, site, site.scans[i])):
-                number |= infinite[axis]
-                flagged.append(Unresolved(site.leaf, site.op, "independent copies whose number grows", axis))
+        path = shapes[site.leaf].path
+        for i, axis in enumerate(site.stack if site.leaf not in doubtful else ()):
+            if axes[path][axis] and not (i < len(site.scans) and _is_deep(found, site, site.scans[i])):
+                count |= axes[path][axis]
+                if path not in settled:
+                    flagged.append(Unresolved(site.leaf, site.op, "independent copies whose number grows", axis))
     yield from flagged
+    # The copies' first layer may share one input, and then its axis of copies is free like any other. A size that is summed over is a width.
+    count -= {name for site in found.sites for axis in site.inside for name in axes[shapes[site.leaf].path][axis]}
     for site in found.sites:
-        infinite = axes[shapes[site.leaf].path]
-        for axis in site.out if shapes[site.leaf].path not in settled else ():
-            if infinite[axis] and infinite[axis] <= number:
+        path = shapes[site.leaf].path
+        for axis in site.out if path not in settled and site.leaf not in doubtful else ():
+            if axes[path][axis] and axes[path][axis] <= count:
                 yield Unresolved(site.leaf, site.op, "copies that share one input, and whose number grows", axis)
 
 

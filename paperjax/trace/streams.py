@@ -120,10 +120,13 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
             if branch in members:
                 continue
             back = _back(graph, branch, members)
-            if _crosses(graph, branch, members, back):
-                inside = _inside(graph, i, members, back)
+            reach = _reach(graph, members, back)
+            # What is added to another stream in every block (an embedding of time) is no stream itself.
+            foreign = any(n in found and found[n][1] not in members and not reach.get(found[n][1]) for n, r in reach.items() if r)
+            if reach.get(branch) == CROSSED and not foreign:
+                inside = _inside(graph, i, reach)
                 leaves = tuple(dict.fromkeys(site.leaf for n in sorted(inside) for site in graph.sites.get(n, ())))
-                writers = _writers(graph, i, branch, members, inside)
+                writers = _writers(graph, i, branch, inside)
                 operand = node.parents.index(branch)
                 found[i] = ResidualAdd(node.path, node.op, operand, i, branch, node.repeats, leaves, writers), stream
                 break
@@ -143,80 +146,87 @@ def _back(graph: Graph, branch: int, stream: set[int]) -> set[int]:
     return found
 
 
-def _crosses(graph: Graph, branch: int, stream: set[int], back: set[int]) -> bool:
-    """Whether a way from the stream to the branch crosses a parameter contraction."""
-    # 0: not from the stream; 1: from it; 2: from it through a contraction.
+# Whether an activation is made of the stream, and whether through a parameter contraction.
+APART, MADE_OF, CROSSED = 0, 1, 2
+
+
+def _reach(graph: Graph, stream: set[int], back: set[int]) -> dict[int, int]:
     reach: dict[int, int] = {}
     for node in sorted(back):
-        so_far = max((1 if parent in stream else reach.get(parent, 0) for parent in graph.nodes[node].parents), default=0)
-        reach[node] = 2 if so_far and graph.contracts(node) else so_far
-    return reach.get(branch, 0) == 2
+        so_far = max((MADE_OF if parent in stream else reach.get(parent, APART) for parent in graph.nodes[node].parents), default=APART)
+        reach[node] = CROSSED if so_far and graph.contracts(node) else so_far
+    return reach
 
 
-def _inside(graph: Graph, add: int, stream: set[int], back: set[int]) -> set[int]:
+def _inside(graph: Graph, add: int, reach: Mapping[int, int]) -> set[int]:
     """The branch's own activations: those between the stream and the add, and those that serve nothing but this branch.
 
     What also serves other parts (an encoder that every decoder layer looks at, an embedding of time) is no part of the branch.
     """
-    between: set[int] = set()
-    for node in sorted(back):
-        if any(parent in stream or parent in between for parent in graph.nodes[node].parents):
-            between.add(node)
     inside: set[int] = set()
-    for node in sorted(back, reverse=True):
+    for node in sorted(reach, reverse=True):
         own = all(child == add or child in inside for child in graph.children[node]) and node not in graph.outputs
-        if own or node in between:
+        if own or reach[node]:
             inside.add(node)
     return inside
 
 
-def _writers(graph: Graph, add: int, branch: int, stream: set[int], inside: set[int]) -> tuple[int, ...]:
+def _writers(graph: Graph, add: int, branch: int, inside: set[int]) -> tuple[int, ...]:
     """Leaves that, all multiplied by c > 0, multiply the branch by c and nothing else; none where there are no such leaves."""
-    found = _last_factors(graph, branch, inside, {})
-    if not found or not found <= graph.used_once:
-        return ()
+    found = (leaves for leaves in _last_factors(graph, branch, inside, {}) if _scale_the_branch(graph, add, branch, inside, leaves))
+    return tuple(sorted(next(found, ())))
+
+
+def _scale_the_branch(graph: Graph, add: int, branch: int, inside: set[int], leaves: frozenset[int]) -> bool:
+    if not leaves <= graph.used_once:
+        return False
     power: dict[int, int | None] = {}
     for node in sorted(inside):
-        power[node] = _power(graph, node, found, power)
-        if power[node] is None:
-            return ()
+        power[node] = _power(graph, node, leaves, power)
         # What is multiplied must be seen by the branch alone.
-        if power[node] and (node in graph.outputs or any(child != add and child not in inside for child in graph.children[node])):
-            return ()
-    where = {site.node for node in inside for site in graph.sites.get(node, ()) if site.leaf in found}
-    once = all(graph.nodes[node].repeats == graph.nodes[add].repeats for node in where)
-    return tuple(sorted(found)) if power.get(branch) == 1 and once else ()
+        seen = node in graph.outputs or any(child != add and child not in inside for child in graph.children[node])
+        if power[node] is None or (power[node] and seen):
+            return False
+    where = {site.node for node in inside for site in graph.sites.get(node, ()) if site.leaf in leaves}
+    return power.get(branch) == 1 and all(graph.nodes[node].repeats == graph.nodes[add].repeats for node in where)
 
 
-def _last_factors(graph: Graph, node: int, inside: set[int], known: dict[int, set[int] | None]) -> set[int] | None:
-    """The last leaves that multiply something on each way that leads into `node`; `None` where a way has none."""
+Ways = list[frozenset[int]]
+# Gates multiply gates: so many ways to scale a branch are looked at.
+MANY = 16
+
+
+def _last_factors(graph: Graph, node: int, inside: set[int], known: dict[int, Ways]) -> Ways:
+    """Sets of leaves, one of them the last to multiply something on each way that leads into `node`."""
     if node not in inside:
-        return None
+        return []
     if node not in known:
-        known[node] = None
-        known[node] = _last_factors_of(graph, node, inside, known)
+        known[node] = []
+        known[node] = list(dict.fromkeys(_last_factors_of(graph, node, inside, known)))[:MANY]
     return known[node]
 
 
-def _last_factors_of(graph: Graph, node: int, inside: set[int], known: dict[int, set[int] | None]) -> set[int] | None:
+def _last_factors_of(graph: Graph, node: int, inside: set[int], known: dict[int, Ways]) -> Ways:
     sites, here = graph.sites.get(node, ()), graph.nodes[node]
-    factors = {site.leaf for site in sites if site.effect == "times"}
+    factors = frozenset(site.leaf for site in sites if site.effect == "times")
     if factors:
-        return factors
-    added = {site.leaf for site in sites if site.effect == "plus"}
+        return [factors]
+    added = frozenset(site.leaf for site in sites if site.effect == "plus")
     ways = here.parents
     if here.op == "select_n" and here.how == "homogeneous":
         ways = tuple(parent for parent in ways if graph.nodes[parent].how != "sign")
     if here.how in ("bilinear", "first"):
         ways = here.parents if here.how == "bilinear" else here.parents[:1]
-        return next((found | added for way in ways if (found := _last_factors(graph, way, inside, known))), None)
+        return [found | added for way in ways for found in _last_factors(graph, way, inside, known)]
     if here.how not in ("linear", "homogeneous") or not ways:
-        return None
-    each = [_last_factors(graph, way, inside, known) for way in ways]
-    return None if any(found is None for found in each) else added.union(*(found for found in each if found is not None))
+        return []
+    together: Ways = [added]
+    for way in ways:
+        together = [a | b for a in together for b in _last_factors(graph, way, inside, known)][:MANY]
+    return together
 
 
-def _power(graph: Graph, node: int, scaled: set[int], power: Mapping[int, int | None]) -> int | None:
+def _power(graph: Graph, node: int, scaled: frozenset[int], power: Mapping[int, int | None]) -> int | None:
     """The power of c that multiplies `node` when the leaves in `scaled` are multiplied by c; `None` if it is not multiplied at all."""
     here, sites = graph.nodes[node], graph.sites.get(node, ())
     if any(site.leaf in scaled and site.effect == "other" for site in sites):

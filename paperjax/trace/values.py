@@ -101,9 +101,13 @@ def parameters(eqn: Any, inputs: Sequence[Value]) -> Value:
         return Value(tuple(_gathered(p, eqn) for p in first.pieces))
     if name in prim.KEEPING_AXES and single and first.pieces:
         return Value(tuple(p._replace(scales=p.scales and (name != "pad" or inputs[1].is_zero)) for p in first.pieces))
-    pieces = tuple(p for value in involved for p in value.pieces)
+    rank = len(eqn.outvars[0].aval.shape)
+    # A number broadcasts over any axes.
+    pieces = tuple(p._replace(axes=p.axes or ((),) * rank) for value in involved for p in value.pieces)
     fixed = all(value.is_zero for value in inputs if value.is_constant)
-    if name in prim.ADDITIVE or name == "concatenate":
+    if name == "stack":
+        pieces = moved(pieces, eqn)
+    if name in prim.ADDITIVE or name in ("concatenate", "stack"):
         return Value(_distinct(p._replace(scales=p.scales and fixed) for p in pieces))
     if name == "select_n" and inputs[0].is_constant:
         fixed = all(value.is_zero for value in inputs[1:] if value.is_constant)
@@ -166,7 +170,15 @@ def union(parts: Iterable[Iterable[int]]) -> tuple[int, ...]:
 
 
 def _distinct(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
-    return tuple(dict.fromkeys(pieces))
+    """One piece for each leaf and way that its axes lie: as linear as the least linear of them."""
+    found: dict[Any, Piece] = {}
+    for p in pieces:
+        key = (p.leaf, p.axes, p.stack, p.scans, p.looked)
+        q = found.get(key, p)
+        found[key] = q._replace(
+            linear=p.linear and q.linear, scales=p.scales and q.scales, reused=p.reused or q.reused, reason=q.reason or p.reason
+        )
+    return tuple(found.values())
 
 
 def dependence(eqn: Any, inputs: Sequence[Value], signs: Sequence[bool]) -> tuple[str, float]:
@@ -187,7 +199,7 @@ def dependence(eqn: Any, inputs: Sequence[Value], signs: Sequence[bool]) -> tupl
     name = eqn.primitive.name
     data = [value.node is not None for value in inputs]
     zero = [value.is_zero or not value.is_constant for value in inputs]
-    if name in ("real", "imag", *prim.ADDITIVE, "concatenate"):
+    if name in ("real", "imag", *prim.ADDITIVE, "concatenate", "stack"):
         return ("linear" if all(zero) else "affine"), 0.0
     if name in ("pad", "dynamic_update_slice"):
         return ("nonlinear" if any(data[2:]) else "linear" if all(zero[:2]) else "affine"), 0.0

@@ -180,6 +180,8 @@ class _Walker:
         self, piece: Piece, kind: str, eqn: Any, path: tuple[int, ...], node: int, operand: int | None, axes: prim.Contraction, effect: str
     ) -> Site:
         inside, out, stack, window = (union(piece.axes[axis] for axis in which) for which in axes[:4])
+        # Rows looked up twice over (relative positions): neither way is an axis of its own.
+        out = tuple(axis for axis in out if not (axis in piece.looked and axis in stack))
         several = (set(inside) & set(out)) | (set(inside) & set(stack + piece.stack)) | (set(out) & set(stack + piece.stack))
         if several:
             self.tangle([piece.leaf], eqn, f"axis {min(several)} plays two parts in one {eqn.primitive.name}")
@@ -235,6 +237,8 @@ class _Walker:
         if all(value.is_constant for value in inputs):
             scalar = prim.fold_scalar(eqn, [value.scalar for value in inputs])
             return [Value(scalar=scalar) for _ in eqn.outvars]
+        if name == "optimization_barrier":
+            return inputs
         special = {"scan": self.scan, "while": self.while_loop, "cond": self.cond, "dot_general": self.dot,
                    "conv_general_dilated": self.convolution, "gather": self.gather}.get(name)  # fmt: skip
         if special is not None:
@@ -325,8 +329,12 @@ class _Walker:
         # A constant that meets a weight is data all the same: fixed positions, say.
         node = self.node(eqn.primitive.name, path, var, () if operand is None else (operand,), "linear")
         rows = []
+        part = axes[weight]
+        if kind == "product" and part.stack and not part.contracted:
+            # One number for each of the data's own coordinates, as in a depthwise convolution.
+            kind, part = "elementwise", prim.Contraction((), (*part.stack, *part.free), ())
         for piece in inputs[weight].pieces:
-            self.sites.append(self.site(piece, kind, eqn, path, node, operand, axes[weight], "times"))
+            self.sites.append(self.site(piece, kind, eqn, path, node, operand, part, "times"))
             if kind == "product":
                 place = {new: old for old, new in prim.dot_output(eqn, weight).items()}
                 found = tuple(piece.axes[place[a]] if a in place else () for a in range(len(var.aval.shape)))

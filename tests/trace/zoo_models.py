@@ -231,7 +231,9 @@ class PatchViT(nn.Module):
 
 def _flax_attention(fixed_heads: bool = True) -> dict[str, str]:
     # Biases of the projections have shape (heads, head_dim), one axis of which grows.
-    inner = {f"['{name}']['{kind}']": role for name in ("query", "key", "value") for kind, role in (("kernel", "hidden"), ("bias", "vector"))}
+    inner = {
+        f"['{name}']['{kind}']": role for name in ("query", "key", "value") for kind, role in (("kernel", "hidden"), ("bias", "vector"))
+    }
     return inner | {"['out']['kernel']": "hidden", "['out']['bias']": "vector"}
 
 
@@ -490,9 +492,7 @@ ZOO: dict[str, Case] = {
         GatedMLP, *deep(), ROWS, GATED_MLP, tuple((1, (f"['block_{i}']['down']['kernel']",)) for i in range(6)), depth_ratio=3.0
     ),
     "cnn": Case(CNN, *WIDTH, IMAGES, CNN_ROLES),
-    "resnet": Case(
-        ResNet, *WIDTH, IMAGES, RESNET, adds=((1, ("['params']['b_0']['kernel']",)), (1, ("['params']['b_1']['kernel']",)))
-    ),
+    "resnet": Case(ResNet, *WIDTH, IMAGES, RESNET, adds=((1, ("['params']['b_0']['kernel']",)), (1, ("['params']['b_1']['kernel']",)))),
     "vit": Case(
         lambda width: PatchViT(width, 2),
         *WIDTH,
@@ -552,7 +552,12 @@ ZOO: dict[str, Case] = {
         interactions=((8, -0.5), (6, 0.0)) * 2,
     ),
     "einsum attention": Case(
-        einsum_attention, {"width": 8, "heads": 2}, {"width": 16, "heads": 4}, SEQUENCE, EINSUM, ((1, ("['o']",)),),
+        einsum_attention,
+        {"width": 8, "heads": 2},
+        {"width": 16, "heads": 4},
+        SEQUENCE,
+        EINSUM,
+        ((1, ("['o']",)),),
         # The heads' number grows, their size does not.
         interactions=((4, 0.0), (6, 0.0)),
     ),  # fmt: skip

@@ -1,0 +1,243 @@
+"""Residual adds and their writers: against hand-written expectations, and against what scaling the leaves does to the network."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paperjax.trace import primitives as prim
+from paperjax.trace.interpret import Edit, edited
+from paperjax.trace.streams import interactions, residual_adds
+from paperjax.trace.walk import walk
+
+D = 6
+X = jax.random.normal(jax.random.key(3), (4, 5, D))
+MATRIX, VECTOR = (D, D), (D,)
+
+
+def layer_norm(h):
+    return (h - h.mean(-1, keepdims=True)) * jax.lax.rsqrt(h.var(-1, keepdims=True) + 1e-5)
+
+
+def batch_norm(h):
+    return (h - h.mean((0, 1))) * jax.lax.rsqrt(h.var((0, 1)) + 1e-5)
+
+
+def attention(q, k, v):
+    return jnp.einsum("bts,bsd->btd", jax.nn.softmax(jnp.einsum("btd,bsd->bts", q, k) / D**0.5), v)
+
+
+def by_scan(p, x):
+    return jax.lax.scan(lambda h, w: (h + jnp.tanh(h @ w[0]) @ w[1], None), x, (p["a"], p["b"]))[0]
+
+
+def by_remat_scan(p, x):
+    body = jax.checkpoint(lambda h, w: (h + jax.nn.relu(layer_norm(h) @ w), None))
+    return jax.lax.scan(body, x @ p["u"], p["w"])[0] @ p["v"]
+
+
+def two_uses_of_a_half(p, x):
+    """A gate and its value from one matrix: scaling the matrix scales the gate's argument as well."""
+    a, b = jnp.split(layer_norm(x) @ p["w"], 2, axis=-1)
+    return x[..., : D // 2] + a * jax.nn.sigmoid(b)
+
+
+def value_seen_elsewhere(p, x):
+    z = x @ p["w"]
+    h = x + z
+    return h @ p["v"] + jnp.tanh(z)
+
+
+def time_residual(p, x):
+    """h + tanh(U x_t + W h) along time, weights reused."""
+    return jax.lax.scan(lambda h, row: (h + jnp.tanh(h @ p["w"] + row), h), jnp.zeros_like(x[:, 0]), x.transpose(1, 0, 2))[1]
+
+
+def conditioned(p, x):
+    """Each of two blocks looks at an embedding that no block owns."""
+    c = jnp.tanh(x @ p["c"]).mean(1, keepdims=True)
+    h = x @ p["u"]
+    for i in range(2):
+        h = h + jnp.tanh(h @ p[f"a{i}"] + c) @ p[f"b{i}"]
+    return h
+
+
+CASES = {
+    # name: (apply, shapes, [(repeats, writers, leaves in the branch)])
+    "pre-activation": (
+        lambda p, x: x + jax.nn.relu(batch_norm(x)) @ p["a"],
+        {"a": MATRIX},
+        [(1, "a", "a")],
+    ),
+    "branch first": (lambda p, x: jnp.tanh(x) @ p["a"] + x, {"a": MATRIX}, [(1, "a", "a")]),
+    "post-activation": (
+        lambda p, x: jax.nn.relu(x + batch_norm(jax.nn.relu(batch_norm(x @ p["a"])) @ p["b"])),
+        {"a": MATRIX, "b": MATRIX},
+        # A normalization takes any factor out again, and it has no gain here to scale.
+        [(1, "", "ab")],
+    ),
+    "post-activation, gain of the last norm": (
+        lambda p, x: jax.nn.relu(x + batch_norm(jax.nn.relu(x @ p["a"]) @ p["b"]) * p["g"] + p["c"]),
+        {"a": MATRIX, "b": MATRIX, "g": VECTOR, "c": VECTOR},
+        # (x + BN g) + c: the shift is added to the sum, outside the branch as Python groups it.
+        [(1, "g", "abg")],
+    ),
+    "post-norm": (lambda p, x: layer_norm(layer_norm(x + x @ p["a"]) + x @ p["b"]), {"a": MATRIX, "b": MATRIX}, [(1, "a", "a")]),
+    "two post-norm blocks": (
+        lambda p, x: (lambda h: layer_norm(h + jnp.tanh(h) @ p["b"]))(layer_norm(x + x @ p["a"])),
+        {"a": MATRIX, "b": MATRIX},
+        [(1, "a", "a"), (1, "b", "b")],
+    ),
+    "relu at the end": (lambda p, x: x + jax.nn.relu(x @ p["w"] + p["b"]), {"w": MATRIX, "b": VECTOR}, [(1, "bw", "bw")]),
+    "leaky relu at the end": (lambda p, x: x + jax.nn.leaky_relu(x @ p["w"] + p["b"]), {"w": MATRIX, "b": VECTOR}, [(1, "bw", "bw")]),
+    "maxout at the end": (
+        lambda p, x: x + jnp.maximum(x @ p["a"], x @ p["b"]),
+        {"a": MATRIX, "b": MATRIX},
+        [(1, "ab", "ab")],
+    ),
+    "max pool in the branch": (
+        lambda p, x: x + (x @ p["w"]).max(1, keepdims=True),
+        {"w": MATRIX},
+        [(1, "w", "w")],
+    ),
+    "tanh at the end": (lambda p, x: x + jnp.tanh(x @ p["w"] + p["b"]), {"w": MATRIX, "b": VECTOR}, [(1, "", "bw")]),
+    "gelu at the end": (lambda p, x: x + jax.nn.gelu(x @ p["w"]), {"w": MATRIX}, [(1, "", "w")]),
+    "gelu's own adds are none": (lambda p, x: jax.nn.gelu(x @ p["w"]) @ p["v"], {"w": MATRIX, "v": MATRIX}, []),
+    "relu of a shifted matrix": (lambda p, x: x + jax.nn.relu(x @ p["w"] + 1.0), {"w": MATRIX}, [(1, "", "w")]),
+    "branch shifted by a constant": (lambda p, x: x + (x @ p["w"] + 1.0), {"w": MATRIX}, [(1, "", "w")]),
+    "gain stored as 1 + g at the end": (
+        lambda p, x: x + layer_norm(x @ p["w"]) * (1 + p["g"]),
+        {"w": MATRIX, "g": VECTOR},
+        [(1, "", "gw")],
+    ),
+    "layer scale": (lambda p, x: x + p["g"] * jnp.tanh(x @ p["w"]), {"w": MATRIX, "g": VECTOR}, [(1, "g", "gw")]),
+    "divided by a leaf": (lambda p, x: x + jnp.tanh(x @ p["w"]) / p["g"], {"w": MATRIX, "g": VECTOR}, [(1, "", "gw")]),
+    "gated with a matrix of its own": (
+        lambda p, x: x + jax.nn.silu(x @ p["a"]) * (x @ p["b"]),
+        {"a": MATRIX, "b": MATRIX},
+        [(1, "b", "ab")],
+    ),
+    "gated with half of one matrix": (two_uses_of_a_half, {"w": MATRIX}, [(1, "", "w")]),
+    "squared": (lambda p, x: x + (x @ p["w"]) ** 2, {"w": MATRIX}, [(1, "", "w")]),
+    "two matrices in a row": (lambda p, x: x + (x @ p["a"]) @ p["b"], {"a": MATRIX, "b": MATRIX}, [(1, "b", "ab")]),
+    "sum of a linear and a deeper way": (
+        lambda p, x: x + (lambda z: z + jnp.tanh(z) @ p["b"])(x @ p["a"]),
+        {"a": MATRIX, "b": MATRIX},
+        # The inner sum is residual, with z as its stream; of the outer one the writers would be a and b, and a is inside the tanh.
+        [(1, "b", "b"), (1, "", "ab")],
+    ),
+    "one matrix in both branches": (
+        lambda p, x: (lambda h: h + jnp.tanh(h) @ p["a"])(x + jnp.tanh(x) @ p["a"]),
+        {"a": MATRIX},
+        [(1, "", "a"), (1, "", "a")],
+    ),
+    "branch seen elsewhere": (value_seen_elsewhere, {"w": MATRIX, "v": MATRIX}, [(1, "", "w")]),
+    "parallel attention and perceptron": (
+        lambda p, x: x + attention(x @ p["q"], x @ p["k"], x @ p["v"]) @ p["o"] + jax.nn.gelu(x @ p["u"]) @ p["d"],
+        dict.fromkeys("qkvoud", MATRIX),
+        [(1, "o", "koqv"), (1, "d", "du")],
+    ),
+    "parallel, summed first": (
+        lambda p, x: x + (jnp.tanh(x @ p["a"]) @ p["b"] + jnp.tanh(x) @ p["c"]),
+        dict.fromkeys("abc", MATRIX),
+        [(1, "bc", "abc")],
+    ),
+    "projection shortcut is none": (lambda p, x: x @ p["s"] + jnp.tanh(x @ p["a"]) @ p["b"], dict.fromkeys("sab", MATRIX), []),
+    "stream multiplied by a number": (lambda p, x: 0.8 * x + jnp.tanh(x) @ p["a"], {"a": MATRIX}, [(1, "a", "a")]),
+    "subtracted branch": (lambda p, x: x - jnp.tanh(x) @ p["a"], {"a": MATRIX}, [(1, "a", "a")]),
+    "subtracted stream is none": (lambda p, x: jnp.tanh(x) @ p["a"] - x, {"a": MATRIX}, []),
+    "no weight in the branch": (lambda p, x: x + jnp.tanh(layer_norm(x)), {}, []),
+    "scanned": (by_scan, {"a": (3, D, D), "b": (3, D, D)}, [(3, "b", "ab")]),
+    "rematerialized and scanned": (by_remat_scan, {"u": MATRIX, "w": (4, D, D), "v": MATRIX}, [(4, "w", "w")]),
+    "along time": (time_residual, {"w": MATRIX}, [(5, "", "w")]),
+    "conditioned": (
+        conditioned,
+        dict.fromkeys(("u", "c", "a0", "b0", "a1", "b1"), MATRIX),
+        [(1, ("b0",), ("a0", "b0")), (1, ("b1",), ("a1", "b1"))],
+    ),
+}
+
+
+def numbers(shapes):
+    return {name: jax.random.normal(jax.random.fold_in(jax.random.key(7), i), shape) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def walked(apply, params, x=X):
+    leaves, tree = jax.tree.flatten(params)
+
+    def flat(leaves, fixed, x):
+        return apply(jax.tree.unflatten(tree, leaves), x)
+
+    return walk(prim.trace(flat, leaves, [], x), len(leaves)), sorted(params)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_residual_adds_and_their_writers(name):
+    apply, shapes, wanted = CASES[name]
+    found, names = walked(apply, numbers(shapes))
+    adds = [
+        (add.repeats, tuple(names[i] for i in add.writers), tuple(sorted(names[i] for i in add.leaves))) for add in residual_adds(found)
+    ]
+    assert adds == [(repeats, tuple(writers), tuple(leaves)) for repeats, writers, leaves in wanted]
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, adds) in CASES.items() if any(writers for _, writers, _ in adds)])
+def test_scaling_the_writers_is_scaling_the_branch(name, x64):
+    """The writers times c, and the add's operand times c by `edited`: one function, and not the one without c."""
+    apply, shapes, _ = CASES[name]
+    params, x = jax.tree.map(lambda a: a.astype(jnp.float64), (numbers(shapes), X))
+    found, names = walked(apply, params, x)
+    for add in residual_adds(found):
+        if not add.writers:
+            continue
+        written = {names[i] for i in add.writers}
+        by_leaves = apply({key: 0.37 * value if key in written else value for key, value in params.items()}, x)
+        scaled, _ = edited(apply, {add.path: [Edit(add.op, add.operand, lambda value: 0.37 * value)]}, ())
+        np.testing.assert_allclose(scaled(params, x), by_leaves, rtol=1e-11, atol=1e-12)
+        assert np.abs(by_leaves - apply(params, x)).max() > 1e-3
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("where", ["before", "query", "after", "as an array"])
+def test_scale_of_logits_wherever_it_is_multiplied(power, where):
+    scale = 16.0**-power
+
+    def apply(p, x):
+        q, k = x @ p["q"], x @ p["k"]
+        if where == "query":
+            q = q * scale
+        if where == "before":
+            q, k = q * scale**0.5, scale**0.5 * k
+        logits = jnp.einsum("btd,bsd->bts", q, k)
+        if where == "after":
+            logits = jnp.where(np.tri(5) > 0, logits / (1 / scale), -1e9)
+        if where == "as an array":
+            logits = logits * jnp.full(logits.shape, scale)
+        return jnp.einsum("bts,bsd->btd", jax.nn.softmax(logits), x @ p["v"])
+
+    found, names = walked(apply, numbers({"q": (D, 16), "k": (D, 16), "v": MATRIX}))
+    logits, values = interactions(found)
+    assert [[names[i] for i in side] for side in logits.leaves] == [["q"], ["k"]]
+    assert logits.size == 16
+    np.testing.assert_allclose(logits.log_scale, np.log(scale), atol=1e-6)
+    assert (values.size, values.log_scale) == (5, 0.0)
+
+
+def test_flax_attention_and_jax_dot_product_attention_are_read():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            h = nn.MultiHeadDotProductAttention(num_heads=2, name="flax")(x)
+            q, k, v = (nn.DenseGeneral((2, 3), name=name)(h) for name in "qkv")
+            return jax.nn.dot_product_attention(q, k, v)
+
+    params = Net().init(jax.random.key(0), X)["params"]
+    flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    tree = jax.tree.structure(params)
+    found, names = walked(lambda p, x: Net().apply({"params": jax.tree.unflatten(tree, [p[name] for name in flat])}, x), flat)
+    logits = [
+        (a.size, round(a.log_scale / np.log(a.size), 4), [names[s[0]] for s in a.leaves]) for a in interactions(found) if all(a.leaves)
+    ]
+    assert logits[0] == (3, -0.5, ["['flax']['query']['kernel']", "['flax']['key']['kernel']"])
+    assert logits[1] == (3, -0.5, ["['q']['kernel']", "['k']['kernel']"])

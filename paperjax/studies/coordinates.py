@@ -146,7 +146,7 @@ class CoordCheck:
 
     @property
     def linear(self) -> float:
-        """The largest ratio, over preactivations, streams and sizes, of the change by the first step to the value: the prediction needs it small."""
+        """How far the first step goes: the largest ratio of change to value, over preactivations, streams and sizes."""
         inside = [i for i, q in enumerate(self.quantities) if q.kind in ("preactivation", "branch", "stream")]
         if not inside:
             return 0.0
@@ -169,8 +169,8 @@ class CoordCheck:
             raise ValueError(f"no exponent has a prediction to compare with: {self.note or 'nothing moved'}.")
         if self.linear > LINEAR:
             raise ValueError(
-                f"changes by the first step reach {self.linear:.2g} of the values, and the prediction is for the linear response: use a learning "
-                f"rate {self.linear / LINEAR:.0f} times smaller to compare with it."
+                f"changes by the first step reach {self.linear:.2g} of the values, and the prediction is for the linear response: use a "
+                f"learning rate {self.linear / LINEAR:.0f} times smaller to compare with it."
             )
         return all(abs(r.exponent - r.expected) <= self.tolerance + (r.high - r.low) / 2 for r in rows)
 

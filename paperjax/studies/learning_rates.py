@@ -45,7 +45,7 @@ class Optimum(NamedTuple):
     interpolated: bool
 
 
-class ArgminOnEdge(ValueError):
+class EdgeError(ValueError):
     """The best learning rate of some size is the grid's first or last, so its argmin is not known; ``result`` keeps the losses."""
 
     def __init__(self, message: str, result: "xarray.Dataset"):
@@ -146,7 +146,7 @@ def transfer(
 
     Raises
     ------
-    ArgminOnEdge
+    EdgeError
         A ValueError: the best learning rate of a size is at the edge of the grid. Its message names size and edge, its ``result`` is
         the Result, so that nothing measured is lost.
     ValueError
@@ -263,8 +263,8 @@ def _refuse_edges(values: np.ndarray, axis: str, sizes: Sequence[int], rates: Se
     lost = [n for n, row in zip(sizes, means) if not np.isfinite(row).any()]
     if lost:
         raise ValueError(
-            f"transfer: {axis} {', '.join(map(str, lost))} diverged for some seed at every learning rate from {rates[0]:.3g} to {rates[-1]:.3g}: "
-            "use smaller ones."
+            f"transfer: {axis} {', '.join(map(str, lost))} diverged for some seed at every learning rate, from {rates[0]:.3g} to "
+            f"{rates[-1]:.3g}: use smaller ones."
         )
     best = means.argmin(axis=1)
     low = [str(n) for n, k in zip(sizes, best) if k == 0]
@@ -273,7 +273,7 @@ def _refuse_edges(values: np.ndarray, axis: str, sizes: Sequence[int], rates: Se
     parts += [f"the upper edge {rates[-1]:.3g} at {axis} {', '.join(high)}"] if high else []
     if parts:
         where = " and ".join(parts)
-        raise ArgminOnEdge(
+        raise EdgeError(
             f"transfer: the best learning rate is on {where}, so where it lies is not known. Widen the grid on that side. "
             "What was measured is in this error's .result.",
             result,

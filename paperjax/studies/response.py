@@ -32,7 +32,24 @@ from paperjax.trace.walk import Node, Site, Walk
 ZERO = -math.inf
 UNKNOWN = math.nan
 # What becomes of an argument that vanishes with width: the function vanishes in proportion, or goes to a constant.
-_ODD = ("tanh", "sin", "erf", "atan", "expm1", "log1p", "sinh", "asinh", "sign", "integer_pow", "square", "sqrt")
+_ODD = (
+    "tanh",
+    "sin",
+    "erf",
+    "atan",
+    "expm1",
+    "log1p",
+    "sinh",
+    "asinh",
+    "sign",
+    "max",
+    "min",
+    "reduce_max",
+    "reduce_min",
+    "integer_pow",
+    "square",
+    "sqrt",
+)
 _CONSTANT = ("exp", "exp2", "logistic", "cos", "cosh", "erfc")
 
 
@@ -114,7 +131,8 @@ class _Rules:
         mult, rate = (exponent(lambda n, f=f: f(leaf.path, n), self.pair) for f in (s.multiplier, s.learning_rate))
         entries = dict(zip(self.pair, (math.hypot(law.mean, law.std) for law in (leaf.base_law, leaf.law))))
         size = mult + exponent(lambda n: entries[n], self.pair)
-        return _Weight(mult, size, rate, growth(inside), growth(site.out))
+        # Laws are read in the network's float32, and a rounding error would grow with every turn of a loop.
+        return _Weight(round(mult, 5), round(size, 5) if math.isfinite(size) else size, round(rate, 5), growth(inside), growth(site.out))
 
     def rows(self, node: int) -> float:
         """How many coordinates a node has, as a power of n."""
@@ -142,7 +160,7 @@ class _Rules:
         found = [ZERO] * len(self.nodes)
         for _ in range(8 + len(self.nodes)):
             found, before = step(list(found)), found
-            if all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(found, before)):
+            if all(a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) < 1e-9 for a, b in zip(found, before)):
                 return found
         return [UNKNOWN] * len(self.nodes)
 

@@ -98,8 +98,8 @@ def scaled(
     sizes = tuple(sorted({int(v) for v in values}))
     if len(sizes) < max(at_least, len(tuple(values))):
         raise ValueError(
-            f"{what}: {axis}s = {list(values)} has {len(sizes)} distinct value(s), each to be given once; a law in the {axis} needs at least "
-            f"{at_least}."
+            f"{what}: {axis}s = {list(values)} has {len(sizes)} distinct value(s), each to be given once; a law in the {axis} needs "
+            f"at least {at_least}."
         )
     if axis in fixed:
         raise ValueError(f"{what}: {axis} is given as {axis}s=[...] and as {axis}={fixed[axis]}: keep the first.")

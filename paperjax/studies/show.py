@@ -32,7 +32,8 @@ def coordinate_table(check: Any) -> str:
     from rich import box
     from rich.table import Table
 
-    title = f"coordinate check of {check.parametrization}, {check.optimizer}, learning rate {check.learning_rate:g}: exponents of the {check.axis}"
+    how = f"{check.parametrization}, {check.optimizer}, learning rate {check.learning_rate:g}"
+    title = f"coordinate check of {how}: exponents of the {check.axis}"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("quantity", overflow="fold")
     table.add_column("kind")
@@ -53,9 +54,7 @@ def coordinate_table(check: Any) -> str:
         table.add_row(name, start.kind, *cells, *([_exponent(end)] if last else []), end.verdict)
     lines = [render(table), f"{'passes' if check.passes else 'fails'}: every change flat to ±{check.tolerance:g} after step {check.steps}"]
     if not check.note and check.linear > 0.1:
-        lines.append(
-            f"the first step moved values by up to {check.linear:.2g} of themselves: too far for the expected exponents, which are of small steps"
-        )
+        lines.append(f"the first step moved values by up to {check.linear:.2g} of themselves: too far for what is expected of small steps")
     return "\n".join([*lines, *([check.note] if check.note else [])])
 
 
@@ -95,7 +94,8 @@ def coordinate_figure(check: Any) -> "Figure":
         for row, kind in enumerate(kinds):
             for column, (what, step, title) in enumerate(columns):
                 ax = axes[row, column]
-                for k, (name, members) in enumerate(groups[kind].items()):
+                names = _labels(list(groups[kind]))
+                for k, (name, members) in enumerate(zip(names, groups[kind].values())):
                     _series(ax, check, name, members, what, step, k)
                 ax.set_xscale("log", base=2)
                 ax.set_xticks(check.sizes, [str(n) for n in check.sizes])
@@ -135,6 +135,15 @@ def _at_least_a_decade(ax: Any) -> None:
     if ax.get_yscale() == "log" and high < 30 * low:
         middle = math.sqrt(low * high)
         ax.set_ylim(middle / 30**0.5, middle * 30**0.5)
+
+
+def _labels(names: list[str]) -> list[str]:
+    """The last components of dotted names, as few as still tell them apart: a long legend leaves no room for the panels."""
+    for kept in (2, 3, 4):
+        short = [" ".join(".".join(word.split(".")[-kept:]) for word in name.split(" ")) for name in names]
+        if len(set(short)) == len(names):
+            return short
+    return names
 
 
 def readable(path: str) -> str:

@@ -23,8 +23,8 @@ class Tap(NamedTuple):
     Attributes
     ----------
     name
-        The leaf whose product it is (`preactivation`; `branch` if it writes into a residual stream); the last leaf of the branch that was added (`stream`); the leaves of the two
-        operands (`attention`); ``"outputs"``.
+        The leaf whose product it is (`preactivation`, or `branch` if it writes into a residual stream); the last leaf of the branch that
+        was added (`stream`); the leaves of the two operands (`attention`); ``"outputs"``.
     kind
         ``"preactivation"``, ``"branch"``, ``"stream"``, ``"attention"`` or ``"output"``.
     path, rank

@@ -1,5 +1,6 @@
 """From exponents to numbers: the factors of one leaf, and those of single uses that a leaf's own factor cannot carry."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -60,7 +61,7 @@ def rule_of(optimizer: Any) -> str:
     >>> rule_of("lion")
     'adam'
     """
-    name = optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", repr(optimizer))
+    name = name_of(optimizer)
     for rule, members in RULES.items():
         if name in members:
             return rule
@@ -70,6 +71,20 @@ def rule_of(optimizer: Any) -> str:
         "for the family it follows, optimizer='sgd' (updates proportional to gradients) or optimizer='adam' (updates of a size of their "
         "own), and build it with plan.optimizer(your_factory, ..., follows='adam')."
     )
+
+
+def name_of(optimizer: Any) -> str:
+    """The name that an optimizer's factory goes by; optax's nadam is a partial of its adam, and is called adam.
+
+    Examples
+    --------
+    >>> import functools, optax
+    >>> name_of(functools.partial(optax.adamw, b1=0.8)), name_of("lion")
+    ('adamw', 'lion')
+    """
+    while isinstance(optimizer, functools.partial):
+        optimizer = optimizer.func
+    return optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", repr(optimizer))
 
 
 def column(leaf: Leaf) -> str | None:

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from paperjax.model import split
-from paperjax.parametrization.factors import RULES, rule_of
+from paperjax.parametrization.factors import RULES, name_of, rule_of
 from paperjax.train import optimizer_factory
 
 # Settings of optax's factories that are compared with gradients, and with which power of them.
@@ -68,7 +68,7 @@ def planned_optimizer(plan: Any, factory: Any, learning_rate: Any, follows: str 
     >>> {name: round(float(leaf["w"].max()), 4) for name, leaf in updates.items()}
     {'first': -0.1, 'hidden': -0.05, 'readout': -0.05}
     """
-    make = _muon() if factory == "muon" else optimizer_factory(factory)
+    make = _muon() if factory == "muon" else _in_optax(factory)
     _refuse_rule(plan, make, follows)
     taken = inspect.signature(make).parameters
     defaults = {name: p.default for name, p in taken.items() if p.default is not inspect.Parameter.empty}
@@ -115,7 +115,7 @@ def _refuse_rule(plan: Any, make: Any, follows: str | None) -> None:
         )
     if follows is not None and (follows not in RULES or follows == "muon"):
         raise ValueError(f"follows = {follows!r}: it must be 'sgd' or 'adam'.")
-    name = getattr(make, "__name__", repr(make))
+    name = name_of(make)
     if follows is None and name not in {n for members in RULES.values() for n in members} and name not in dir(optax):
         raise ValueError(
             f"{name} is no optimizer of optax, so its rule is not known: say plan.optimizer(..., follows={plan.rule!r}) if its updates are "
@@ -131,7 +131,7 @@ def _refuse_rule(plan: Any, make: Any, follows: str | None) -> None:
 
 def _decay_of(plan: Any, make: Any, defaults: dict[str, Any], settings: dict[str, Any]) -> Callable[[Any, dict[str, Any], float], Any]:
     """How the decay of a leaf enters: ``(make, arguments, factor) -> transformation``."""
-    name = getattr(make, "__name__", repr(make))
+    name = name_of(make)
     has = "weight_decay" in defaults
     given = settings.pop("weight_decay", None)
     if plan.decay_mode == "independent":
@@ -165,7 +165,13 @@ def _decay_of(plan: Any, make: Any, defaults: dict[str, Any], settings: dict[str
 
 def _inside_root(make: Any, settings: dict[str, Any]) -> bool:
     """Whether eps is added to the mean square, not to its root."""
-    return getattr(make, "__name__", "") == "adagrad" or bool(settings.get("eps_in_sqrt", False))
+    return name_of(make) == "adagrad" or bool(settings.get("eps_in_sqrt", False))
+
+
+def _in_optax(factory: Any) -> Any:
+    # Some of optax's optimizers (nadam) are partials of others, which say neither their name nor their module.
+    known = isinstance(factory, str) and any(factory in members for members in RULES.values())
+    return getattr(optax, factory) if known and hasattr(optax, factory) else optimizer_factory(factory)
 
 
 def _muon() -> Any:

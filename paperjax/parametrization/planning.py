@@ -84,6 +84,8 @@ def plan(
     _refuse_muon(scheme, rule)
     program = read(fam, base, target, x, uses)
     program = _told(program, dict(init_std or {}))
+    if rule == "muon" or scheme.no_decay:
+        program = _with_roles_at_the_base(program, fam, x, uses)
     _check_depth(program, scheme)
     inside = branch_leaves(program)
     factors = [leaf_factors(leaf, i in inside, scheme, rule, weight_decay, program.depth_ratio) for i, leaf in enumerate(program.leaves)]
@@ -120,6 +122,23 @@ def _refuse_muon(scheme: Parametrization, rule: str) -> None:
             f"Muon's learning rates come from Adam's, as updates of the same spectral norm, and {scheme.name} is {found.regime} under Adam "
             f"({found.why}). Muon's own scaling is that of features that move: plan with pj.mup, pj.spectral, pj.depth_mup or pj.completep."
         )
+
+
+def _with_roles_at_the_base(program: Program, fam: Family, x: Any, uses: Mapping[str, Use] | None) -> Program:
+    """Where base and target are the same network nothing grows, and every leaf would be finite: let all sizes double for the roles.
+
+    Every factor is 1 there, but Muon at the base must be the Muon of the target, and a column without decay has none.
+    """
+    if any(program.base[name] != value for name, value in program.target.items()):
+        return program
+    doubled = {k: 2 * v if isinstance(v, int) and not isinstance(v, bool) else v for k, v in program.target.items()}
+    grown = {leaf.path: leaf for leaf in read(fam, program.base, doubled, x, uses).leaves}
+
+    def known(leaf: Leaf) -> Leaf:
+        like = grown.get(leaf.path, leaf)
+        return dataclasses.replace(leaf, roles=like.roles, infinite=like.infinite, sites=like.sites)
+
+    return dataclasses.replace(program, leaves=tuple(map(known, program.leaves)))
 
 
 def _told(program: Program, init_std: dict[str, Callable[[int, int], float]]) -> Program:

@@ -1,0 +1,93 @@
+"""The symmetry of the abc algebra: forms of one parametrization give one trajectory, at float64."""
+
+import dataclasses
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from trajectories import distance, trajectory
+from zoo import as_users_run_it
+
+import paperjax as pj
+
+# Updates large enough that ten steps move the function by order 1, and an eps that Adam feels.
+OPTIMIZERS = {
+    "sgd": lambda plan: plan.optimizer(optax.sgd, 0.05, momentum=0.9),
+    "adam": lambda plan: plan.optimizer(optax.adam, 0.02, eps=1e-3),
+}
+ROWS = np.random.default_rng(0).normal(size=(6, 3))
+TARGETS = np.random.default_rng(1).normal(size=(6, 2))
+FAMILY = pj.family(lambda width: pj.models.mlp(width, 3, 2, activation=jnp.tanh, bias_variance=0.1), x=ROWS)
+
+
+@pytest.fixture(autouse=True)
+def double():
+    # Optax's own Adam promotes.
+    with as_users_run_it(), jax.enable_x64(True):
+        yield
+
+
+def run(scheme, rule, optimizer=OPTIMIZERS):
+    plan = pj.plan(FAMILY, scheme, base={"width": 4}, target={"width": 32}, optimizer=rule)
+    x, y = jnp.asarray(ROWS), jnp.asarray(TARGETS)
+    return trajectory(plan.model.apply, plan.model.init(jax.random.key(0), x), optimizer[rule](plan), x, y)
+
+
+@functools.cache
+def reference(rule):
+    return run(pj.mup, rule)
+
+
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+@pytest.mark.parametrize("scheme", [pj.mup_table8, pj.mup_table9, pj.mean_field], ids=lambda s: s.name)
+def test_the_forms_of_mup_are_one_trajectory(scheme, rule):
+    assert distance(run(scheme, rule), reference(rule)) < 1e-10
+
+
+theta = st.floats(-1, 1)
+
+
+@hypothesis.settings(
+    max_examples=3, phases=[hypothesis.Phase.generate], suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.given(st.tuples(theta, theta, theta), st.sampled_from(["sgd", "adam"]))
+def test_every_shift_is_the_same_trajectory(theta, rule):
+    assert distance(run(pj.mup.shifted(theta), rule), reference(rule)) < 1e-10
+
+
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+def test_the_other_optimizers_rule_breaks_it(rule):
+    # The shift of Table 8 with c moved as the other optimizer would have it.
+    other = {"sgd": "adam", "adam": "sgd"}[rule]
+    moved = pj.mup.shifted((0, 0, 1))
+    by_other = moved.c[other]["output"].power("output") - pj.mup.c[other]["output"].power("output")
+    wrong = {**moved.c, rule: {**pj.mup.c[rule], "output": pj.mup.c[rule]["output"].plus(pj.Exponent(fan_in=by_other))}}
+    assert distance(run(dataclasses.replace(moved, c=wrong), rule), reference(rule)) > 0.1
+
+
+def test_forms_differ_under_adam_without_the_factors_of_eps():
+    def with_eps(plan):
+        return plan.optimizer(optax.adam, 0.1, eps=0.3)
+
+    def without(plan):
+        leaves = tuple(dataclasses.replace(leaf, factors=leaf.factors._replace(eps=1.0)) for leaf in plan.leaves)
+        return with_eps(dataclasses.replace(plan, leaves=leaves))
+
+    assert distance(run(pj.mup_table8, "adam", {"adam": with_eps}), run(pj.mup, "adam", {"adam": with_eps})) < 1e-10
+    assert distance(run(pj.mup_table8, "adam", {"adam": without}), run(pj.mup, "adam", {"adam": without})) > 0.1
+
+
+def test_lr_coupled_decay_and_momentum_keep_the_forms_one():
+    tx = {
+        "sgd": lambda plan: plan.optimizer(optax.sgd, 0.05, momentum=0.9, nesterov=True, weight_decay=0.3),
+        "adam": lambda plan: plan.optimizer(optax.adamw, 0.02, eps=1e-3, weight_decay=0.5),
+    }
+    for rule in tx:
+        ours, theirs = run(pj.mup_table9, rule, tx), run(pj.mup, rule, tx)
+        assert distance(ours, theirs) < 1e-10
+        assert distance(theirs, reference(rule)) > 1e-3  # the decay is felt

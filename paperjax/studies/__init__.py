@@ -1,6 +1,6 @@
 """Ready-made Experiments: the coordinate check, and the transfer of learning rates."""
 
 from paperjax.studies.coordinates import CoordCheck, coord_check
-from paperjax.studies.learning_rates import EdgeError, Optimum, Transfer, transfer
+from paperjax.studies.learning_rates import EdgeError, Optimum, Transfer, best_learning_rates, transfer
 
-__all__ = ["CoordCheck", "EdgeError", "Optimum", "Transfer", "coord_check", "transfer"]
+__all__ = ["CoordCheck", "EdgeError", "Optimum", "Transfer", "best_learning_rates", "coord_check", "transfer"]

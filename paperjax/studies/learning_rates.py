@@ -1,6 +1,7 @@
 """Learning-rate transfer: where the best learning rate lies, against width or depth."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -246,6 +247,37 @@ def optimum_drift(
     drift = float(centred @ np.array([o.log2_lr for o in optima]))
     low, high = (float(q) for q in np.quantile(centred @ argmins, (0.025, 0.975)))
     return tuple(optima), drift, (min(low, drift), max(high, drift))
+
+
+def best_learning_rates(losses: Float[np.ndarray, "seeds sizes rates"], rates: Sequence[float]) -> Float[np.ndarray, "seeds sizes"]:
+    """The best learning rate for each seed and size: the vertex of the parabola in log loss through the three points around the minimum.
+
+    Parameters
+    ----------
+    losses
+        Positive, infinite where training diverged; ``(seeds, sizes, rates)``.
+    rates
+        Increasing, evenly spaced in their logarithm.
+
+    Returns
+    -------
+    array
+        ``(seeds, sizes)``; NaN where the minimum is at the edge of the grid, since what lies beyond is not known.
+
+    Examples
+    --------
+    >>> rates = 2.0 ** np.arange(-4, 1)
+    >>> best_learning_rates(np.exp((np.log2(rates) + 1.8) ** 2)[None, None, :], rates).round(4).tolist(), round(2**-1.8, 4)
+    ([[0.2872]], 0.2872)
+    >>> best_learning_rates(rates[None, None, :], rates)
+    array([[nan]])
+    """
+    at = np.log2(np.asarray(rates, float))
+
+    def best(row: np.ndarray) -> float:
+        return math.nan if int(np.argmin(row)) in (0, len(at) - 1) else 2.0 ** _argmin(at, row)[0]
+
+    return np.array([[best(row) for row in seed] for seed in np.asarray(losses, float)])
 
 
 def _argmin(at: np.ndarray, losses: np.ndarray) -> tuple[float, bool]:

@@ -17,20 +17,21 @@ RESHAPING = ("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims
 # The same axes, possibly fewer entries along them, or padding between.
 KEEPING_AXES = (
     "convert_element_type", "reduce_precision", "slice", "dynamic_slice", "rev", "pad", "copy", "copy_p", "stop_gradient", "name",
-    "sharding_constraint", "optimization_barrier", "device_put", "mesh_cast", "reshard", "pvary", "pcast", "layout_constraint", "split", "tile",
+    "sharding_constraint", "optimization_barrier", "device_put", "mesh_cast", "reshard", "pvary", "pcast", "layout_constraint",
+    "split", "tile",
 )  # fmt: skip
 ADDITIVE = ("add", "sub", "add_any")
 # f(c x) = c f(x) for every c > 0. `max` and `select_n` are looked at one by one.
 HOMOGENEOUS = ("abs", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin", "sort")
 # Linear in their activations.
 LINEAR = (
-    "neg", "reduce_sum", "cumsum", "reduce_window_sum", "real", "imag", "gather", "concatenate", "scatter-add", "dynamic_update_slice", "fft",
-    "psum", "stack", "all_gather", "ppermute", "all_to_all",
+    "neg", "reduce_sum", "cumsum", "reduce_window_sum", "real", "imag", "gather", "concatenate", "scatter-add", "dynamic_update_slice",
+    "fft", "psum", "stack", "all_gather", "ppermute", "all_to_all",
 )  # fmt: skip
 ELEMENTWISE = (
-    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp", "cos", "cosh", "digamma",
-    "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p",
-    "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin",
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp", "cos", "cosh",
+    "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "lgamma", "log",
+    "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin",
     "sinh", "sqrt", "square", "sub", "tan", "tanh", "xor",
 )  # fmt: skip
 # Names of the parameters under which a primitive that simply calls a function keeps it.

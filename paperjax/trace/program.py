@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from paperjax.binding import nearest
 from paperjax.model import Family, Model, check_model, family, join, split
 from paperjax.trace import primitives as prim
+from paperjax.trace.graph import Site, Walk
 from paperjax.trace.initial import Law, read_laws
 from paperjax.trace.probe import Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
 from paperjax.trace.settle import Use, overridden, refuse_unresolved
 from paperjax.trace.streams import Interaction, ResidualAdd, interactions, residual_adds
-from paperjax.trace.walk import Site, Walk, walk
+from paperjax.trace.walk import walk
 
 ROLES = ("hidden", "input", "output", "vector", "embedding", "finite")
 
@@ -228,9 +229,9 @@ def _warn_of_fixed_heads(scaled: tuple[tuple[Interaction, int, float], ...], lea
         made = [leaves[i] for side in found.leaves for i in side]
         if found.size == base_size and all(found.leaves) and all(leaf.roles == ("output",) for leaf in made):
             warnings.warn(
-                f"{', '.join(leaf.path for leaf in made)}: their products sum over {found.size} coordinates that do not grow, and neither does "
-                "the number of heads, while the width does. So they are of output type (infinite to finite), and follow the output's rules. "
-                "Let the heads or their size grow with the width if they should be hidden.",
+                f"{', '.join(leaf.path for leaf in made)}: their products sum over {found.size} coordinates that do not grow, and neither "
+                "does the number of heads, while the width does. So they are of output type (infinite to finite) and follow the output's "
+                "rules. Let the heads or their size grow with the width if they should be hidden.",
                 UserWarning,
                 stacklevel=3,
             )

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from paperjax.binding import nearest
+from paperjax.trace.graph import Site, Unresolved, Walk
 from paperjax.trace.probe import Shape
-from paperjax.trace.walk import Site, Unresolved, Walk
 
 KINDS = ("product", "convolution", "lookup", "elementwise")
 
@@ -141,7 +141,7 @@ def _copies(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping[s
                 if path not in settled:
                     flagged.append(Unresolved(site.leaf, site.op, "independent copies whose number grows", axis))
     yield from flagged
-    # The copies' first layer may share one input, and then its axis of copies is free like any other. A size that is summed over is a width.
+    # The copies' first layer may share one input, and then its axis of copies is free like any other. A size that is summed over is none.
     count -= {name for site in found.sites for axis in site.inside for name in axes[shapes[site.leaf].path][axis]}
     for site in found.sites:
         path = shapes[site.leaf].path

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from paperjax.trace import primitives as prim
-from paperjax.trace.walk import Site, Walk
+from paperjax.trace.graph import Site, Walk
 
 CONTRACTING = ("product", "convolution", "lookup")
 

@@ -49,8 +49,8 @@ class Piece(NamedTuple):
 class Row(NamedTuple):
     """A parameter whose axes can still be told apart in an activation.
 
-    `kind` says how it came in, at `node`: ``"lookup"`` (rows looked up by the data), ``"constant"`` (a weight times a constant), ``"times"``
-    (an elementwise multiple of the data), ``"made"`` (the free axes of a product).
+    `kind` says how it came in, at `node`: ``"lookup"`` (rows looked up by the data), ``"constant"`` (a weight times a constant),
+    ``"times"`` (an elementwise multiple of the data), ``"made"`` (the free axes of a product).
     """
 
     piece: Piece

@@ -4,7 +4,7 @@ What is known of a value on the way is in `values`. A parameter's sites are wher
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,102 +13,8 @@ from jax.core import Tracer
 from jax.extend import core as jex
 
 from paperjax.trace import primitives as prim
+from paperjax.trace.graph import Late, Node, Site, Unresolved, Walk, settled
 from paperjax.trace.values import Piece, Row, Value, dependence, join, moved, parameters, reuse, union
-
-
-class Site(NamedTuple):
-    """One use of a leaf by the data.
-
-    Attributes
-    ----------
-    leaf
-        Number of the leaf.
-    kind
-        ``"product"``, ``"convolution"``, ``"lookup"`` or ``"elementwise"``.
-    op
-        The primitive.
-    inside, out, stack, window
-        Axes of the leaf: contracted or looked up, free, run over one by one, and a convolution's window.
-    groups
-        Independent channel groups of a convolution.
-    path
-        Where in the jaxpr: equation numbers from the outside in, ``(3, 0, 7)`` is equation 7 of the first jaxpr inside equation 3.
-    node, operand
-        The activations that come out and go in.
-    reused
-        Whether a loop uses the leaf with the same numbers in every step.
-    repeats
-        How often the site runs in one call: the product of the lengths of the scans around it.
-    effect
-        What multiplying the leaf by c does to the use: ``"times"`` (multiplies the result), ``"plus"`` (multiplies a term of it) or
-        ``"other"``.
-    scans
-        Paths of the scans that run over axes of the leaf: those axes come first in `stack`, in this order.
-    """
-
-    leaf: int
-    kind: str
-    op: str
-    inside: tuple[int, ...]
-    out: tuple[int, ...]
-    stack: tuple[int, ...]
-    window: tuple[int, ...]
-    groups: int
-    path: tuple[int, ...]
-    node: int
-    operand: int | None
-    reused: bool
-    repeats: int
-    effect: str = "other"
-    scans: tuple[tuple[int, ...], ...] = ()
-
-
-class Node(NamedTuple):
-    """An activation: the primitive that made it, of what, and how it depends on it.
-
-    Attributes
-    ----------
-    op, path, shape
-        The primitive, where it stands, the result's shape.
-    parents
-        Activations that went in.
-    how
-        ``"linear"`` (in all parents together), ``"affine"`` (so up to a constant), ``"bilinear"``, ``"first"`` (linear in the first parent
-        only), ``"homogeneous"`` (f(c x) = c f(x) for c > 0), ``"sign"`` (f(c x) = f(x)) or ``"nonlinear"``.
-    log_factor
-        Logarithm of the known number that it multiplies by.
-    contracted
-        Axes of the two parents that a product of activations sums over, as sizes.
-    repeats
-        As for a `Site`.
-    """
-
-    op: str
-    path: tuple[int, ...]
-    shape: tuple[int, ...]
-    parents: tuple[int, ...]
-    how: str
-    log_factor: float = 0.0
-    contracted: tuple[int, ...] = ()
-    repeats: int = 1
-
-
-class Unresolved(NamedTuple):
-    """A use of a leaf that the trace cannot classify: after which primitive, and why; `axis` where only that axis is in doubt."""
-
-    leaf: int
-    op: str
-    reason: str
-    axis: int | None = None
-
-
-class Walk(NamedTuple):
-    """All that a walk found: sites in the order of execution, the graph of activations, what could not be resolved."""
-
-    sites: tuple[Site, ...]
-    nodes: tuple[Node, ...]
-    unresolved: tuple[Unresolved, ...]
-    outputs: tuple[Value, ...]
 
 
 def walk(jaxpr: jex.ClosedJaxpr, n_leaves: int) -> Walk:
@@ -126,40 +32,7 @@ def walk(jaxpr: jex.ClosedJaxpr, n_leaves: int) -> Walk:
         # A parameter that is an output, alone: a constant function.
         walker.unresolved += [Unresolved(leaf, "the output", "it is returned without meeting the data") for leaf in value.leaves()]
     kept = {value.node for value in outputs}
-    return Walk(_settled(walker, kept), tuple(walker.nodes), tuple(walker.unresolved), tuple(outputs))
-
-
-class _Late(NamedTuple):
-    """A use of a leaf at `row.node` that turned out to be a product, at `site`: rows looked up and then contracted, ``sum(w * x)``."""
-
-    row: Row
-    site: Site
-    last: int
-
-
-def _settled(walker: "_Walker", outputs: set[int | None]) -> tuple[Site, ...]:
-    """The sites, with products in place of the steps that they were written in, where nothing else uses those."""
-    if not walker.late:
-        return tuple(walker.sites)
-    children: dict[int, list[int]] = {}
-    for i, node in enumerate(walker.nodes):
-        for parent in node.parents:
-            children.setdefault(parent, []).append(i)
-    sites = list(walker.sites)
-    for late in walker.late:
-        node = late.row.node
-        alone = True
-        while node != late.last and alone:
-            after = children.get(node, [])
-            alone = len(after) == 1 and node not in outputs
-            node = after[0] if alone else node
-        old = [s for s in sites if s.leaf == late.row.piece.leaf and s.node == late.row.node]
-        if alone and old:
-            sites[sites.index(old[0])] = late.site
-            sites = [s for s in sites if s not in old[1:]]
-        elif late.row.kind == "lookup":
-            sites.append(late.site)
-    return tuple(sites)
+    return Walk(settled(walker.sites, walker.late, walker.nodes, kept), tuple(walker.nodes), tuple(walker.unresolved), tuple(outputs))
 
 
 class _Walker:
@@ -167,7 +40,7 @@ class _Walker:
         self.nodes: list[Node] = []
         self.sites: list[Site] = []
         self.unresolved: list[Unresolved] = []
-        self.late: list[_Late] = []
+        self.late: list[Late] = []
         self.repeats = 1
 
     # The graph ------------------------------------------------------------------------------------------------------
@@ -297,7 +170,7 @@ class _Walker:
                 rest = tuple(a for a in range(len(row.piece.axes)) if a not in over)
                 operand = self.nodes[row.node].parents[0]
                 site = self.site(row.piece, "product", eqn, path, node, operand, prim.Contraction(over, rest, ()), "times")
-                self.late.append(_Late(row, site, node))
+                self.late.append(Late(row, site, node))
 
     def product(self, eqn: Any, inputs: list[Value], path: tuple[int, ...], kind: str, axes: Sequence[prim.Contraction]) -> list[Value]:
         var = eqn.outvars[0]
@@ -354,7 +227,7 @@ class _Walker:
                     operand = other.node
                     piece = row.piece._replace(stack=row.piece.stack + tuple(a for a in row.piece.looked if a not in row.piece.stack))
                     site = self.site(piece, "product", eqn, path, node, operand, axes[i], "times")
-                    self.late.append(_Late(row, site, node))
+                    self.late.append(Late(row, site, node))
                 elif row.kind == "constant":
                     self.tangle([row.piece.leaf], eqn, "it is multiplied with a constant before it meets the data")
                 elif row.kind == "made" and set(free) - set(over):
@@ -507,7 +380,5 @@ def _effect(name: str, operand: int) -> str:
 
 def _number(value: Any) -> Any:
     """A known number without axes; `None` for anything else."""
-    known = (
-        np.shape(value) == () and not isinstance(value, Tracer) and not jax.dtypes.issubdtype(jnp.result_type(value), jax.dtypes.extended)
-    )
+    known = np.shape(value) == () and not isinstance(value, Tracer) and not jnp.issubdtype(jnp.result_type(value), jax.dtypes.extended)
     return value if known else None

@@ -1,7 +1,7 @@
 """Networks of every library and kind, with what the papers' definitions make of each leaf, written by hand.
 
-An axis is infinite if it grows from `base` to `target`. Tensor Programs V, appendix B (arXiv 2203.03466): a weight from infinite to infinite
-is hidden, from finite to infinite input, from infinite to finite output; biases and gains of infinite size are vectors. Depthwise kernels
+An axis is infinite if it grows from `base` to `target`. Tensor Programs V, appendix B (arXiv 2203.03466): a weight from infinite to
+infinite is hidden, from finite to infinite input, from infinite to finite output; biases and gains of infinite size are vectors. Depthwise kernels
 sum over no infinite axis and have one entry per channel and window position: vectors. Looked-up rows of infinite size are embeddings.
 """
 
@@ -71,7 +71,7 @@ LINEN_MLP = {
 
 
 def dict_mlp(width: int) -> Model:
-    """As a paper's appendix writes it: stacked (out, in) weights, a gain stored as 1 + g, a bias row, a frozen-at-zero direction."""
+    """As a paper's appendix writes it: (out, in) weights, a gain stored as 1 + g, a bias row, a number that scales the output."""
 
     def init(key: Any, x: Any) -> Any:
         k = jax.random.split(key, 4)
@@ -205,7 +205,7 @@ class ResNet(nn.Module):
 NORM = {"['scale']": "vector", "['bias']": "vector"}
 RESNET = under("['params']", {
     "['stem']['kernel']": "input", **{f"['{name}']['kernel']": "hidden" for name in ("a_0", "b_0", "a_1", "b_1", "shortcut", "c")},
-    **{path: role for name in ("norm_a_0", "norm_b_0", "norm_a_1", "norm_b_1", "norm_c") for path, role in under(f"['{name}']", NORM).items()},
+    **{path: role for name in ("a_0", "b_0", "a_1", "b_1", "c") for path, role in under(f"['norm_{name}']", NORM).items()},
     "['head']['kernel']": "output", "['head']['bias']": "finite",
 })  # fmt: skip
 
@@ -229,7 +229,7 @@ class PatchViT(nn.Module):
         return nn.Dense(3, name="head")(h[:, 0])
 
 
-def _flax_attention(fixed_heads: bool = True) -> dict[str, str]:
+def _flax_attention() -> dict[str, str]:
     # Biases of the projections have shape (heads, head_dim), one axis of which grows.
     inner = {
         f"['{name}']['{kind}']": role for name in ("query", "key", "value") for kind, role in (("kernel", "hidden"), ("bias", "vector"))
@@ -441,7 +441,7 @@ FLAX_RNN = {
 
 
 def scan_rnn(width: int) -> Model:
-    """A tanh RNN by lax.scan, with a learned first state, an identity skip in time, and the input's weights stacked on the recurrent ones."""
+    """A tanh RNN by lax.scan, with a learned first state."""
 
     def init(key: Any, x: Any) -> Any:
         k = jax.random.split(key, 3)
@@ -474,8 +474,6 @@ SCAN_RNN = {"['start']": "vector", "['u']": "input", "['w']": "hidden", "['b']":
 def _gpt(**options: Any) -> Callable[..., Any]:
     return lambda width, depth: GPT(width, depth, **options)
 
-
-RESMLP = {"['first']['w']": "input", "['blocks'][0]['w']": "hidden", "['blocks'][1]['w']": "hidden", "['readout']['w']": "output"}
 
 ZOO: dict[str, Case] = {
     "linen mlp": Case(linen_mlp, *WIDTH, ROWS, LINEN_MLP),
@@ -560,7 +558,7 @@ ZOO: dict[str, Case] = {
         ((1, ("['o']",)),),
         # The heads' number grows, their size does not.
         interactions=((4, 0.0), (6, 0.0)),
-    ),  # fmt: skip
+    ),
     "moe": Case(MoE, *WIDTH, SEQUENCE, MOE, adds=((1, ("['bias']", "['down']")),), interactions=((4, 0.0),)),
     "flax rnn": Case(FlaxRNN, *WIDTH, SEQUENCE, FLAX_RNN),
     "scan rnn": Case(scan_rnn, *WIDTH, SEQUENCE, SCAN_RNN),

@@ -1,0 +1,131 @@
+"""What a walk finds: uses of leaves, and the graph of activations."""
+
+from collections.abc import Sequence, Set
+from typing import NamedTuple
+
+from paperjax.trace.values import Row, Value
+
+
+class Site(NamedTuple):
+    """One use of a leaf by the data.
+
+    Attributes
+    ----------
+    leaf
+        Number of the leaf.
+    kind
+        ``"product"``, ``"convolution"``, ``"lookup"`` or ``"elementwise"``.
+    op
+        The primitive.
+    inside, out, stack, window
+        Axes of the leaf: contracted or looked up, free, run over one by one, and a convolution's window.
+    groups
+        Independent channel groups of a convolution.
+    path
+        Where in the jaxpr: equation numbers from the outside in, ``(3, 0, 7)`` is equation 7 of the first jaxpr inside equation 3.
+    node, operand
+        The activations that come out and go in.
+    reused
+        Whether a loop uses the leaf with the same numbers in every step.
+    repeats
+        How often the site runs in one call: the product of the lengths of the scans around it.
+    effect
+        What multiplying the leaf by c does to the use: ``"times"`` (multiplies the result), ``"plus"`` (multiplies a term of it) or
+        ``"other"``.
+    scans
+        Paths of the scans that run over axes of the leaf: those axes come first in `stack`, in this order.
+    """
+
+    leaf: int
+    kind: str
+    op: str
+    inside: tuple[int, ...]
+    out: tuple[int, ...]
+    stack: tuple[int, ...]
+    window: tuple[int, ...]
+    groups: int
+    path: tuple[int, ...]
+    node: int
+    operand: int | None
+    reused: bool
+    repeats: int
+    effect: str = "other"
+    scans: tuple[tuple[int, ...], ...] = ()
+
+
+class Node(NamedTuple):
+    """An activation: the primitive that made it, of what, and how it depends on it.
+
+    Attributes
+    ----------
+    op, path, shape
+        The primitive, where it stands, the result's shape.
+    parents
+        Activations that went in.
+    how
+        ``"linear"`` (in all parents together), ``"affine"`` (so up to a constant), ``"bilinear"``, ``"first"`` (linear in the first parent
+        only), ``"homogeneous"`` (f(c x) = c f(x) for c > 0), ``"sign"`` (f(c x) = f(x)) or ``"nonlinear"``.
+    log_factor
+        Logarithm of the known number that it multiplies by.
+    contracted
+        Axes of the two parents that a product of activations sums over, as sizes.
+    repeats
+        As for a `Site`.
+    """
+
+    op: str
+    path: tuple[int, ...]
+    shape: tuple[int, ...]
+    parents: tuple[int, ...]
+    how: str
+    log_factor: float = 0.0
+    contracted: tuple[int, ...] = ()
+    repeats: int = 1
+
+
+class Unresolved(NamedTuple):
+    """A use of a leaf that the trace cannot classify: after which primitive, and why; `axis` where only that axis is in doubt."""
+
+    leaf: int
+    op: str
+    reason: str
+    axis: int | None = None
+
+
+class Walk(NamedTuple):
+    """All that a walk found: sites in the order of execution, the graph of activations, what could not be resolved."""
+
+    sites: tuple[Site, ...]
+    nodes: tuple[Node, ...]
+    unresolved: tuple[Unresolved, ...]
+    outputs: tuple[Value, ...]
+
+
+class Late(NamedTuple):
+    """A use of a leaf at `row.node` that turned out to be a product, at `site`: rows looked up and then contracted, ``sum(w * x)``."""
+
+    row: Row
+    site: Site
+    last: int
+
+
+def settled(sites: Sequence[Site], late: Sequence[Late], nodes: Sequence[Node], outputs: Set[int | None]) -> tuple[Site, ...]:
+    """The sites, with products in place of the steps that they were written in, where nothing else uses those."""
+    children: dict[int, list[int]] = {}
+    for i, node in enumerate(nodes if late else ()):
+        for parent in node.parents:
+            children.setdefault(parent, []).append(i)
+    found = list(sites)
+    for use in late:
+        node, alone = use.row.node, True
+        while node != use.last and alone:
+            after = children.get(node, [])
+            alone = len(after) == 1 and node not in outputs
+            node = after[0] if alone else node
+        old = [s for s in found if s.leaf == use.row.piece.leaf and s.node == use.row.node]
+        if alone and old:
+            found[found.index(old[0])] = use.site
+            found = [s for s in found if s not in old[1:]]
+        elif use.row.kind == "lookup":
+            found.append(use.site)
+    return tuple(found)

@@ -311,7 +311,10 @@ def coord_check(
 
 def first_examples(data: Any, batch: int | None) -> Dataset:
     """The first training examples of a Dataset or of a pair ``(x, y)``, without test examples."""
-    x, y = data if isinstance(data, tuple) and len(data) == 2 else (data.x_train, data.y_train)
+    pair = (data.x_train, data.y_train) if hasattr(data, "x_train") else data
+    if not (isinstance(pair, tuple) and len(pair) == 2 and all(hasattr(part, "shape") for part in pair)):
+        raise TypeError(f"data must be a Dataset or a pair of arrays (x, y), not a {type(data).__name__}.")
+    x, y = pair
     n = x.shape[0] if batch is None else min(batch, x.shape[0])
     return Dataset(x[:n], y[:n], x[:0], y[:0], getattr(data, "name", "data"), getattr(data, "source", ""))
 
@@ -342,7 +345,10 @@ def _labelled(result: "xarray.Dataset", s: Scaled, rows: tuple[Quantity, ...]) -
 
 
 def _refuse_divergence(found: "xarray.Dataset", result: "xarray.Dataset", s: Scaled, rows: tuple[Quantity, ...], lr: float) -> None:
-    bad = ~(np.isfinite(found["value"]) & np.isfinite(found["change"])).all("quantity") | ~np.isfinite(result["train_loss"])
+    def finite(array: "xarray.DataArray") -> "xarray.DataArray":
+        return array.copy(data=np.isfinite(array.to_numpy()))
+
+    bad = ~(finite(found["value"]).all("quantity") & finite(found["change"]).all("quantity") & finite(result["train_loss"]))
     where = np.argwhere(bad.transpose("step", s.axis, "seed").to_numpy())
     if not len(where):
         return

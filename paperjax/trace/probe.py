@@ -156,7 +156,8 @@ def infinite_axes(at: Shapes, base: Mapping[str, Any], target: Mapping[str, Any]
             if other is None:
                 raise ValueError(
                     f"leaf {leaf.path} is there at {name}={target[name]} and has no like at {name}={base[name]}: the structure "
-                    f"of the parameters changes with {name} beyond a numbered layer. Name layers by numbers (layers_0, layers_1, ...), or stack them."
+                    f"of the parameters changes with {name} beyond a numbered layer. "
+                    "Name layers by numbers (layers_0, layers_1, ...), or stack them."
                 )
             if len(other.shape) != len(leaf.shape):
                 raise ValueError(
@@ -203,5 +204,6 @@ def _probe(at: Shapes, name: str, base: Any, target: Mapping[str, Any]) -> tuple
     others = ", ".join(f"{k}={v}" for k, v in target.items() if k != name)
     raise ValueError(
         f"size {name} could not be probed by itself: with {others or 'nothing else'}, none of {name} = {multiples[0]}, ..., "
-        f"{multiples[-1]} builds a model. The constraint that failed at {name} = {multiples[0]}: {first}. Choose base sizes that divide the target's."
+        f"{multiples[-1]} builds a model. The constraint that failed at {name} = {multiples[0]}: {first}. "
+        "Choose base sizes that divide the target's."
     ) from first

@@ -178,7 +178,7 @@ def read(
     Examples
     --------
     >>> def mlp(width):
-    ...     sizes = {"u": (2, width), "w": (width, width), "b": (width,), "v": (width, 1)}
+    ...     sizes = {"u": (2, width), "w": (width, width), "b": (1, width), "v": (width, 1)}
     ...     init = lambda key, x: {name: jnp.zeros(size) for name, size in sizes.items()}
     ...     return init, lambda p, x: jnp.tanh(jnp.tanh(x @ p["u"]) @ p["w"] + p["b"]) @ p["v"]
     >>> program = read(mlp, base=dict(width=64), target=dict(width=2**20), x=jnp.ones((3, 2)))

@@ -1,8 +1,9 @@
 """Networks of every library and kind, with what the papers' definitions make of each leaf, written by hand.
 
 An axis is infinite if it grows from `base` to `target`. Tensor Programs V, appendix B (arXiv 2203.03466): a weight from infinite to
-infinite is hidden, from finite to infinite input, from infinite to finite output; biases and gains of infinite size are vectors. Depthwise kernels
-sum over no infinite axis and have one entry per channel and window position: vectors. Looked-up rows of infinite size are embeddings.
+infinite is hidden, from finite to infinite input, from infinite to finite output; biases and gains of infinite size are vectors. Depthwise
+kernels sum over no infinite axis and have one entry per channel and window position: vectors. Looked-up rows of infinite size are
+embeddings.
 """
 
 import dataclasses

@@ -62,7 +62,7 @@ def planned_optimizer(plan: Any, factory: Any, learning_rate: Any, follows: str 
     >>> import jax.numpy as jnp, paperjax as pj
     >>> family = pj.family(lambda width: pj.models.linear_net(width, 2, 1), x=jnp.ones((1, 3)))
     >>> plan = pj.plan(family, pj.mup, base=dict(width=4), target=dict(width=8), optimizer="adam")
-    >>> tx = plan.optimizer(optax.adam, 0.1)
+    >>> tx = plan.optimizer(optax.lion, 0.1, weight_decay=0.0)
     >>> params = jax.tree.map(jnp.ones_like, plan.model.init(jax.random.key(0), jnp.ones((1, 3))))
     >>> updates, _ = tx.update(params, tx.init(params), params)
     >>> {name: round(float(leaf["w"].max()), 4) for name, leaf in updates.items()}

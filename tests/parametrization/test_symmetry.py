@@ -52,7 +52,9 @@ def test_the_forms_of_mup_are_one_trajectory(scheme, rule):
 theta = st.floats(-1, 1)
 # A smaller example of a broken law says no more, and costs a compilation.
 FEW = hypothesis.settings(
-    max_examples=2, phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate], suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+    max_examples=2,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 
 

@@ -167,7 +167,8 @@ def transfer(
     >>> import jax, jax.numpy as jnp, paperjax as pj
     >>> x = jax.random.normal(jax.random.key(0), (8, 4))
     >>> family = lambda width: pj.models.linear_net(width, depth=1, outputs=1)
-    >>> found = transfer(family, pj.mup, (x, x[:, :1]), widths=[8, 16], learning_rates=pj.logspace(-3, 0, 4), seeds=2, steps=5)
+    >>> found = transfer(family, pj.mup, (x, x[:, :1]), widths=[8, 16], optimizer="sgd", learning_rates=pj.logspace(-3, 0, 4),
+    ...                  seeds=2, steps=5)
     >>> [o.size for o in found.optima]
     [8, 16]
     """
@@ -208,7 +209,10 @@ def transfer(
 
 
 def optimum_drift(
-    losses: Float[np.ndarray, "sizes rates seeds"], sizes: Sequence[int], rates: Sequence[float], samples: int = 1000
+    losses: Float[np.ndarray, "sizes rates seeds"],
+    sizes: Sequence[int],
+    rates: Sequence[float] | Float[np.ndarray, " rates"],
+    samples: int = 1000,
 ) -> tuple[tuple[Optimum, ...], float, tuple[float, float]]:
     """Optima by size, the drift of their log2 per doubling of the size, and its interval; float64.
 
@@ -249,7 +253,9 @@ def optimum_drift(
     return tuple(optima), drift, (min(low, drift), max(high, drift))
 
 
-def best_learning_rates(losses: Float[np.ndarray, "seeds sizes rates"], rates: Sequence[float]) -> Float[np.ndarray, "seeds sizes"]:
+def best_learning_rates(
+    losses: Float[np.ndarray, "seeds sizes rates"], rates: Sequence[float] | Float[np.ndarray, " rates"]
+) -> Float[np.ndarray, "seeds sizes"]:
     """The best learning rate for each seed and size: the vertex of the parabola in log loss through the three points around the minimum.
 
     Parameters

@@ -120,7 +120,7 @@ def _series(ax: Any, check: Any, name: str, members: list[int], what: str, step:
             ax.text(0.5, 0.5, "exactly 0", transform=ax.transAxes, ha="center")
         return
     look = dict(color=COLOURS[k % 6], marker=MARKERS[(k + k // 6) % 6])
-    points(ax, check.sizes, y, name, **look)
+    points(ax, np.asarray(check.sizes, float), y, name, **look)
     ax.set_yscale("log")
     expected = check.predicted[members[0]][("value", "change").index(what)]
     if step <= 1 and math.isfinite(expected):

@@ -58,17 +58,18 @@ def find_taps(model: Model, x: Any) -> tuple[tuple[Tap, ...], Walk]:
     leaves = jax.tree_util.tree_leaves_with_path(split(params)[0])
     paths = [jax.tree_util.keystr(path) for path, _ in leaves]
     shapes = [tuple(leaf.shape) for _, leaf in leaves]
-    end = walk.outputs[0].node
+    end, onwards = walk.outputs[0].node, _Onwards(walk)
     taps: dict[int, Tap] = {}
     adds = {add.node: add for add in residual_adds(walk)}
     writers = {leaf for add in adds.values() for leaf in add.writers}
     seen: dict[int, int] = {}
     for site in walk.sites:
-        if site.kind not in CONTRACTING or site.node in taps or _is_output(walk, site.node, end):
+        node = onwards(site.node)
+        if site.kind not in CONTRACTING or node in taps or _is_output(walk, node, end):
             continue
         seen[site.leaf] = seen.get(site.leaf, 0) + 1
         name = paths[site.leaf] + (f", use {seen[site.leaf]}" if seen[site.leaf] > 1 else "")
-        taps[site.node] = _tap(walk, name, "branch" if site.leaf in writers else "preactivation", site.node, site, shapes)
+        taps[node] = _tap(walk, name, "branch" if site.leaf in writers else "preactivation", node, site, shapes)
     for node, add in adds.items():
         inside = [site for site in walk.sites if site.leaf in add.leaves and site.kind in CONTRACTING]
         last = max(inside, key=lambda site: site.node if site.node <= node else -1)
@@ -77,7 +78,7 @@ def find_taps(model: Model, x: Any) -> tuple[tuple[Tap, ...], Walk]:
     for found in interactions(walk):
         if all(found.leaves):
             of = [next(site for site in walk.sites if site.leaf == leaves[0]) for leaves in found.leaves]
-            node = _scaled_logits(walk, found.node)
+            node = onwards(found.node)
             name = " · ".join(paths[leaves[0]] for leaves in found.leaves)
             taps[node] = _tap(walk, name, "attention", node, of[0], shapes)
     if not any(site.kind in CONTRACTING for site in walk.sites):
@@ -107,16 +108,26 @@ def _is_output(walk: Walk, node: int, end: int | None) -> bool:
     return end == node
 
 
-def _scaled_logits(walk: Walk, node: int) -> int:
-    """Past the constant factors that come after a product of activations: 1/sqrt(d) may stand before or behind it."""
-    used = {site.node for site in walk.sites}
-    while True:
-        children = [i for i, other in enumerate(walk.nodes) if node in other.parents]
-        here = walk.nodes[children[0]] if len(children) == 1 else walk.nodes[node]
-        moved = here.op in ("mul", "div", *prim.RESHAPING, *prim.KEEPING_AXES) and here.how == "linear" and len(here.parents) == 1
-        if len(children) != 1 or not moved or children[0] in used or here.path[:-1] != walk.nodes[node].path[:-1]:
-            return node
-        node = children[0]
+class _Onwards:
+    """Past the constant factors that come after a product: 1/sqrt(n) may stand before or behind it."""
+
+    def __init__(self, walk: Walk):
+        self.nodes, self.used = walk.nodes, {site.node for site in walk.sites}
+        self.children: dict[int, list[int]] = {}
+        for i, node in enumerate(walk.nodes):
+            for parent in node.parents:
+                self.children.setdefault(parent, []).append(i)
+
+    def __call__(self, node: int) -> int:
+        while True:
+            after = self.children.get(node, [])
+            if len(after) != 1 or after[0] in self.used:
+                return node
+            here = self.nodes[after[0]]
+            scaled = here.op in ("mul", "div") and here.how == "linear" and len(here.parents) == 1
+            if not scaled or here.path[:-1] != self.nodes[node].path[:-1]:
+                return node
+            node = after[0]
 
 
 def record(model: Model, taps: tuple[Tap, ...], params: PyTree, x: Any) -> Mapping[Tap, Float[Array, "layers entries"]]:

@@ -1,5 +1,6 @@
 """The first step's exponents, against tables written by hand; nothing is trained here."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -101,8 +102,6 @@ def test_taps_are_rows_of_a_scan_and_streams():
         ("stream + ['blocks']['down']['kernel']", "stream", 3),
         ("outputs", "output", 1),
     ]
-    import jax
-
     params = model.init(jax.random.key(0), X)
     values = record(model, taps, params, X)
     # By hand: the stream after the first block.
@@ -115,3 +114,18 @@ def test_taps_are_rows_of_a_scan_and_streams():
     np.testing.assert_allclose(values[taps[3]][0], stream.reshape(-1), rtol=1e-4, atol=1e-5)
     assert len(quantities(taps, True)) == 1 + 3 * 3 + 1
     assert len(quantities(taps, False)) == 5
+
+
+def test_a_preactivation_is_taken_after_its_constant_factor():
+    """In ``h = x W / sqrt(n)`` with W of order 1 it is h that is of order 1, wherever the root stands."""
+
+    def family(width):
+        def init(key, x):
+            key_w, key_h = jax.random.split(key)
+            return {"w": jax.random.normal(key_w, (x.shape[1], width)), "h": jax.random.normal(key_h, (width, width))}
+
+        return pj.Model(init, lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"]) @ p["h"] / width**0.5)[:, :2])
+
+    found = response(family, None, "adam")
+    np.testing.assert_allclose([value for value, _ in found.values()], 0, atol=1e-6)
+    np.testing.assert_allclose([found["['w']"][1], found["['h']"][1]], (0, 0.5), atol=1e-6)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from paperjax.binding import nearest
 from paperjax.parametrization.abc import COLUMN_OF, Exponent, Parametrization
+from paperjax.trace.initial import Law
 from paperjax.trace.program import Leaf, Program, role_of
 
 # Which rule an optimizer of optax follows: updates proportional to the gradient; of a size of their own, entry by entry; or of a
@@ -134,9 +135,10 @@ def leaf_factors(leaf: Leaf, in_branch: bool, scheme: Parametrization, rule: str
         def factor(table: Mapping[str, Exponent]) -> float:
             return table[which].factor(fans, base)
 
-        multiplier, eps = factor(scheme.a), factor(scheme.eps)
+        # What the model multiplies by itself (W / sqrt(n) x) is part of the multiplier that is wanted.
+        multiplier, eps = factor(scheme.a) / leaf.own_width[0], factor(scheme.eps)
         lr = factor(scheme.c["sgd" if rule == "sgd" else "adam"])
-        init_scale = _init_scale(leaf, factor(scheme.b))
+        init_scale = _init_scale(leaf, factor(scheme.b), leaf.narrow_law if scheme.depth is None else leaf.base_law)
         if rule == "muon" and is_matrix(leaf):
             lr *= _spectral_norm_of_signs(fans, base)
             # Muon compares eps with the Frobenius norm of the gradient, Adam with one entry.
@@ -144,6 +146,7 @@ def leaf_factors(leaf: Leaf, in_branch: bool, scheme: Parametrization, rule: str
         elif scheme.decay is not None and rule != "sgd":
             decay = 0.0 if which in scheme.no_decay else factor(scheme.decay)
     if in_branch and scheme.depth is not None:
+        multiplier /= leaf.own_depth
         lr *= scheme.depth.learning_rate_factor(depth_ratio, rule)
         eps *= scheme.depth.eps_factor(depth_ratio)
     if decay_mode == "independent":
@@ -167,9 +170,9 @@ def _spectral_norm_of_signs(fans: tuple[int, int], base: tuple[int, int]) -> flo
     return ratio(*fans) / ratio(*base)
 
 
-def _init_scale(leaf: Leaf, wanted: float) -> float:
+def _init_scale(leaf: Leaf, wanted: float, base: Law) -> float:
     """Bring the model's own ratio of standard deviations, target over base, to the wanted one; constant leaves stay."""
-    law, base = leaf.law, leaf.base_law
+    law = leaf.law
     if law.kind == "constant" or base.kind == "constant":
         return 1.0
     if law.kind != "random" or base.kind != "random":
@@ -190,11 +193,13 @@ def _init_scale(leaf: Leaf, wanted: float) -> float:
 def tied_factor(leaf: Leaf, scheme: Parametrization) -> float:
     """The multiplier of the output use of a tied leaf: ``n^-((a + b)_output - (a + b)_input)``."""
     ours, base = leaf.shape, leaf.base_shape
-    last = leaf.sites[[role_of(site, leaf.infinite) for site in leaf.sites].index("output")]
+    at = [role_of(site, leaf.infinite) for site in leaf.sites].index("output")
+    last = leaf.sites[at]
     n = math.prod(ours[a] for a in last.inside) / math.prod(base[a] for a in last.inside)
     start = {column: scheme.a[column].power(column) + scheme.b[column].power(column) for column in ("input", "output")}
     power = start["output"] - start["input"]
-    return n**-power
+    # The leaf's own multiplier has already taken out what the model multiplies its first use by.
+    return n**-power * leaf.own_width[0] / leaf.own_width[at]
 
 
 def branch_leaves(program: Program) -> frozenset[int]:

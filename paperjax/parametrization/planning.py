@@ -151,7 +151,8 @@ def _told(program: Program, init_std: dict[str, Callable[[int, int], float]]) ->
         dataclasses.replace(
             leaf,
             law=Law("random", 0.0, float(init_std[leaf.path](*leaf.fans()))),
-            base_law=Law("random", 0.0, float(init_std[leaf.path](*leaf.fans(base=True)))),
+            base_law=(there := Law("random", 0.0, float(init_std[leaf.path](*leaf.fans(base=True))))),
+            narrow_law=there,
         )
         if leaf.path in init_std
         else leaf
@@ -176,11 +177,12 @@ def _with_branches(program: Program, scheme: Parametrization, factors: list[Fact
     scalings: list[Scaling] = []
     if scheme.depth is None or program.depth_ratio == 1:
         return factors, scalings
-    m = scheme.depth.multiplier(program.depth_ratio)
+    wanted = scheme.depth.multiplier(program.depth_ratio)
     factors = list(factors)
     # A leaf that writes into two branches would be scaled twice.
     written = [leaf for add in program.adds for leaf in add.writers]
-    for add in program.adds:
+    for add, own in zip(program.adds, program.own_branch):
+        m = wanted / own
         if add.writers and all(written.count(leaf) == 1 for leaf in add.writers):
             for leaf in add.writers:
                 factors[leaf] = factors[leaf]._replace(multiplier=factors[leaf].multiplier * m)

@@ -34,6 +34,8 @@ class Site(NamedTuple):
         ``"other"``.
     scans
         Paths of the scans that run over axes of the leaf: those axes come first in `stack`, in this order.
+    log_factor
+        Logarithm of the known numbers that multiply the leaf before the use.
     """
 
     leaf: int
@@ -51,6 +53,7 @@ class Site(NamedTuple):
     repeats: int
     effect: str = "other"
     scans: tuple[tuple[int, ...], ...] = ()
+    log_factor: float = 0.0
 
 
 class Node(NamedTuple):

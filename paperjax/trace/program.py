@@ -14,9 +14,9 @@ from paperjax.model import Family, Model, check_model, family, join, split
 from paperjax.trace import primitives as prim
 from paperjax.trace.graph import Site, Walk
 from paperjax.trace.initial import Law, read_laws
-from paperjax.trace.probe import Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
+from paperjax.trace.probe import Probe, Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
 from paperjax.trace.settle import Use, overridden, refuse_unresolved
-from paperjax.trace.streams import Interaction, ResidualAdd, interactions, residual_adds
+from paperjax.trace.streams import Interaction, ResidualAdd, branch_factor, interactions, own_factors, residual_adds
 from paperjax.trace.walk import walk
 
 ROLES = ("hidden", "input", "output", "vector", "embedding", "finite")
@@ -38,8 +38,11 @@ class Leaf:
         Its uses by the data, in order.
     roles
         One role for each distinct use; two for tied weights.
-    law, base_law
-        Its entries at initialization, at target and base.
+    law, base_law, narrow_law
+        Its entries at initialization: at the target, at the base, and at the base's widths with the target's depth.
+    own_width, own_depth
+        The factor that the model itself multiplies the leaf or its product by, target over base: from the widths, for each site, and from
+        the depth, for the first.
     """
 
     path: str
@@ -51,6 +54,9 @@ class Leaf:
     roles: tuple[str, ...]
     law: Law
     base_law: Law
+    narrow_law: Law
+    own_width: tuple[float, ...] = ()
+    own_depth: float = 1.0
 
     @property
     def role(self) -> str:
@@ -77,8 +83,8 @@ class Program:
         The sizes.
     leaves
         In the order of the flattened parameters.
-    adds
-        Residual adds of the target.
+    adds, own_branch
+        Residual adds of the target; the factor that the model itself multiplies each branch by after its last function, target over base.
     depth_ratio
         Residual adds in one call of the target, over those of the base; 1 without any.
     interactions
@@ -91,6 +97,7 @@ class Program:
     target: Mapping[str, Any]
     leaves: tuple[Leaf, ...]
     adds: tuple[ResidualAdd, ...]
+    own_branch: tuple[float, ...]
     depth_ratio: float
     interactions: tuple[tuple[Interaction, int, float], ...]
     walk: Walk
@@ -208,13 +215,59 @@ def read(
         infinite = axes[shape.path]
         roles = tuple(dict.fromkeys(role_of(site, infinite) for site in sites)) or ("finite",)
         leaves.append(
-            Leaf(shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles, there.laws[i], small.laws[whole.index(part)])
-        )
-    adds = residual_adds(found)
-    n, n_base = (sum(add.repeats for add in a) for a in (adds, residual_adds(found_base)))
+            Leaf(
+                shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles, there.laws[i], small.laws[whole.index(part)],
+                there.laws[i],
+            )
+        )  # fmt: skip
+    leaves = _with_own_factors(
+        leaves, [part for _, part in pairs], there, small, _narrow(fam, x, base, target, leaves, probe, there, small)
+    )
+    adds, base_adds = residual_adds(found), residual_adds(found_base)
+    n, n_base = (sum(add.repeats for add in a) for a in (adds, base_adds))
+    own_base = [branch_factor(found_base, add) for add in base_adds] or [0.0]
+    own = tuple(math.exp(branch_factor(found, add) - own_base[min(i, len(own_base) - 1)]) for i, add in enumerate(adds))
     scaled = _scaled(found, found_base, shapes, whole)
     _warn_of_fixed_heads(scaled, leaves)
-    return Program(dict(base), dict(target), tuple(leaves), adds, n / n_base if n_base else 1.0, scaled, found)
+    return Program(dict(base), dict(target), tuple(leaves), adds, own, n / n_base if n_base else 1.0, scaled, found)
+
+
+def _narrow(
+    fam: Family,
+    x: Any,
+    base: Mapping[str, Any],
+    target: Mapping[str, Any],
+    leaves: list[Leaf],
+    probe: Probe,
+    there: _Traced,
+    small: _Traced,
+) -> _Traced:
+    """The network of the base's widths and the target's depth; a depth adds leaves or slices, and changes no other axis."""
+    wide = {name for leaf in leaves for site in leaf.sites for a in (*site.inside, *site.out) for name in leaf.infinite[a]}
+    adds = {name for leaf in leaves for site in leaf.sites for a in site.stack for name in leaf.infinite[a]} | set(probe.structural)
+    deep = {name: target[name] for name in probe.growing if name in adds - wide}
+    if not deep:
+        return small
+    return there if len(deep) == len(probe.growing) else _traced(fam(**{**base, **deep}), x)
+
+
+def _with_own_factors(leaves: list[Leaf], parts: list[Shape], there: _Traced, small: _Traced, narrow: _Traced) -> list[Leaf]:
+    def logs(traced: _Traced, leaf: int) -> list[float]:
+        return [log for site, log in zip(traced.walk.sites, own[id(traced)]) if site.leaf == leaf]
+
+    own = {id(traced): own_factors(traced.walk) for traced in (there, small, narrow)}
+    at_small, at_narrow = ({shape.path: i for i, shape in enumerate(traced.shapes)} for traced in (small, narrow))
+    found = []
+    for i, (leaf, part) in enumerate(zip(leaves, parts)):
+        # A size that sets widths and adds layers at once leaves no network in between: all of its change counts as the width's.
+        between, k = (narrow, at_narrow[leaf.path]) if leaf.path in at_narrow else (small, at_small[part.path])
+        ours, theirs, first = logs(there, i), logs(between, k), logs(small, at_small[part.path])
+        if len(ours) != len(theirs) or not ours or not first:
+            found.append(dataclasses.replace(leaf, narrow_law=between.laws[k], own_width=(1.0,) * len(leaf.sites)))
+            continue
+        width = tuple(math.exp(a - b) for a, b in zip(ours, theirs))
+        found.append(dataclasses.replace(leaf, narrow_law=between.laws[k], own_width=width, own_depth=math.exp(theirs[0] - first[0])))
+    return found
 
 
 def _overridden_base(found: Walk, base_shapes: tuple[Shape, ...], shapes: tuple[Shape, ...], uses: Mapping[str, Use]) -> Walk:

@@ -292,3 +292,38 @@ def _after(graph: Graph, node: int) -> float:
             return log
         node = children[0]
         log += graph.nodes[node].log_factor
+
+
+def own_factors(walk: Walk) -> tuple[float, ...]:
+    """For each site, the logarithm of the known numbers that the model multiplies it by: the leaf before, and the result after.
+
+    After the use they are followed through steps that are linear in it, up to the next function, sum with another activation or product of
+    activations. What multiplies an operand of such a product (queries over sqrt(d)) belongs to the `Interaction`.
+    """
+    graph = Graph(walk)
+    return tuple(site.log_factor + _own_after(graph, site.node) for site in walk.sites)
+
+
+def _own_after(graph: Graph, node: int) -> float:
+    log = 0.0
+    while len(graph.children[node]) == 1:
+        node = graph.children[node][0]
+        here = graph.nodes[node]
+        if here.op == "dot_general":
+            return 0.0
+        if here.how not in ("linear", "affine") or len(here.parents) != 1 or graph.contracts(node):
+            break
+        log += here.log_factor
+    return log
+
+
+def branch_factor(walk: Walk, add: ResidualAdd) -> float:
+    """Logarithm of the known numbers that multiply a branch after its last function; 0 where it ends in a weight, whose own they are."""
+    graph, node, log = Graph(walk), add.branch, 0.0
+    while not graph.contracts(node):
+        here = graph.nodes[node]
+        if here.how not in ("linear", "affine") or len(here.parents) != 1:
+            return log
+        log += here.log_factor
+        node = here.parents[0]
+    return 0.0

@@ -33,6 +33,8 @@ class Piece(NamedTuple):
         Whether a loop uses the same numbers in every step.
     looked
         Axes of the leaf that were looked up at fixed places.
+    log_factor
+        Logarithm of the known numbers that multiply it.
     """
 
     leaf: int
@@ -44,6 +46,7 @@ class Piece(NamedTuple):
     reused: bool = False
     looked: tuple[int, ...] = ()
     reason: str = ""
+    log_factor: float = 0.0
 
 
 class Row(NamedTuple):
@@ -112,8 +115,11 @@ def parameters(eqn: Any, inputs: Sequence[Value]) -> Value:
     if name == "select_n" and inputs[0].is_constant:
         fixed = all(value.is_zero for value in inputs[1:] if value.is_constant)
         return Value(_distinct(p._replace(scales=p.scales and fixed) for p in pieces))
-    if name == "neg" or (single and (name == "mul" or (name == "div" and not first.is_constant))):
+    if name == "neg":
         return Value(pieces)
+    if single and (name == "mul" or (name == "div" and not first.is_constant)):
+        log = log_of(next(value for value in inputs if value.is_constant)) * (1 if name == "mul" else -1)
+        return Value(tuple(p._replace(log_factor=p.log_factor + log) for p in pieces))
     if name == "mul" and not single:
         # A number that is trained multiplies a weight: the weight's axes mean what they meant.
         numbers = [value for value in involved if not any(axes for p in value.pieces for axes in p.axes)]
@@ -181,6 +187,12 @@ def _distinct(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
     return tuple(found.values())
 
 
+def log_of(value: Value) -> float:
+    """Logarithm of the size of a known number; 0 of anything else."""
+    number = 0.0 if value.scalar is None else abs(float(value.scalar))
+    return math.log(number) if 0 < number < math.inf else 0.0
+
+
 def dependence(eqn: Any, inputs: Sequence[Value], signs: Sequence[bool]) -> tuple[str, float]:
     """How a result depends on the activations that go in, and the logarithm of the known number that it multiplies them by.
 
@@ -215,9 +227,7 @@ def dependence(eqn: Any, inputs: Sequence[Value], signs: Sequence[bool]) -> tupl
         other = inputs[1] if data[0] else inputs[0]
         if name == "div" and not data[0]:
             return "nonlinear", 0.0
-        number = 0.0 if other.scalar is None else abs(float(other.scalar))
-        size = math.log(number) if 0 < number < math.inf else 0.0
-        return "linear", size if name == "mul" else -size
+        return "linear", log_of(other) if name == "mul" else -log_of(other)
     if name in prim.HOMOGENEOUS or (name in ("max", "min") and all(d or v.is_zero for d, v in zip(data, inputs))):
         return "homogeneous", 0.0
     if name in ("gt", "ge", "lt", "le", "sign") and all(d or v.is_zero for d, v in zip(data, inputs)) and sum(data) == 1:

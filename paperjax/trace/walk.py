@@ -63,7 +63,7 @@ class _Walker:
         effect = effect if piece.scales and piece.linear else "other"
         return Site(
             piece.leaf, kind, eqn.primitive.name, inside, out, piece.stack + stack, window, axes.groups, path, node, operand, piece.reused,
-            self.repeats, effect, piece.scans,
+            self.repeats, effect, piece.scans, piece.log_factor,
         )  # fmt: skip
 
     def elementwise_site(self, value: Value, eqn: Any, path: tuple[int, ...], node: int, operand: int | None, effect: str) -> None:
@@ -273,7 +273,7 @@ class _Walker:
 
     def scan(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         n_consts, n_carry, body = eqn.params["num_consts"], eqn.params["num_carry"], prim.closed(eqn.params["jaxpr"])
-        consts = [reuse(value) for value in inputs[:n_consts]]
+        consts = [reuse(value)._replace(scalar=value.scalar) for value in inputs[:n_consts]]
         rows = [
             self.slice_of(value, eqn, var, path)
             for value, var in zip(inputs[n_consts + n_carry :], body.jaxpr.invars[n_consts + n_carry :])
@@ -291,7 +291,7 @@ class _Walker:
 
     def while_loop(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         n_cond, n_body, body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"], prim.closed(eqn.params["body_jaxpr"])
-        consts = [reuse(value) for value in inputs[n_cond : n_cond + n_body]]
+        consts = [reuse(value)._replace(scalar=value.scalar) for value in inputs[n_cond : n_cond + n_body]]
 
         def step(carry: list[Value]) -> list[Value]:
             return self.jaxpr(body, [*consts, *carry], (*path, 1))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 import paperjax as pj
+from paperjax.model import count
 
 LAYERS, WIDTH, HEAD, VOCABULARY, LENGTH = 48, 1280, 64, 50257, 1024
 
@@ -65,8 +66,8 @@ def main():
         plan = pj.plan(family, pj.completep, base=dict(width=256, depth=2), target=dict(width=WIDTH, depth=layers), optimizer="adamw")
         seconds = time.perf_counter() - began
         left = sum(a.nbytes for a in jax.live_arrays()) - before
-        count = pj.model.count(family.shapes(width=WIDTH, depth=layers))
-        print(f"{style:>8} {count:>14,} {len(plan.leaves):>7} {seconds:>8.1f} {left:>11,}", flush=True)
+        n = count(family.shapes(width=WIDTH, depth=layers))
+        print(f"{style:>8} {n:>14,} {len(plan.leaves):>7} {seconds:>8.1f} {left:>11,}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ SMALLER = {
     "lr=pj.logspace(-2, 1, 13)": "lr=pj.logspace(-2, 1, 2)",
     "seed=8": "seed=2",
     "seed=4": "seed=2",
+    "target=dict(width=1024, depth=32)": "target=dict(width=128, depth=8)",
+    "widths=[64, 128, 256, 512], depth=4": "widths=[4, 8, 16, 32], depth=2",
     "n_train=512, n_test=512": "n_train=16, n_test=16",
 }
 
@@ -73,6 +75,31 @@ def test_your_network(here):
     x = names["batch"]
     params = names["small"].init(jax.random.key(0), x)
     assert names["small"].apply(params, x).shape == (2, 64)
+
+
+def test_mup(here):
+    import flax.linen as nn
+
+    class MyFlaxNet(nn.Module):
+        width: int
+        depth: int
+
+        @nn.compact
+        def __call__(self, x):
+            h = nn.Dense(self.width)(x)
+            for _ in range(self.depth):
+                h = h + nn.Dense(self.width)(nn.relu(h))
+            return nn.Dense(1)(h)
+
+    x = jax.random.normal(jax.random.key(0), (8, 3))
+    names = {"batch": x, "data": (x, x[:, :1])}
+    exec("import jax, optax, paperjax as pj\n", names)
+    names["family"] = names["pj"].family(lambda width, depth: MyFlaxNet(width, depth), x=x)
+    exec(small(BLOCKS[3]), names)
+    # Width 64 to 128, depth 4 to 8: a hidden weight's Adam learning rate is times 1/2 · 2^-1/2.
+    hidden = next(leaf for leaf in names["plan"].leaves if leaf.path == "['Dense_1']['kernel']")
+    assert hidden.factors.learning_rate == pytest.approx(2**-1.5)
+    names["tx"].init(names["params"])
 
 
 def test_the_two_commands_are_there():

@@ -77,6 +77,7 @@ def test_your_network(here):
     assert names["small"].apply(params, x).shape == (2, 64)
 
 
+@pytest.mark.slow
 def test_mup(here):
     import flax.linen as nn
 

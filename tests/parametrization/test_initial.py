@@ -8,6 +8,8 @@ import pytest
 
 import paperjax as pj
 
+pytestmark = pytest.mark.slow
+
 X = jnp.ones((2, 4))
 BASE, TARGET = 32, 128
 INITS = {

@@ -13,6 +13,8 @@ import paperjax as pj
 from paperjax.parametrization.factors import RULES, Factors
 from paperjax.parametrization.plan import Plan, PlannedLeaf
 
+pytestmark = pytest.mark.slow
+
 PARAMS = {"w": np.array([[0.3, -0.2], [0.1, 0.4]])}
 GRADS = [np.random.default_rng(k).normal(size=(2, 2)) for k in range(8)]
 

@@ -124,6 +124,7 @@ def test_embeddings_times_the_root_of_the_width():
     np.testing.assert_allclose(own, plain, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [lambda h: h, jnp.tanh, jax.nn.relu], ids=["linear", "tanh", "relu"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_branches_that_know_their_depth(activation, optimizer):

@@ -15,6 +15,8 @@ from zoo import as_users_run_it
 
 import paperjax as pj
 
+pytestmark = pytest.mark.slow
+
 N, M = 4.0, 2.0
 RATE, EPS, DECAY = {"sgd": 0.05, "adam": 0.02}, 1e-4, 0.3
 

@@ -10,6 +10,8 @@ from paperjax.studies import coord_check
 from tests.studies.networks import Scanned, Transformer, examples, one_hidden_linear, tanh_mlp, tokens
 from tests.zoo import as_users_run_it
 
+pytestmark = pytest.mark.slow
+
 DATA = examples()
 RATES = {"sgd": 0.01, "adam": 1e-4}
 NTP_ONE_RATE = pj.abc("NTP, one lr", (0, 0.5, 0.5), (0, 0, 0), (0, 0, 0), (0, 0, 0))

@@ -9,6 +9,8 @@ from paperjax.studies.learning_rates import optimum_drift
 from tests.studies.networks import examples, tanh_mlp
 from tests.zoo import as_users_run_it
 
+pytestmark = pytest.mark.slow
+
 RATES = 2.0 ** np.arange(-8, 1)
 AT = np.log2(RATES)
 

@@ -55,6 +55,7 @@ def test_axes_and_shapes_agree_with_the_networks_themselves(name, programs):
             assert 0 <= site.node < len(program.walk.nodes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["linen mlp", "cnn", "gpt, remat, scan axis 1", "equinox mlp", "nnx transformer", "moe", "flax rnn", "vit"]
 )

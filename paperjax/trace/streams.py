@@ -310,7 +310,8 @@ def _own_after(graph: Graph, node: int) -> float:
         node = graph.children[node][0]
         here = graph.nodes[node]
         if here.op == "dot_general":
-            return 0.0
+            # Queries with keys: the Interaction's. Attention weights with values: the values' own.
+            return 0.0 if here.how == "bilinear" and all(_origin(graph, parent)[0] for parent in here.parents) else log
         if here.how not in ("linear", "affine") or len(here.parents) != 1 or graph.contracts(node):
             break
         log += here.log_factor

@@ -135,6 +135,35 @@ def test_branches_that_know_their_depth(activation, optimizer):
     np.testing.assert_allclose(own, plain, rtol=1e-8)
 
 
+def attention(own):
+    """One head without a residual; with `own`, the value projection has unit variance and ``/ sqrt(n)`` after it."""
+
+    def family(width):
+        def init(key, x):
+            names = ("first", "query", "key", "value", "out")
+            sizes = ((5, width), *((width, width),) * 3, (width, 3))
+            stds = (1.0, width**-0.5, width**-0.5, 1.0 if own else width**-0.5, width**-0.5)
+            keys = jax.random.split(key, 5)
+            return {n: std * jax.random.normal(k, size) for n, k, size, std in zip(names, keys, sizes, stds)}
+
+        def apply(p, x):
+            h = x @ p["first"]
+            logits = (h @ p["query"]) @ (h @ p["key"]).T / width**0.5
+            v = (h @ p["value"]) / (width**0.5 if own else 1.0)
+            return (jax.nn.softmax(logits) @ v) @ p["out"]
+
+        return pj.Model(init, apply)
+
+    return family
+
+
+def test_values_divided_by_the_root_of_the_width():
+    plain, _ = effective(attention(False), pj.mup, {"width": 4}, {"width": 16}, X)
+    own, _ = effective(attention(True), pj.mup, {"width": 4}, {"width": 16}, X)
+    # At the base the two writings differ by nothing: 4^-1/2 is in the init of one, in the product of the other.
+    np.testing.assert_allclose(own, plain, rtol=1e-9)
+
+
 def test_muP_alone_leaves_the_models_own_depth():
     base, target = {"width": 4, "depth": 1}, {"width": 8, "depth": 4}
     _, plan = effective(residual(True, jnp.tanh), pj.mup, base, target, X)

@@ -13,6 +13,7 @@ from paperjax.parametrization import (
     Parametrization,
     Plan,
     abc,
+    classify,
     completep,
     depth_mup,
     mean_field,
@@ -33,9 +34,9 @@ from paperjax.train import log_steps, train
 
 __all__ = [
     "Claim", "Control", "Depth", "Estimate", "Experiment", "Exponent", "Family", "Frozen", "Grid", "Layout", "Model", "Paper",
-    "Parametrization", "Plan", "abc", "as_model", "completep", "coord_check", "cpu_devices", "data", "depth_mup", "estimate", "family",
-    "fit_slope", "grid", "judge", "linspace", "load", "log_steps", "logspace", "mean_field", "measures", "models", "mup", "mup_table8",
-    "mup_table9", "ntp", "plan", "save", "sem", "spectral", "standard", "standard_full_align", "trace", "train", "transfer", "transforms",
-    "u_mup", "wd_layerwise",
+    "Parametrization", "Plan", "abc", "as_model", "classify", "completep", "coord_check", "cpu_devices", "data", "depth_mup", "estimate",
+    "family", "fit_slope", "grid", "judge", "linspace", "load", "log_steps", "logspace", "mean_field", "measures", "models", "mup",
+    "mup_table8", "mup_table9", "ntp", "plan", "save", "sem", "spectral", "standard", "standard_full_align", "trace", "train", "transfer",
+    "transforms", "u_mup", "wd_layerwise",
 ]  # fmt: skip
 __version__ = "0.1.0"

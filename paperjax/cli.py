@@ -1,7 +1,7 @@
-"""The command line: ``paperjax run SLUG``, ``list``, ``show``, ``verify``, ``plan``, ``doctor``.
+"""The command line: ``paperjax run SLUG``, ``list``, ``show``, ``verify``, ``plan``, ``coord-check``, ``transfer``, ``doctor``.
 
-Exit status: 0 if all is well; 1 if a claim is not verified (or the doctor finds a fault); 2 if something could not be run, with
-one message that says why; 130 after Ctrl-C.
+Exit status: 0 if all is well; 1 if a claim is not verified, or a coordinate check fails (or the doctor finds a fault); 2 if something
+could not be run, with one message that says why; 130 after Ctrl-C.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from rich.markup import escape
 from paperjax.binding import nearest
 from paperjax.claims import SIZES, TIERS, Paper, Size
 from paperjax.cli_family import PlanCommand, show_plan
+from paperjax.cli_studies import CoordCheckCommand, TransferCommand, run_coord_check, run_transfer
 from paperjax.devices import cpu_devices
 from paperjax.finder import PAPERS, find, load, text
 from paperjax.overrides import chosen, flags
@@ -105,6 +106,8 @@ Command = (
     | Annotated[ShowCommand, tyro.conf.subcommand("show")]
     | Annotated[VerifyCommand, tyro.conf.subcommand("verify")]
     | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
+    | Annotated[CoordCheckCommand, tyro.conf.subcommand("coord-check")]
+    | Annotated[TransferCommand, tyro.conf.subcommand("transfer")]
     | Annotated[DoctorCommand, tyro.conf.subcommand("doctor")]
 )
 
@@ -137,6 +140,8 @@ def main(arguments: Sequence[str] | None = None, papers_folder: Path = PAPERS) -
         ShowCommand: show,
         VerifyCommand: verify,
         PlanCommand: plan_family,
+        CoordCheckCommand: check_family,
+        TransferCommand: transfer_family,
         DoctorCommand: doctor,
     }
     try:
@@ -144,7 +149,7 @@ def main(arguments: Sequence[str] | None = None, papers_folder: Path = PAPERS) -
     except KeyboardInterrupt as stop:
         _error(str(stop.args[0]) if stop.args else "stopped.")
         return INTERRUPTED
-    except (ValueError, TypeError, OSError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, FloatingPointError) as error:
         _explain(error, getattr(command, "verbose", True))
         return CANNOT_RUN
 
@@ -248,6 +253,22 @@ def plan_family(command: PlanCommand, papers_folder: Path) -> int:
     return 0
 
 
+def check_family(command: CoordCheckCommand, papers_folder: Path) -> int:
+    """`paperjax coord-check`."""
+    # Before the user's file is run, which may start JAX.
+    _start_devices(command.verbose)
+    found, files = run_coord_check(command, RUNS)
+    _show_study(found, files)
+    return 0 if found.passes else CLAIM_FAILED
+
+
+def transfer_family(command: TransferCommand, papers_folder: Path) -> int:
+    """`paperjax transfer`."""
+    _start_devices(command.verbose)
+    _show_study(*run_transfer(command, RUNS))
+    return 0
+
+
 def doctor(command: DoctorCommand, papers_folder: Path) -> int:
     """`paperjax doctor`."""
     from paperjax.doctor import examine
@@ -265,6 +286,12 @@ def _show_run(paper: Paper, done: Run) -> None:
     out.print(f"{table.status_text(done.record)} in {done.record['seconds']:.1f} s\n", markup=False, highlight=False)
     for file in FILES:
         out.print(f"{done.folder / file}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_study(found: object, files: Sequence[Path]) -> None:
+    _out().print(f"{found}\n", markup=False, highlight=False, soft_wrap=True)
+    for file in files:
+        _out().print(f"{file}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _start_devices(verbose: bool) -> None:

@@ -1,9 +1,10 @@
-"""The command line for a user's own file: ``paperjax plan path.py:family`` and ``paperjax coord-check path.py:family``."""
+"""The command line for a family in a user's own file: ``paperjax plan path.py:family``."""
 
 import ast
 import dataclasses
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,21 +70,27 @@ def load_file(where: str) -> Any:
     Raises
     ------
     ValueError
-        If the text has no name, or the file is not there.
+        If the text has no name, the file is not there, or running it raises.
     """
     path, colon, name = where.rpartition(":")
     if not colon or not name:
         raise ValueError(f"{where!r} names no family: write PATH.py:NAME, such as models.py:family.")
     if not Path(path).is_file():
         raise ValueError(f"there is no file {path}: write PATH.py:NAME, such as models.py:family.")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    # A name that no module has: the file may be called jax.py.
+    spec = importlib.util.spec_from_file_location(f"users_file_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is no Python file: its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses, and so Flax and Equinox modules, look their module up by name while it runs.
+    sys.modules[spec.name] = module
     # The file's neighbours can be imported from it, as when it is run as a script.
     sys.path.insert(0, str(Path(path).resolve().parent))
     try:
         spec.loader.exec_module(module)
+    except Exception as error:
+        line = next((f" (line {f.lineno})" for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == spec.origin), "")
+        raise ValueError(f"{path} cannot be run: {type(error).__name__}: {error}{line}.") from error
     finally:
         sys.path.pop(0)
     return module
@@ -130,6 +137,11 @@ def sizes_of(file: Any, which: str, given: tuple[str, ...]) -> dict[str, Any]:
         if not isinstance(own, dict):
             raise ValueError(f"no {which} sizes: give --{which} width=64 ..., or write {which} = dict(width=64, ...) in the file.")
         return own
+    return pairs(which, given)
+
+
+def pairs(which: str, given: tuple[str, ...]) -> dict[str, Any]:
+    """Sizes from ``name=value`` texts."""
     sizes = {}
     for text in given:
         name, equals, value = text.partition("=")

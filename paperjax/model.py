@@ -8,15 +8,18 @@ to a `Model`.
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PyTree
 
+from paperjax.adapters import equinox_module, from_equinox, from_linen, from_nnx, from_pair
 from paperjax.binding import argument_names, call_by_name, nearest
+from paperjax.params import Frozen, count, join, split
+
+__all__ = ["Family", "Frozen", "Model", "as_model", "check_model", "count", "family", "join", "split"]
 
 
 class Model(NamedTuple):
@@ -44,75 +47,6 @@ class Model(NamedTuple):
 
     init: Callable[..., Any]
     apply: Callable[..., Any]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-    """Marks a part of a parameter pytree as given, not trained.
-
-    Training, counting and decay leave everything under `value` alone; ``apply`` unwraps it. It is how a model carries
-    what is random but fixed: a random projection, a frozen readout, batch statistics.
-
-    Examples
-    --------
-    >>> trained, given = split({"sign": Frozen(2.0), "w": 1.0})
-    >>> trained
-    {'sign': None, 'w': 1.0}
-    >>> join(trained, given)
-    {'sign': Frozen(value=2.0), 'w': 1.0}
-    """
-
-    value: Any
-
-
-def _is_frozen(node: Any) -> bool:
-    return isinstance(node, Frozen)
-
-
-def _is_trained(leaf: Any) -> bool:
-    return not _is_frozen(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-
-
-def split(params: PyTree) -> tuple[PyTree, PyTree]:
-    """Part a parameter pytree into what is trained and what is given; ``join`` puts it together again.
-
-    Returns
-    -------
-    trained, given
-        Two pytrees of the shape of `params`, each with ``None`` where the other has the leaf. `given` holds the
-        `Frozen` nodes and every leaf that is not floating point (integers, keys).
-
-    Examples
-    --------
-    >>> split({"w": 1.0, "n": 3})
-    ({'n': None, 'w': 1.0}, {'n': 3, 'w': None})
-    """
-    trained = jax.tree.map(lambda leaf: leaf if _is_trained(leaf) else None, params, is_leaf=_is_frozen)
-    given = jax.tree.map(lambda leaf: None if _is_trained(leaf) else leaf, params, is_leaf=_is_frozen)
-    return trained, given
-
-
-def join(trained: PyTree, given: PyTree) -> PyTree:
-    """Undo `split`: ``join(*split(params))`` is `params`.
-
-    Examples
-    --------
-    >>> join({"w": 1.0, "n": None}, {"w": None, "n": 3})
-    {'n': 3, 'w': 1.0}
-    """
-    return jax.tree.map(lambda a, b: b if a is None else a, trained, given, is_leaf=lambda node: node is None or _is_frozen(node))
-
-
-def count(params: PyTree) -> int:
-    """Number of trained parameters, ``D = sum over trained leaves of the product of the leaf's shape``.
-
-    Examples
-    --------
-    >>> count({"w": jnp.ones((3, 2)), "b": Frozen(jnp.ones(2))})
-    6
-    """
-    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(split(params)[0]))
 
 
 def as_model(network: Any) -> Model:
@@ -160,111 +94,24 @@ def as_model(network: Any) -> Model:
     if isinstance(network, Model):
         return network
     if isinstance(network, nn.Module):
-        return _from_linen(network)
+        return Model(*from_linen(network))
     if isinstance(network, nnx.Module):
-        return _from_nnx(lambda rngs: network, fixed=network)
-    equinox_module = _equinox_module()
-    if equinox_module is not None and isinstance(network, equinox_module):
-        return _from_equinox(lambda key: network)
+        return Model(*from_nnx(lambda rngs: network, fixed=network))
+    equinox = equinox_module()
+    if equinox is not None and isinstance(network, equinox):
+        return Model(*from_equinox(lambda key: network))
     if isinstance(network, tuple) and len(network) == 2 and all(map(callable, network)):
-        return _from_pair(*network)
+        return Model(*from_pair(*network))
     if callable(network):
         required, _ = argument_names(network)
         if required == ("rngs",):
-            return _from_nnx(network)
+            return Model(*from_nnx(network))
         if required == ("key",):
-            return _from_equinox(network)
+            return Model(*from_equinox(network))
     raise TypeError(
         f"as_model does not know what to do with {network!r} (a {type(network).__name__}). It takes a Model, a Flax linen module, "
         "an nnx module or a constructor `lambda rngs: ...`, an Equinox module or a constructor `lambda key: ...`, or a pair (init, apply)."
     )
-
-
-def _from_pair(init: Callable[..., Any], apply: Callable[..., Any]) -> Model:
-    for fn, name, wanted in ((init, "init", "init(key, x)"), (apply, "apply", "apply(params, x)")):
-        required, optional = argument_names(fn)
-        if len(required) > 2 or len(required) + len(optional) < 2:
-            raise TypeError(
-                f"the pair's {name} takes {', '.join(required + optional) or 'nothing'}; it must be {wanted}. "
-                "For a Haiku transform, pass hk.without_apply_rng(transform)."
-            )
-    return Model(init, apply)
-
-
-def _from_linen(module: Any) -> Model:
-    def init(key: PRNGKeyArray, x: Array | np.ndarray) -> PyTree:
-        variables = module.init(key, x)
-        rest = {name: value for name, value in variables.items() if name != "params"}
-        params = variables.get("params", {})
-        return {"params": params, "state": Frozen(rest)} if rest else params
-
-    def apply(params: PyTree, x: Array | np.ndarray) -> Array:
-        if isinstance(params, Mapping) and isinstance(params.get("state"), Frozen):
-            rest = params["state"].value
-            return module.apply({"params": params["params"], **rest}, x, mutable=list(rest))[0]
-        return module.apply({"params": params}, x)
-
-    return Model(init, apply)
-
-
-def _from_nnx(make: Callable[..., Any], fixed: Any = None) -> Model:
-    from flax import nnx
-
-    def parts(module: Any) -> Any:
-        return nnx.split(module, nnx.Param, ...)
-
-    # The static graph is the same whatever the key, and eval_shape draws nothing.
-    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0))) if fixed is None else fixed
-    graph, params_template, rest_template = parts(abstract)
-
-    def init(key: PRNGKeyArray, x: Array | np.ndarray) -> PyTree:
-        _, params, rest = parts(make(nnx.Rngs(key)))
-        pure, frozen = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
-        return {"params": pure, "state": Frozen(frozen)} if jax.tree.leaves(frozen) else pure
-
-    def apply(params: PyTree, x: Array | np.ndarray) -> Array:
-        params_state, rest_state = jax.tree.map(lambda leaf: leaf, (params_template, rest_template))
-        if isinstance(params.get("state"), Frozen):
-            nnx.replace_by_pure_dict(rest_state, params["state"].value)
-            params = params["params"]
-        nnx.replace_by_pure_dict(params_state, params)
-        merged = nnx.merge(graph, params_state, rest_state)
-        before = jax.tree.leaves(nnx.state(merged, nnx.RngCount))
-        y = merged(x)
-        if any(a is not b for a, b in zip(before, jax.tree.leaves(nnx.state(merged, nnx.RngCount)))):
-            raise TypeError(
-                "the nnx module draws random numbers when it is called (Dropout?), so apply(params, x) would use the same ones at every "
-                "step and in every measure. Turn that off: build it with deterministic=True, or rate=0."
-            )
-        return y
-
-    return Model(init, apply)
-
-
-def _equinox_module() -> type | None:
-    import sys
-
-    # An Equinox module can only exist if Equinox has been imported.
-    equinox = sys.modules.get("equinox")
-    return None if equinox is None else equinox.Module
-
-
-def _from_equinox(make: Callable[..., Any]) -> Model:
-    import equinox as eqx
-
-    def init(key: PRNGKeyArray, x: Array | np.ndarray) -> PyTree:
-        params, rest = eqx.partition(make(key=key), eqx.is_inexact_array)
-        arrays = eqx.filter(rest, eqx.is_array)
-        return {"params": params, "state": Frozen(arrays)} if jax.tree.leaves(arrays) else params
-
-    def apply(params: PyTree, x: Array | np.ndarray) -> Array:
-        # eval_shape replaces arrays by their shapes; what is left is the module's static part.
-        static = eqx.filter(eqx.filter_eval_shape(make, key=jax.random.key(0)), lambda leaf: not isinstance(leaf, jax.ShapeDtypeStruct))
-        if isinstance(params, dict):
-            params = eqx.combine(params["params"], params["state"].value)
-        return jax.vmap(eqx.combine(params, static))(x)
-
-    return Model(init, apply)
 
 
 def check_model(model: Model, x: Any, what: str = "the model") -> tuple[PyTree, jax.ShapeDtypeStruct]:

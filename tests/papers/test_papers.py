@@ -89,7 +89,7 @@ def test_nothing_imports_papers_but_the_finder():
 
 def test_floors_import_down_only():
     floors = [
-        {"binding", "describe", "model", "data", "checkpoint", "devices", "interrupts", "progress"},
+        {"adapters", "binding", "describe", "model", "params", "data", "checkpoint", "devices", "interrupts", "progress"},
         {"losses", "models", "trace", "transforms", "train", "grid"},
         {"measures", "layout", "cell", "compiling", "parametrization", "planned"},
         {"experiment", "driver", "result"},

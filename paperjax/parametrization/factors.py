@@ -136,7 +136,8 @@ def leaf_factors(leaf: Leaf, in_branch: bool, scheme: Parametrization, rule: str
             return table[which].factor(fans, base)
 
         # What the model multiplies by itself (W / sqrt(n) x) is part of the multiplier that is wanted.
-        multiplier, eps = factor(scheme.a) / leaf.own_width[0], factor(scheme.eps)
+        own = leaf.own_width[0] * (leaf.own_projection if scheme.attention is None else 1.0)
+        multiplier, eps = factor(scheme.a) / own, factor(scheme.eps)
         lr = factor(scheme.c["sgd" if rule == "sgd" else "adam"])
         init_scale = _init_scale(leaf, factor(scheme.b), leaf.narrow_law if scheme.depth is None else leaf.base_law)
         if rule == "muon" and is_matrix(leaf):

@@ -43,6 +43,9 @@ class Leaf:
     own_width, own_depth
         The factor that the model itself multiplies the leaf or its product by, target over base: from the widths, for each site, and from
         the depth, for the first.
+    own_projection
+        Of a query's or key's projection that is written ``(x @ W) / sqrt(n)``: that factor, target over base. It is part of how the logits
+        are scaled as well (see `Program`), so it counts as the leaf's own only where a parametrization leaves the logits as they are.
     """
 
     path: str
@@ -57,6 +60,7 @@ class Leaf:
     narrow_law: Law
     own_width: tuple[float, ...] = ()
     own_depth: float = 1.0
+    own_projection: float = 1.0
 
     @property
     def role(self) -> str:
@@ -252,12 +256,12 @@ def _narrow(
 
 
 def _with_own_factors(leaves: list[Leaf], parts: list[Shape], there: _Traced, small: _Traced, narrow: _Traced) -> list[Leaf]:
-    def logs(traced: _Traced, leaf: int) -> list[float]:
-        return [log for site, log in zip(traced.walk.sites, own[id(traced)]) if site.leaf == leaf]
+    def logs(traced: _Traced, leaf: int, which: int = 0) -> list[float]:
+        return [log for site, log in zip(traced.walk.sites, own[id(traced)][which]) if site.leaf == leaf]
 
     own = {id(traced): own_factors(traced.walk) for traced in (there, small, narrow)}
     at_small, at_narrow = ({shape.path: i for i, shape in enumerate(traced.shapes)} for traced in (small, narrow))
-    found = []
+    found, logits = [], {}
     for i, (leaf, part) in enumerate(zip(leaves, parts)):
         # A size that sets widths and adds layers at once leaves no network in between: all of its change counts as the width's.
         between, k = (narrow, at_narrow[leaf.path]) if leaf.path in at_narrow else (small, at_small[part.path])
@@ -266,7 +270,26 @@ def _with_own_factors(leaves: list[Leaf], parts: list[Shape], there: _Traced, sm
             found.append(dataclasses.replace(leaf, narrow_law=between.laws[k], own_width=(1.0,) * len(leaf.sites)))
             continue
         width = tuple(math.exp(a - b) for a, b in zip(ours, theirs))
+        logits[i] = logs(there, i, 1)[0] - logs(between, k, 1)[0]
         found.append(dataclasses.replace(leaf, narrow_law=between.laws[k], own_width=width, own_depth=math.exp(theirs[0] - first[0])))
+    return _with_own_projections(found, interactions(there.walk), logits)
+
+
+def _with_own_projections(leaves: list[Leaf], products: tuple[Interaction, ...], logs: Mapping[int, float]) -> list[Leaf]:
+    """Tell ``(x @ W) / sqrt(n)`` of both projections from a scale of the logits that is written on their operands.
+
+    A scale of the logits stands on one side (queries over sqrt(d)) or is split over both (each over d^1/4). So a factor of n^-1/2 or
+    smaller on both sides is the projections' own, one n^-1/2 each.
+    """
+    found = list(leaves)
+    for sides in (product.leaves for product in products):
+        made = [i for side in sides for i in side]
+        if not all(sides) or any(len(leaves[i].sites) != 1 for i in made):
+            continue
+        wanted = {i: -math.log(leaves[i].fans()[0] / leaves[i].fans(base=True)[0]) / 2 for i in made}
+        if all(wanted[i] < 0 and logs.get(i, 0.0) <= wanted[i] * (1 - 1e-6) for i in made):
+            for i in made:
+                found[i] = dataclasses.replace(leaves[i], own_projection=math.exp(wanted[i]))
     return found
 
 

@@ -294,28 +294,32 @@ def _after(graph: Graph, node: int) -> float:
         log += graph.nodes[node].log_factor
 
 
-def own_factors(walk: Walk) -> tuple[float, ...]:
-    """For each site, the logarithm of the known numbers that the model multiplies it by: the leaf before, and the result after.
+def own_factors(walk: Walk) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """For each site, the logarithm of the known numbers that the model multiplies it by; and of those that may be the logits' instead.
 
-    After the use they are followed through steps that are linear in it, up to the next function, sum with another activation or product of
-    activations. What multiplies an operand of such a product (queries over sqrt(d)) belongs to the `Interaction`.
+    Counted are the leaf's before the use, and the result's after it, followed through steps that are linear in it, up to the next
+    function, sum with another activation or product of activations. Numbers between a projection and its product with another one
+    (queries over sqrt(d)) scale the logits, so they belong to the `Interaction`; they come apart, for `paperjax.trace.read` to judge.
     """
     graph = Graph(walk)
-    return tuple(site.log_factor + _own_after(graph, site.node) for site in walk.sites)
+    after = [_own_after(graph, site.node) for site in walk.sites]
+    own = tuple(site.log_factor + (0.0 if logits else log) for site, (log, logits) in zip(walk.sites, after))
+    return own, tuple(log if logits else 0.0 for log, logits in after)
 
 
-def _own_after(graph: Graph, node: int) -> float:
+def _own_after(graph: Graph, node: int) -> tuple[float, bool]:
+    """Logarithm of the numbers after a use, and whether they lead into a product of two projections."""
     log = 0.0
     while len(graph.children[node]) == 1:
         node = graph.children[node][0]
         here = graph.nodes[node]
         if here.op == "dot_general":
-            # Queries with keys: the Interaction's. Attention weights with values: the values' own.
-            return 0.0 if here.how == "bilinear" and all(_origin(graph, parent)[0] for parent in here.parents) else log
+            # Queries with keys; attention weights with values are no product of two projections.
+            return log, here.how == "bilinear" and all(_origin(graph, parent)[0] for parent in here.parents)
         if here.how not in ("linear", "affine") or len(here.parents) != 1 or graph.contracts(node):
             break
         log += here.log_factor
-    return log
+    return log, False
 
 
 def branch_factor(walk: Walk, add: ResidualAdd) -> float:

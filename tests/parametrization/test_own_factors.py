@@ -135,21 +135,25 @@ def test_branches_that_know_their_depth(activation, optimizer):
     np.testing.assert_allclose(own, plain, rtol=1e-8)
 
 
-def attention(own):
-    """One head without a residual; with `own`, the value projection has unit variance and ``/ sqrt(n)`` after it."""
+def attention(own=(), scale="on the logits"):
+    """One head without a residual; the projections in `own` have unit variance and ``/ sqrt(n)`` after the product."""
 
     def family(width):
         def init(key, x):
             names = ("first", "query", "key", "value", "out")
             sizes = ((5, width), *((width, width),) * 3, (width, 3))
-            stds = (1.0, width**-0.5, width**-0.5, 1.0 if own else width**-0.5, width**-0.5)
             keys = jax.random.split(key, 5)
+            stds = [1.0 if n in ("first", *own) else width**-0.5 for n in names]
             return {n: std * jax.random.normal(k, size) for n, k, size, std in zip(names, keys, sizes, stds)}
 
         def apply(p, x):
             h = x @ p["first"]
-            logits = (h @ p["query"]) @ (h @ p["key"]).T / width**0.5
-            v = (h @ p["value"]) / (width**0.5 if own else 1.0)
+            q, k, v = ((h @ p[n]) / (width**0.5 if n in own else 1.0) for n in ("query", "key", "value"))
+            if scale == "on the queries":
+                q = q / width**0.5
+            if scale == "on both":
+                q, k = q / width**0.25, k / width**0.25
+            logits = q @ k.T / (width**0.5 if scale == "on the logits" else 1.0)
             return (jax.nn.softmax(logits) @ v) @ p["out"]
 
         return pj.Model(init, apply)
@@ -157,11 +161,16 @@ def attention(own):
     return family
 
 
-def test_values_divided_by_the_root_of_the_width():
-    plain, _ = effective(attention(False), pj.mup, {"width": 4}, {"width": 16}, X)
-    own, _ = effective(attention(True), pj.mup, {"width": 4}, {"width": 16}, X)
+PROJECTIONS = [(("value",), "on the logits"), (("query", "key"), "on the logits"), (("query", "key"), "on the queries"), ((), "on both")]
+
+
+@pytest.mark.parametrize("scheme", [pj.mup, pj.ntp, pj.standard], ids=lambda s: s.name)
+@pytest.mark.parametrize(("own", "scale"), PROJECTIONS, ids=lambda a: a if isinstance(a, str) else " and ".join(a) or "none")
+def test_projections_divided_by_the_root_of_the_width(scheme, own, scale):
+    plain, _ = effective(attention(), scheme, {"width": 4}, {"width": 16}, X)
+    ours, _ = effective(attention(own, scale), scheme, {"width": 4}, {"width": 16}, X)
     # At the base the two writings differ by nothing: 4^-1/2 is in the init of one, in the product of the other.
-    np.testing.assert_allclose(own, plain, rtol=1e-9)
+    np.testing.assert_allclose(ours, plain, rtol=1e-9)
 
 
 def test_muP_alone_leaves_the_models_own_depth():

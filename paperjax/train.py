@@ -176,7 +176,8 @@ def _aliases() -> list[str]:
 
 def _is_optimizer(name: str) -> bool:
     candidate = getattr(optax, name)
-    module = getattr(candidate, "__module__", "")
+    # optax's nadam is a partial of its adam.
+    module = getattr(getattr(candidate, "func", candidate), "__module__", "")
     return callable(candidate) and module.startswith("optax._src.alias") and "learning_rate" in argument_names(candidate)[0]
 
 

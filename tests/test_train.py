@@ -312,7 +312,7 @@ def test_other_axes_reach_the_factory():
 
 
 def test_all_named_optimizers_of_optax_can_be_built():
-    for name in ("sgd", "adam", "adamw", "rmsprop", "lion", "adagrad"):
+    for name in ("sgd", "adam", "adamw", "nadam", "nadamw", "rmsprop", "lion", "adagrad"):
         assert callable(resolve_optimizer(name, {"lr": 0.1}).update)
 
 

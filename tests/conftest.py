@@ -6,8 +6,10 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import jaxtyping
 
+import tests.typecheck  # noqa: F401  The hook finds it as an attribute of `tests`.
+
 # Before paperjax is imported: jaxtyping's shapes and dtypes are checked by beartype, here and nowhere else.
-_hook = jaxtyping.install_import_hook("paperjax", "typecheck.checked")
+_hook = jaxtyping.install_import_hook("paperjax", "tests.typecheck.checked")
 
 import jax  # noqa: E402
 

@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from zoo import as_users_run_it, blobs, classes, line, net
 
 import paperjax as pj
 from paperjax import driver
 from paperjax.model import Frozen, Model
+from tests.zoo import as_users_run_it, blobs, classes, line, net
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from zoo import blobs, net
 
 import paperjax as pj
 from paperjax.describe import describe
+from tests.zoo import blobs, net
 
 
 def compiled(code, **there):
@@ -192,7 +192,7 @@ def test_a_description_of_paperjaxs_largest_model_is_short():
 
 PROGRAM = """
 import functools, jax, numpy as np, optax, paperjax as pj
-from zoo import blobs, net
+from tests.zoo import blobs, net
 exp = pj.Experiment(
     lambda width, scale=frozenset({"a", "b", "c"}): net(width), blobs(), loss=lambda f, y: ((f - y) ** 2).mean(), optimizer=optax.adam(0.1),
     grid=pj.grid(width=[3, 4], data=blobs()), measures={"x": functools.partial(lambda p, params: 1.0, {"u", "v", "w"})}, steps=3)

@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 import xarray as xr
-from zoo import Data, blobs, line, net
 
 import paperjax as pj
 from paperjax.cell import Stream
 from paperjax.model import Model
+from tests.zoo import Data, blobs, line, net
 
 # Float32 over ten steps: the last bits differ by layout, and training lets the difference grow a little.
 TOLERANCE = 1e-5

@@ -6,9 +6,9 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zoo import blobs
 
 import paperjax as pj
+from tests.zoo import blobs
 
 
 def test_lists_are_axes_in_order_and_single_values_are_fixed():

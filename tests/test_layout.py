@@ -73,7 +73,7 @@ def test_the_budget_of_devices():
 @pytest.mark.parametrize("field", ["lanes", "map", "vmap"])
 @pytest.mark.parametrize("value", [0, -1, 1.5])
 def test_bad_layouts_are_refused(field, value):
-    from zoo import as_users_run_it
+    from tests.zoo import as_users_run_it
 
     with as_users_run_it(), pytest.raises(ValueError, match=f"Layout\\({field}="):
         Layout(**{field: value})

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zoo import blobs, classes, net
 
 import paperjax as pj
 from paperjax.losses import check_labels, cross_entropy, logistic, mse, resolve_loss
+from tests.zoo import blobs, classes, net
 
 RNG = np.random.default_rng(0)
 

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import optax
 import pytest
-from zoo import as_users_run_it
 
 import paperjax as pj
+from tests.zoo import as_users_run_it
 
 
 def data():

@@ -8,10 +8,10 @@ import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
-from zoo import blobs, line
 
 import paperjax as pj
 from paperjax.result import label, provenance, versions
+from tests.zoo import blobs, line
 
 
 def halved(learning_rate):

@@ -13,13 +13,13 @@ import optax
 import pytest
 import xarray as xr
 from jax.experimental.compilation_cache import compilation_cache
-from test_checkpoint import damage
-from zoo import as_users_run_it, blobs, net
 
 import paperjax as pj
 from paperjax import driver
 from paperjax.checkpoint import Checkpoints
 from paperjax.describe import describe
+from tests.test_checkpoint import damage
+from tests.zoo import as_users_run_it, blobs, net
 
 
 def noisy_sgd(learning_rate):
@@ -294,7 +294,7 @@ import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 import paperjax as pj
-from test_resume import experiment
+from tests.test_resume import experiment
 
 folder, out, save_every = sys.argv[1:]
 many = dict(steps=200, measure_at=100)

@@ -5,12 +5,12 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zoo import Data, as_users_run_it, blobs, classes, line, net
 
 import paperjax as pj
 from paperjax.losses import mse
 from paperjax.model import Frozen, Model
 from paperjax.train import advance, measurement_steps, optimizer_factory, resolve_optimizer, start
+from tests.zoo import Data, as_users_run_it, blobs, classes, line, net
 
 # Measurement steps -----------------------------------------------------------------------------------------------------
 

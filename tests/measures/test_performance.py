@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zoo import Data, line
 
 from paperjax.losses import mse
 from paperjax.measures import accuracy, error, misclassified, parameter_change, test_loss, train_accuracy, train_error
 from paperjax.model import Frozen
+from tests.zoo import Data, line
 
 test_loss.__test__ = False  # pytest would take it for a test.
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_models as reference
 import pytest
 
+import tests.models.numpy_models as reference
 from paperjax.model import Model, check_model, count, family, split
 from paperjax.models import cnn, linear_net, mlp, resmlp, transformer, two_layer
 from paperjax.models.layers import UNROLLED, check_sizes

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from zoo import as_users_run_it
 
 import paperjax as pj
 from paperjax.parametrization import plan as make_plan
@@ -17,6 +16,7 @@ from paperjax.parametrization import planning
 from paperjax.parametrization.factors import RULES, Factors
 from paperjax.parametrization.plan import Plan
 from paperjax.trace.program import read
+from tests.zoo import as_users_run_it
 
 SCHEMES = (
     pj.standard, pj.standard_full_align, pj.ntp, pj.mean_field, pj.mup, pj.mup_table8, pj.mup_table9, pj.depth_mup, pj.completep,

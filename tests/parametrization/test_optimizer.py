@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from zoo import as_users_run_it
 
 import paperjax as pj
 from paperjax.parametrization.factors import RULES, Factors
 from paperjax.parametrization.plan import Plan, PlannedLeaf
+from tests.zoo import as_users_run_it
 
 pytestmark = pytest.mark.slow
 

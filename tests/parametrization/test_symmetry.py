@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trajectories import distance, trajectory
-from zoo import as_users_run_it
 
 import paperjax as pj
+from tests.parametrization.trajectories import distance, trajectory
+from tests.zoo import as_users_run_it
 
 # Updates large enough that ten steps move the function by order 1, and an eps that Adam feels.
 OPTIMIZERS = {

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trajectories import STEPS, distance, trajectory
-from zoo import as_users_run_it
 
 import paperjax as pj
+from tests.parametrization.trajectories import STEPS, distance, trajectory
+from tests.zoo import as_users_run_it
 
 pytestmark = pytest.mark.slow
 

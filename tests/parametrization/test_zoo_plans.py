@@ -7,11 +7,11 @@ read from a trace but the standard deviations at the base, which `tests/trace/te
 import json
 
 import pytest
-from zoo import as_users_run_it
 
 import paperjax as pj
 from paperjax.parametrization import planning
 from tests.trace.zoo_models import ZOO
+from tests.zoo import as_users_run_it
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,1 @@
+"""Papers on how networks, rates and multipliers scale with width and depth."""

@@ -207,6 +207,10 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
             curves(ax, losses.lr.values, here, f"{'L' if axis == 'depth' else 'N'} = {size}", markevery=1)
         ax.set(xscale="log", yscale="log", xlabel="learning rate at the base", ylabel="training loss (mean square)", title=title)
         ax.set(ylim=(0.012, 0.4))
+        if axis == "width":
+            ticks = losses.lr.values[1::4]
+            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            ax.set_xticks([], minor=True)
 
     for ax, axis, control, label, power in (
         (deep, "depth", "depth-unscaled", "branches as they are", None),

@@ -36,6 +36,8 @@ class Site(NamedTuple):
         Paths of the scans that run over axes of the leaf: those axes come first in `stack`, in this order.
     log_factor
         Logarithm of the known numbers that multiply the leaf before the use.
+    side
+        Which operand of the equation the activation is; ``None`` where that is not one operand of a product.
     """
 
     leaf: int
@@ -54,6 +56,7 @@ class Site(NamedTuple):
     effect: str = "other"
     scans: tuple[tuple[int, ...], ...] = ()
     log_factor: float = 0.0
+    side: int | None = None
 
 
 class Node(NamedTuple):

@@ -16,6 +16,18 @@ from paperjax.trace import primitives as prim
 Path = tuple[int, ...]
 
 
+def operand_of(path: Path, number: int) -> Path:
+    """The tap of an equation's operand of that number, where a path alone taps its result; what `edited` takes and returns as a key.
+
+    Examples
+    --------
+    >>> operand_of((3, 0, 2), 1)
+    (3, 0, 2, -2)
+    """
+    # No equation has a negative number, and keys of one kind sort, as a scan's dict of taps must.
+    return (*path, ~number)
+
+
 class Edit(NamedTuple):
     """What to do at an equation: `change` its operand of that number, or its result if `operand` is ``None``."""
 
@@ -73,7 +85,7 @@ def edited(
     edits
         By path.
     taps
-        Paths of equations whose (first) results are wanted; inside a scan they come stacked along a new first axis.
+        Paths of equations whose (first) results are wanted, or `operand_of` them; inside a scan they come stacked along a new first axis.
 
     Returns
     -------
@@ -93,11 +105,17 @@ def edited(
 class _Places(NamedTuple):
     edits: Mapping[Path, tuple[Edit, ...]]
     taps: frozenset[Path]
+    operands: Mapping[Path, tuple[int, ...]]
     above: frozenset[Path]
+
+    @property
+    def all(self) -> frozenset[Path]:
+        """Every equation at which something is to be done."""
+        return frozenset((*self.edits, *self.taps, *self.operands))
 
     def meets(self, path: Path) -> bool:
         """Whether something is to be done at this equation or inside it."""
-        return path in self.edits or path in self.taps or path in self.above
+        return path in self.edits or path in self.taps or path in self.operands or path in self.above
 
     def inside(self, path: Path) -> bool:
         return path in self.above
@@ -105,8 +123,12 @@ class _Places(NamedTuple):
 
 def _places(edits: Mapping[Path, Sequence[Edit]], taps: Sequence[Path]) -> _Places:
     at = {tuple(path): tuple(e) for path, e in edits.items()}
-    seen = frozenset(map(tuple, taps))
-    return _Places(at, seen, frozenset(path[:n] for path in (*at, *seen) for n in range(len(path))))
+    results = frozenset(tuple(path) for path in taps if path[-1] >= 0)
+    operands: dict[Path, tuple[int, ...]] = {}
+    for path in taps:
+        if path[-1] < 0:
+            operands[tuple(path[:-1])] = (*operands.get(tuple(path[:-1]), ()), ~path[-1])
+    return _Places(at, results, operands, frozenset(path[:n] for path in (*at, *results, *operands) for n in range(len(path))))
 
 
 def _evaluate(jaxpr: jex.ClosedJaxpr, args: Sequence[Any], path: Path, where: _Places) -> tuple[list[Any], dict[Path, Any]]:
@@ -118,7 +140,7 @@ def _evaluate(jaxpr: jex.ClosedJaxpr, args: Sequence[Any], path: Path, where: _P
         return atom.val if isinstance(atom, jex.Literal) else values[atom]
 
     n = len(path)
-    missing = [p for p in (*where.edits, *where.taps) if p[:n] == path and len(p) > n and p[n] >= len(jaxpr.jaxpr.eqns)]
+    missing = [p for p in where.all if p[:n] == path and len(p) > n and p[n] >= len(jaxpr.jaxpr.eqns)]
     if missing:
         raise ValueError(_another(missing[0], "there is no such equation", "one"))
     for run in _runs(jaxpr.jaxpr, path, where):
@@ -133,6 +155,7 @@ def _evaluate(jaxpr: jex.ClosedJaxpr, args: Sequence[Any], path: Path, where: _P
                 raise ValueError(_another(here, f"it is a {eqn.primitive.name}", f"a {edit.op}"))
             if edit.operand is not None:
                 operands[edit.operand] = edit.change(jnp.asarray(operands[edit.operand]))
+        seen |= {operand_of(here, number): jnp.asarray(operands[number]) for number in where.operands.get(here, ())}
         outputs, more = _inside(eqn, operands, here, where) if where.inside(here) else (_bind(jaxpr.jaxpr, eqn, operands), {})
         for edit in edits:
             if edit.operand is None:
@@ -238,5 +261,5 @@ def _while(eqn: Any, operands: list[Any], path: Path, where: _Places) -> tuple[l
 
 
 def _no_taps(where: _Places, path: Path, name: str) -> None:
-    if any(tap[: len(path)] == path for tap in where.taps):
+    if any(tap[: len(path)] == path for tap in (*where.taps, *where.operands)):
         raise ValueError(f"values inside a {name} (equation {path}) cannot be recorded: their number is known only when it runs.")

@@ -75,13 +75,20 @@ class _Walker:
         self.unknown_site(value.tangled, "elementwise", eqn, path, node, operand)
 
     def unknown_site(
-        self, tangled: Sequence[tuple[int, str]], kind: str, eqn: Any, path: tuple[int, ...], node: int, operand: int | None
+        self,
+        tangled: Sequence[tuple[int, str]],
+        kind: str,
+        eqn: Any,
+        path: tuple[int, ...],
+        node: int,
+        operand: int | None,
+        side: int | None = None,
     ) -> None:
         """A use whose axes are not known: the caller may say."""
         for leaf, reason in tangled:
             self.tangle([leaf], eqn, reason)
             name = eqn.primitive.name
-            self.sites.append(Site(leaf, kind, name, (), (), (), (), 1, path, node, operand, False, self.repeats))
+            self.sites.append(Site(leaf, kind, name, (), (), (), (), 1, path, node, operand, False, self.repeats, side=side))
 
     def tangle(self, leaves: Sequence[int], eqn: Any, reason: str, axis: int | None = None) -> None:
         self.unresolved.extend(Unresolved(leaf, eqn.primitive.name, reason, axis) for leaf in leaves)
@@ -174,15 +181,15 @@ class _Walker:
 
     def product(self, eqn: Any, inputs: list[Value], path: tuple[int, ...], kind: str, axes: Sequence[prim.Contraction]) -> list[Value]:
         var = eqn.outvars[0]
-        for value in inputs:
+        for i, value in enumerate(inputs):
             if value.tangled:
-                other = next(v for v in inputs if v is not value)
+                other = inputs[1 - i]
                 if other.node is None and other.leaves():
                     reason = "it is multiplied with another parameter before it meets the data"
                     return [Value(tangled=tuple(dict.fromkeys((*value.tangled, *((leaf, reason) for leaf in other.leaves())))))]
                 parents = () if other.node is None else (other.node,)
                 node = self.node(eqn.primitive.name, path, var, parents, "linear")
-                self.unknown_site(value.tangled, kind, eqn, path, node, other.node)
+                self.unknown_site(value.tangled, kind, eqn, path, node, other.node, 1 - i)
                 return [Value(node=node)]
         weights = [i for i, value in enumerate(inputs) if value.pieces]
         if len(weights) == 2:
@@ -207,7 +214,7 @@ class _Walker:
             # One number for each of the data's own coordinates, as in a depthwise convolution.
             kind, part = "elementwise", prim.Contraction((), (*part.stack, *part.free), ())
         for piece in inputs[weight].pieces:
-            self.sites.append(self.site(piece, kind, eqn, path, node, operand, part, "times"))
+            self.sites.append(self.site(piece, kind, eqn, path, node, operand, part, "times")._replace(side=1 - weight))
             if kind == "product":
                 place = {new: old for old, new in prim.dot_output(eqn, weight).items()}
                 found = tuple(piece.axes[place[a]] if a in place else () for a in range(len(var.aval.shape)))

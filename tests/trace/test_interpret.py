@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from paperjax.trace import primitives as prim
-from paperjax.trace.interpret import Edit, edited
+from paperjax.trace.interpret import Edit, edited, operand_of
 
 X = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
 W = jax.random.normal(jax.random.key(0), (4, 4))
@@ -181,3 +181,20 @@ def test_taps_where_their_number_is_not_known_are_refused(fn, args, op):
     _, tapped = edited(fn, {}, [path_to(fn, args, op)])
     with pytest.raises(ValueError, match="cannot be recorded"):
         tapped(*args)
+
+
+def test_operands_are_tapped_as_results_are():
+    """The two operands of the product inside scan, remat and jit, and beside them the result: three keys of one scan."""
+    path = path_to(layered, (WS, X), "dot_general")
+    keys = [operand_of(path, 0), operand_of(path, 1), path]
+    result, seen = edited(layered, {}, keys)[1](WS, X)
+    same(result, layered(WS, X))
+    assert set(seen) == set(keys)
+    same(seen[keys[1]], WS)
+    same(seen[keys[0]][0], X)
+    same(jnp.einsum("lij,ljk->lik", seen[keys[0]], seen[keys[1]]), seen[path])
+    with pytest.raises(ValueError, match="no such equation"):
+        edited(layered, {}, [operand_of((99,), 0)])[1](WS, X)
+    path = path_to(repeated, (W, X), "dot_general")
+    with pytest.raises(ValueError, match="cannot be recorded"):
+        edited(repeated, {}, [operand_of(path, 0)])[1](W, X)

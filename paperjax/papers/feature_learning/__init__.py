@@ -1,0 +1,1 @@
+"""Papers on what makes the features of wide networks move."""

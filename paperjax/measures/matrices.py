@@ -32,17 +32,19 @@ def spectral_norm(w: Float[Array, "n m"], iterations: int = 32) -> Scalar:
     4.0
     """
     steps = min(iterations, *w.shape)
-    tiny = jnp.finfo(w.dtype).tiny
+    limits = jnp.finfo(w.dtype)
 
-    def unit(v: Array) -> Array:
-        return v / jnp.maximum(jnp.linalg.norm(v), tiny)
+    def unit(v: Array, least: Array | float = 0.0) -> Array:
+        size = jnp.linalg.norm(v)
+        return jnp.where(size > least, v / jnp.maximum(size, limits.tiny), 0.0)
 
     def step(i: Array, basis_KxM: Array) -> Array:
-        v = w.T @ (w @ basis_KxM[i - 1])
+        v = image = w.T @ (w @ basis_KxM[i - 1])
         # Twice is enough to stay orthogonal in floating point.
         for _ in range(2):
             v = v - basis_KxM.T @ (basis_KxM @ v)
-        return basis_KxM.at[i].set(unit(v))
+        # Rounding is all that is left once the space holds all it can: no direction, and not orthogonal.
+        return basis_KxM.at[i].set(unit(v, 100 * limits.eps * jnp.linalg.norm(image)))
 
     start = unit(w.T @ (w @ jax.random.normal(jax.random.key(0), w.shape[1:], w.dtype)))
     basis_KxM = jax.lax.fori_loop(1, steps, step, jnp.zeros((steps, w.shape[1]), w.dtype).at[0].set(start))

@@ -30,6 +30,16 @@ def test_large_matrices(rank, error):
     assert exact * (1 - error) < found < exact * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_exactly_low_rank_and_multiples_of_the_identity(rank):
+    """The Krylov space is full after `rank` steps, long before 32."""
+    rng = np.random.default_rng(rank)
+    w = rng.normal(size=(60, rank)) @ rng.normal(size=(rank, 50))
+    assert float(spectral_norm(jnp.asarray(w, jnp.float32))) == pytest.approx(np.linalg.norm(w, 2), rel=1e-5)
+    assert float(spectral_norm(3 * jnp.eye(40))) == pytest.approx(3, rel=1e-5)
+    assert float(spectral_norm(jnp.diag(jnp.repeat(jnp.arange(1.0, rank + 1), 20)))) == pytest.approx(rank, rel=1e-5)
+
+
 def test_zeros_and_rank_one():
     assert float(spectral_norm(jnp.zeros((4, 3)))) == 0
     assert float(stable_rank(jnp.outer(jnp.arange(1.0, 5.0), jnp.arange(1.0, 4.0)))) == pytest.approx(1, rel=1e-5)

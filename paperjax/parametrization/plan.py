@@ -15,7 +15,7 @@ from paperjax.parametrization.optimizer import planned_optimizer
 from paperjax.parametrization.show import render
 from paperjax.trace.interpret import rescaled
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +90,8 @@ class Plan:
         One row for each trained leaf, in the order of the flattened parameters.
     scalings
         Factors on activations.
+    copies
+        Given leaves that start as trained ones, which the plan scales like those: ``(path of the copy, path of the leaf)``.
     network
         The target network without the plan; ``None`` in a plan read from JSON until `bind` gives it one.
     """
@@ -101,6 +103,7 @@ class Plan:
     target: tuple[tuple[str, Any], ...]
     leaves: tuple[PlannedLeaf, ...]
     scalings: tuple[Scaling, ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
     network: Model | None = dataclasses.field(default=None, compare=False, repr=False)
 
     # Pytrees shaped like the parameters -------------------------------------------------------------------------------
@@ -153,13 +156,15 @@ class Plan:
         network = self.network
 
         def scale(field: str, params: Any) -> Any:
-            factors = self.factors(field, params)
-            return jax.tree.map(
-                lambda factor, leaf: leaf if factor is None or factor == 1.0 else leaf * jnp.asarray(factor, leaf.dtype),
-                factors,
-                params,
-                is_leaf=lambda node: node is None,
-            )
+            factors = {leaf.path: getattr(leaf.factors, field) for leaf in self.leaves}
+            factors |= {copy: factors[leaf] for copy, leaf in self.copies}
+            self.factors(field, params)
+
+            def scaled(path: Any, leaf: Any) -> Any:
+                factor = factors.get(jax.tree_util.keystr(path), 1.0)
+                return leaf if factor == 1.0 else leaf * jnp.asarray(factor, leaf.dtype)
+
+            return jax.tree_util.tree_map_with_path(scaled, params)
 
         def init(key: Any, x: Any) -> Any:
             return scale("init_scale", network.init(key, x))
@@ -214,8 +219,8 @@ class Plan:
             for leaf in record.pop("leaves")
         )
         scalings = tuple(Scaling(**{**s, "path": tuple(s["path"])}) for s in record.pop("scalings"))
-        base, target = (tuple((k, v) for k, v in record.pop(name)) for name in ("base", "target"))
-        return Plan(**record, base=base, target=target, leaves=leaves, scalings=scalings)
+        base, target, copies = (tuple((k, v) for k, v in record.pop(name)) for name in ("base", "target", "copies"))
+        return Plan(**record, base=base, target=target, leaves=leaves, scalings=scalings, copies=copies)
 
     # The optimizer ----------------------------------------------------------------------------------------------------
 

@@ -91,8 +91,10 @@ def plan(
     factors = [leaf_factors(leaf, i in inside, scheme, rule, weight_decay, program.depth_ratio) for i, leaf in enumerate(program.leaves)]
     factors, scalings = _with_branches(program, scheme, factors)
     scalings += _attention(program, scheme) + _tied(program, scheme)
+    _refuse_scaled_copies(program, scalings)
     rows = tuple(_row(leaf, f, rule) for leaf, f in zip(program.leaves, factors))
-    return Plan(scheme.name, rule, weight_decay, tuple(base.items()), tuple(target.items()), rows, tuple(scalings), network=fam(**target))
+    sizes = tuple(base.items()), tuple(target.items())
+    return Plan(scheme.name, rule, weight_decay, *sizes, rows, tuple(scalings), program.copies, network=fam(**target))
 
 
 def _row(leaf: Leaf, f: Factors, rule: str) -> PlannedLeaf:
@@ -111,6 +113,17 @@ def _row(leaf: Leaf, f: Factors, rule: str) -> PlannedLeaf:
         leaf.law.std * f.init_scale,
         f,
     )
+
+
+def _refuse_scaled_copies(program: Program, scalings: list[Scaling]) -> None:
+    """A copy of the network follows the factors of its leaves; those on activations it would lack."""
+    if program.copies and scalings:
+        copy, leaf = program.copies[0]
+        raise ValueError(
+            f"the network carries a copy of itself as it started ({copy} is {leaf}; paperjax.transforms.center does that), and this plan "
+            f"has factors on activations ({scalings[0].why}), which the copy would lack. Plan the network without its copy and centre "
+            "what comes out: center(plan.model)."
+        )
 
 
 def _refuse_muon(scheme: Parametrization, rule: str) -> None:

@@ -95,6 +95,9 @@ class Program:
         Products of activations, with how each is scaled: ``(interaction, base size, exponent)``, the exponent -1/2 for 1/sqrt(d).
     walk
         The walk itself, for what reads on (kernels, limits).
+    copies
+        Given leaves that start as the same numbers as trained ones (`paperjax.transforms.center` keeps the network as it started), with
+        those: ``(path of the copy, path of the leaf)``.
     """
 
     base: Mapping[str, Any]
@@ -105,6 +108,7 @@ class Program:
     depth_ratio: float
     interactions: tuple[tuple[Interaction, int, float], ...]
     walk: Walk
+    copies: tuple[tuple[str, str], ...] = ()
 
 
 def walk_model(model: Model, x: Any) -> tuple[Walk, Any]:
@@ -126,11 +130,12 @@ def _walk(model: Model, params: Any, x: jax.ShapeDtypeStruct) -> Walk:
 
 
 class _Traced(NamedTuple):
-    """One network: its leaves, their laws, its walk."""
+    """One network: its leaves, their laws, its walk, copies of its leaves."""
 
     shapes: tuple[Shape, ...]
     laws: tuple[Law, ...]
     walk: Walk
+    copies: tuple[tuple[str, str], ...]
 
 
 def _traced(model: Model, x: jax.ShapeDtypeStruct) -> _Traced:
@@ -139,10 +144,16 @@ def _traced(model: Model, x: jax.ShapeDtypeStruct) -> _Traced:
 
     def init(key: Any, x: Any) -> Any:
         params = model.init(key, x)
-        return jax.tree.leaves(split(params)[0]), params
+        trained, given = split(params)
+        return jax.tree.leaves(trained), jax.tree.leaves(given), params
 
-    jaxpr, (leaves, params) = jax.make_jaxpr(init, return_shape=True)(key, x)
-    return _Traced(leaf_shapes(params), tuple(read_laws(jaxpr, len(leaves))), _walk(model, params, x))
+    jaxpr, (leaves, _, params) = jax.make_jaxpr(init, return_shape=True)(key, x)
+    shapes = leaf_shapes(params)
+    drawn = dict(zip(map(id, jaxpr.jaxpr.outvars), shapes))
+    given = jax.tree_util.tree_leaves_with_path(split(params)[1])
+    copied = [(jax.tree_util.keystr(path), drawn.get(id(var))) for (path, _), var in zip(given, jaxpr.jaxpr.outvars[len(leaves) :])]
+    copies = tuple((path, leaf.path) for path, leaf in copied if leaf is not None)
+    return _Traced(shapes, tuple(read_laws(jaxpr, len(leaves))), _walk(model, params, x), copies)
 
 
 def read(
@@ -233,7 +244,7 @@ def read(
     own = tuple(math.exp(branch_factor(found, add) - own_base[min(i, len(own_base) - 1)]) for i, add in enumerate(adds))
     scaled = _scaled(found, found_base, shapes, whole)
     _warn_of_fixed_heads(scaled, leaves)
-    return Program(dict(base), dict(target), tuple(leaves), adds, own, n / n_base if n_base else 1.0, scaled, found)
+    return Program(dict(base), dict(target), tuple(leaves), adds, own, n / n_base if n_base else 1.0, scaled, found, there.copies)
 
 
 def _narrow(

@@ -82,7 +82,7 @@ def test_contract(scheme, rule):
     assert read == plan
     assert hash(read) == hash(plan)
     assert read.network is None
-    assert json.loads(plan.to_json())["format"] == 1
+    assert json.loads(plan.to_json())["format"] == 2
     assert dataclasses.replace(plan, name="another") != plan
 
     for leaf in plan.leaves:
@@ -194,7 +194,7 @@ def test_modes_and_schemes():
         make_plan(MLP, pj.depth_mup, base={"width": 4, "depth": 2}, target={"width": 8, "depth": 4})
     with pytest.raises(ValueError, match="it was read from a file"):
         _ = Plan.from_json(planned(pj.mup, "adam").to_json()).model
-    with pytest.raises(ValueError, match="no plan of format 1"):
+    with pytest.raises(ValueError, match="no plan of format 2"):
         Plan.from_json('{"format": 7}')
     with pytest.raises(ValueError, match="three exponents"):
         pj.abc("two", (0, 0), (0, 0.5, 1), (0, 0, 0), (0, 0, 0))
@@ -229,3 +229,28 @@ def test_an_initialization_that_cannot_be_read_is_asked_for():
         make_plan(family, pj.mup, base={"width": 4}, target={"width": 16})
     plan = make_plan(family, pj.mup, base={"width": 4}, target={"width": 16}, init_std={"['w']": lambda fan_in, fan_out: fan_out**-0.5})
     assert {leaf.path: leaf.factors.init_scale for leaf in plan.leaves}["['w']"] == 2.0
+
+
+def test_a_centred_network_starts_at_zero_under_any_plan():
+    def centred(net):
+        return pj.family(lambda width: pj.transforms.center(net(width)), x=ROWS if net is tanh_net else TOKENS)
+
+    def tanh_net(width):
+        return pj.models.mlp(width, 2, 2, activation=jnp.tanh)
+
+    for scheme in (pj.mup, pj.mup_table9, pj.ntp):
+        plan = make_plan(centred(tanh_net), scheme, base={"width": 8}, target={"width": 64}, optimizer="sgd")
+        params = plan.model.init(jax.random.key(0), ROWS)
+        alone = make_plan(pj.family(tanh_net, x=ROWS), scheme, base={"width": 8}, target={"width": 64}, optimizer="sgd")
+        assert jnp.abs(alone.model.apply(alone.model.init(jax.random.key(0), ROWS), ROWS)).max() > 1e-3
+        assert plan.model.apply(params, ROWS).tolist() == [[0.0, 0.0]] * 2
+        assert Plan.from_json(plan.to_json()) == plan
+    # Logits of 1/d are a factor on an activation, which the copy would not get.
+    with pytest.raises(ValueError, match=r"copy of itself.*\['origin'\].*center\(plan\.model\)"):
+        make_plan(
+            centred(lambda width: pj.models.transformer(width, 1, 2, vocab=7)),
+            pj.mup,
+            base={"width": 8},
+            target={"width": 16},
+            optimizer="sgd",
+        )

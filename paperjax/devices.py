@@ -14,6 +14,9 @@ def cpu_devices(n: int | None = None) -> int:
         import paperjax as pj
         pj.cpu_devices()
 
+    XLA gets one more thread for each device (the environment variable ``PJRT_NPROC``, unless it is set): with no thread to spare, batched
+    decompositions on several devices wait for each other.
+
     Parameters
     ----------
     n
@@ -50,4 +53,8 @@ def cpu_devices(n: int | None = None) -> int:
             f"cpu_devices({n}) came too late: JAX has already started with {there} CPU device(s). Call it before the first JAX computation "
             "(jax.devices(), jax.random.key(...), any array)."
         ) from error
+    if n > 1:
+        # A batched SVD or FFT runs on a thread of XLA's one pool and waits there for other threads of the pool. With as many threads as
+        # devices all of them wait, for ever: one more for each device.
+        os.environ.setdefault("PJRT_NPROC", str(max(n, os.cpu_count() or 1) + n))
     return n

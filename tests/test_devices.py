@@ -40,6 +40,27 @@ def test_before_jax_starts_the_number_is_set_and_importing_sets_nothing():
     assert done.returncode == 0, done.stderr
 
 
+DECOMPOSITIONS = """
+import jax.numpy as jnp, paperjax as pj
+pj.cpu_devices(2)
+
+def largest(model, params):
+    return jnp.linalg.svd(params["hidden"]["w"], compute_uv=False).max()
+
+exp = pj.Experiment(
+    lambda: pj.models.mlp(64, 6, 10), pj.data.one_hot(pj.data.subset(pj.data.digits(), train=64, test=8)), loss="mse", optimizer="sgd",
+    grid=pj.grid(lr=pj.logspace(-3, -1, 8), seed=4), steps=25, measure_at=26, measures={"largest": largest}, layout=pj.Layout(2, 16, 1))
+assert exp.run().largest.notnull().all()
+"""
+
+
+@pytest.mark.slow
+def test_batched_decompositions_on_all_devices_end():
+    """With as many threads as devices, XLA's pool waits for itself here."""
+    done = python(DECOMPOSITIONS)
+    assert done.returncode == 0, done.stderr
+
+
 HEAVY = ("matplotlib", "xarray", "sklearn", "orbax.checkpoint", "tyro")
 
 

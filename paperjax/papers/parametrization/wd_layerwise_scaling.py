@@ -21,7 +21,7 @@ What the optimizer does with gradients that are pure noise can be computed. ``w 
 
 Claims, expected numbers and tolerances
     noise: RMS over sqrt(eta / (2 lambda))                          1, +-0.08 where it is worst (momentum takes 0.042)
-    noise: RMS over the formula of the AR(2) process                1, +-0.02
+    noise: RMS over the formula of the AR(2) process                1, +-0.02 (mean over decays; the worst one was unresolved)
     noise: log-log slope of the RMS against eta / lambda            0.5, +-0.03 (momentum adds 0.017)
     noise: log-log slope of sigma_1 against d = 12 ... 64           0.5, +-0.1 (finite d adds 0.03)
     noise with 2 % signal: slope of sigma_1                         the formula's, 0.71; +-0.06

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from paperjax.parametrization.factors import DECAY_MODES, Factors, branch_leaves
 from paperjax.parametrization.plan import Plan, PlannedLeaf, Scaling
 from paperjax.trace.initial import Law
 from paperjax.trace.program import Leaf, Program, Use, read, role_of
+from paperjax.trace.streams import Interaction
 
 
 def plan(
@@ -210,12 +212,31 @@ def _attention(program: Program, scheme: Parametrization) -> list[Scaling]:
         return []
     scalings = []
     for found, base_size, exponent in program.interactions:
-        if found.size == base_size or not all(found.leaves):
+        if found.size == base_size:
+            continue
+        if not all(found.leaves):
+            _warn_of_product(program, found, base_size)
             continue
         factor = (found.size / base_size) ** (-scheme.attention - exponent)
         if not math.isclose(factor, 1.0, rel_tol=1e-9):
             scalings.append(Scaling(found.path, "dot_general", None, factor, f"logits of d^{exponent:.3g} to d^{-scheme.attention:.3g}"))
     return scalings
+
+
+def _warn_of_product(program: Program, found: Interaction, base_size: int) -> None:
+    """A product of two activations over coordinates that grow, of which the trace cannot tell how large its operands are."""
+    operands = program.walk.nodes[found.node].parents
+    # Of an activation with itself it is a square, which a norm divides by again.
+    if len(set(operands)) == 1:
+        return
+    warnings.warn(
+        f"a product of two activations (equation {found.path} of apply) sums over {found.size} coordinates, {base_size} at the base, and "
+        "between them and the weights stands a function, so how it grows with them could not be read. The plan leaves it as it is: if it "
+        "is to stay of order 1 while both learn (attention's logits), divide it by their number in the model. A coordinate check of what "
+        "follows it (pj.coord_check) shows whether it grows.",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def _tied(program: Program, scheme: Parametrization) -> list[Scaling]:
@@ -227,6 +248,6 @@ def _tied(program: Program, scheme: Parametrization) -> list[Scaling]:
             scalings += [
                 Scaling(site.path, site.op, None, factor, f"output use of tied {leaf.path}")
                 for site, role in zip(leaf.sites, roles)
-                if role == "output" and factor != 1.0
+                if role == "output" and not math.isclose(factor, 1.0, rel_tol=1e-9)
             ]
     return scalings

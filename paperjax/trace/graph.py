@@ -38,6 +38,8 @@ class Site(NamedTuple):
         Logarithm of the known numbers that multiply the leaf before the use.
     side
         Which operand of the equation the activation is; ``None`` where that is not one operand of a product.
+    told
+        Whether the caller said what the use is, because the trace could not tell; see `paperjax.trace.Use`.
     """
 
     leaf: int
@@ -57,6 +59,7 @@ class Site(NamedTuple):
     scans: tuple[tuple[int, ...], ...] = ()
     log_factor: float = 0.0
     side: int | None = None
+    told: bool = False
 
 
 class Node(NamedTuple):

@@ -25,9 +25,11 @@ ADDITIVE = ("add", "sub", "add_any")
 HOMOGENEOUS = ("abs", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin", "sort")
 # Linear in their activations.
 LINEAR = (
-    "neg", "reduce_sum", "cumsum", "reduce_window_sum", "real", "imag", "gather", "concatenate", "scatter-add", "dynamic_update_slice",
-    "fft", "psum", "stack", "all_gather", "ppermute", "all_to_all",
+    "neg", "reduce_sum", "cumsum", "reduce_window_sum", "real", "imag", "complex", "conj", "gather", "concatenate", "scatter-add",
+    "dynamic_update_slice", "fft", "psum", "stack", "all_gather", "ppermute", "all_to_all",
 )  # fmt: skip
+# The power of their operand that they are.
+POWERS = {"rsqrt": -0.5, "sqrt": 0.5}
 ELEMENTWISE = (
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp", "cos", "cosh",
     "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le",

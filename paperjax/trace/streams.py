@@ -267,16 +267,57 @@ def interactions(walk: Walk) -> tuple[Interaction, ...]:
 
 
 def _origin(graph: Graph, node: int) -> tuple[tuple[int, ...], float]:
-    """The leaves whose contraction made this node, through linear steps, and the known factors on the way."""
+    """The leaves whose contraction made this node, through linear steps and norms, and the known factors on the way."""
     log = 0.0
     while True:
         if graph.contracts(node):
             return tuple(dict.fromkeys(site.leaf for site in graph.sites[node] if site.kind in CONTRACTING)), log
         here = graph.nodes[node]
-        if here.how not in ("linear", "affine") or not here.parents:
+        onwards = here.parents[0] if here.parents else None
+        if here.how in ("bilinear", "first") and here.op in ("mul", "div"):
+            onwards, norm = _normalized(graph, node)
+            log += norm
+        elif here.how not in ("linear", "affine"):
+            onwards = None
+        if onwards is None:
             return (), log
         log += here.log_factor
+        node = onwards
+
+
+def _normalized(graph: Graph, node: int) -> tuple[int | None, float]:
+    """Of ``x / norm(x)`` the x, and the logarithm of what a norm makes of entries of order 1; `None` where it is no such quotient.
+
+    ``x / sqrt(mean(x²))`` has entries of order 1, ``x / sqrt(sum(x²))`` over d coordinates of order d^-1/2.
+    """
+    here = graph.nodes[node]
+    if len(here.parents) == 2:
+        for x, other in (here.parents, here.parents[::-1])[: 2 if here.op == "mul" else 1]:
+            log = _norm(graph, other, 1.0 if here.op == "mul" else -1.0)
+            if log is not None:
+                return x, log
+    return None, 0.0
+
+
+def _norm(graph: Graph, node: int, power: float) -> float | None:
+    """Logarithm of a power of a norm of entries of order 1; `None` if `node` is none."""
+    log = 0.0
+    while not graph.contracts(node):
+        here = graph.nodes[node]
+        log += power * here.log_factor
+        if here.op == "reduce_sum":
+            (inside,) = here.parents
+            squared = graph.nodes[inside]
+            log += power * math.log(math.prod(squared.shape) / max(1, math.prod(here.shape)))
+            # A norm is of degree 1 in what is summed as squares: 1/2 of the sum.
+            return log if squared.op in ("square", "integer_pow", "mul") and abs(power) == 0.5 else None
+        if here.op in prim.POWERS and len(here.parents) == 1:
+            power *= prim.POWERS[here.op]
+        elif not here.parents or here.how not in ("linear", "affine", "homogeneous"):
+            return None
+        # A variance is a mean of squares less a square of the mean.
         node = here.parents[0]
+    return None
 
 
 def _after(graph: Graph, node: int) -> float:
@@ -297,18 +338,21 @@ def _after(graph: Graph, node: int) -> float:
 def own_factors(walk: Walk) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """For each site, the logarithm of the known numbers that the model multiplies it by; and of those that may be the logits' instead.
 
-    Counted are the leaf's before the use, and the result's after it, followed through steps that are linear in it, up to the next
-    function, sum with another activation or product of activations. Numbers between a projection and its product with another one
-    (queries over sqrt(d)) scale the logits, so they belong to the `Interaction`; they come apart, for `paperjax.trace.read` to judge.
+    Counted are the leaf's before the use, and the result's after it, followed through steps that are linear or homogeneous in it, up to
+    the next function, sum with another activation or product of activations; and what multiplies the data that goes in, if no earlier
+    use has it. Numbers between a projection and its product with another one (queries over sqrt(d)) scale the logits, so they belong to
+    the `Interaction`; they come apart, for `paperjax.trace.read` to judge.
     """
     graph = Graph(walk)
-    after = [_own_after(graph, site.node) for site in walk.sites]
-    own = tuple(site.log_factor + (0.0 if logits else log) for site, (log, logits) in zip(walk.sites, after))
+    taken: set[int] = set()
+    after = [(0.0, False) if site.told else _own_after(graph, site.node, taken) for site in walk.sites]
+    before = [0.0 if site.told or site.effect != "times" else _own_before(graph, site.operand, taken) for site in walk.sites]
+    own = tuple(site.log_factor + was + (0.0 if logits else log) for site, was, (log, logits) in zip(walk.sites, before, after))
     return own, tuple(log if logits else 0.0 for log, logits in after)
 
 
-def _own_after(graph: Graph, node: int) -> tuple[float, bool]:
-    """Logarithm of the numbers after a use, and whether they lead into a product of two projections."""
+def _own_after(graph: Graph, node: int, taken: set[int]) -> tuple[float, bool]:
+    """Logarithm of the numbers after a use, and whether they lead into a product of two projections; `taken` gets the steps passed."""
     log = 0.0
     while len(graph.children[node]) == 1:
         node = graph.children[node][0]
@@ -316,10 +360,29 @@ def _own_after(graph: Graph, node: int) -> tuple[float, bool]:
         if here.op == "dot_general":
             # Queries with keys; attention weights with values are no product of two projections.
             return log, here.how == "bilinear" and all(_origin(graph, parent)[0] for parent in here.parents)
-        if here.how not in ("linear", "affine") or len(here.parents) != 1 or graph.contracts(node):
+        if here.how not in ("linear", "affine", "homogeneous") or len(here.parents) != 1 or graph.contracts(node):
+            break
+        # A mean over coordinates that grow is a number of its own, and no factor that waits to be taken out.
+        if here.op == "reduce_sum":
             break
         log += here.log_factor
+        taken.add(node)
     return log, False
+
+
+def _own_before(graph: Graph, node: int | None, taken: set[int]) -> float:
+    """Logarithm of the numbers that multiply an operand after its last function."""
+    log = 0.0
+    # What multiplies an earlier use (a gain) is that use's.
+    while node is not None and node not in taken and not graph.sites.get(node):
+        here = graph.nodes[node]
+        if here.op == "reduce_sum":
+            return 0.0
+        if here.how not in ("linear", "homogeneous") or len(here.parents) != 1:
+            break
+        log += here.log_factor
+        node = here.parents[0]
+    return log
 
 
 def branch_factor(walk: Walk, add: ResidualAdd) -> float:
@@ -327,7 +390,7 @@ def branch_factor(walk: Walk, add: ResidualAdd) -> float:
     graph, node, log = Graph(walk), add.branch, 0.0
     while not graph.contracts(node):
         here = graph.nodes[node]
-        if here.how not in ("linear", "affine") or len(here.parents) != 1:
+        if here.how not in ("linear", "affine", "homogeneous") or len(here.parents) != 1:
             return log
         log += here.log_factor
         node = here.parents[0]

@@ -16,7 +16,8 @@ Y = np.random.default_rng(1).normal(size=(6, 3))
 
 
 def perceptron(own, where="after"):
-    """Two hidden layers; with `own`, unit variance and an explicit fan_in^-1/2 on the product or on the weight (NTK style)."""
+    """Two hidden layers; with `own`, unit variance and an explicit fan_in^-1/2 on the product, the weight or the data (NTK style)."""
+    phi = jax.nn.relu if where == "after a relu" else jnp.tanh
 
     def family(width):
         sizes = ((5, width), (width, width), (width, 3))
@@ -29,8 +30,12 @@ def perceptron(own, where="after"):
             h = x
             for i, w in enumerate(params):
                 factor = w.shape[0] ** -0.5 if own else 1.0
-                h = h @ (w * factor) if where == "before" else (h @ w) * factor
-                h = jnp.tanh(h) if i < 2 else h
+                if where == "after a relu":
+                    h = h @ w if not own or i == 2 else phi(h @ w) * factor
+                    h = phi(h) if not own and i < 2 else h * factor if own and i == 2 else h
+                    continue
+                h = h @ (w * factor) if where == "before" else (h * factor) @ w if where == "on the data" else (h @ w) * factor
+                h = phi(h) if i < 2 else h
             return h
 
         return pj.Model(init, apply)
@@ -56,6 +61,43 @@ def embedding(own):
         return pj.Model(init, apply)
 
     return family
+
+
+def tied(own):
+    """Tokens whose table reads out as well, with d^-1/2 in front of the readout (T5's spelling) or behind it."""
+
+    def family(width):
+        def init(key, x):
+            return {"table": jax.random.normal(key, (4, width)), "w": jax.random.normal(jax.random.fold_in(key, 1), (width, width))}
+
+        def apply(params, x):
+            h, s = jnp.tanh(params["table"][x] @ params["w"]), width**-0.5
+            return (h * s) @ params["table"].T if own else (h @ params["table"].T) * s
+
+        return pj.Model(init, apply)
+
+    return family
+
+
+def test_a_tied_readout_of_scaled_features():
+    x = np.array([0, 1, 2, 3, 0, 1])
+    (after, plan), (before, other) = (effective(tied(own), pj.mup, {"width": 4}, {"width": 64}, x) for own in (False, True))
+    np.testing.assert_allclose(before, after, rtol=1e-9)
+    # The readout wants 1/n in all, and the model has n^-1/2 of it.
+    assert [s.factor for s in plan.scalings] == [s.factor for s in other.scalings] == [pytest.approx(1 / 4)]
+
+
+def mean_of_neurons(width):
+    """The mean over neurons is a limit, not a factor on a weight."""
+    return pj.Model(
+        lambda key, x: {"u": jax.random.normal(key, (5, width)), "v": jnp.ones((1, 3))},
+        lambda p, x: jnp.mean(jax.nn.relu(x @ p["u"]), axis=1, keepdims=True) @ p["v"],
+    )
+
+
+def test_a_mean_over_neurons_stays():
+    _, plan = effective(mean_of_neurons, pj.mup, {"width": 4}, {"width": 64}, X)
+    assert {leaf.path: leaf.factors.multiplier for leaf in plan.leaves} == {"['u']": 1.0, "['v']": 1.0}
 
 
 def residual(own, activation):
@@ -108,10 +150,10 @@ def _double():
 
 
 @pytest.mark.parametrize("scheme", [pj.mup, pj.ntp, pj.standard, pj.mup_table9], ids=lambda s: s.name)
-@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("where", ["before", "after", "on the data", "after a relu"])
 def test_ntk_style_weights(scheme, where):
     base, target = {"width": 4}, {"width": 16}
-    plain, _ = effective(perceptron(False), scheme, base, target, X)
+    plain, _ = effective(perceptron(False, where), scheme, base, target, X)
     own, plan = effective(perceptron(True, where), scheme, base, target, X)
     np.testing.assert_allclose(own, plain, rtol=1e-9)
     assert plan.leaves[1].factors.multiplier * 2**-1 == pytest.approx(4 ** -scheme.a["hidden"].power("hidden"))
@@ -193,3 +235,53 @@ def test_the_library_own_residual_network():
     assert blocks[0].multiplier == pytest.approx(0.5)
     assert blocks[1].multiplier == pytest.approx(1.0)
     assert blocks[0].learning_rate == pytest.approx(blocks[1].learning_rate)
+
+
+def logits(spelling):
+    """One attention whose queries and keys are spelt in the ways of several models; what is left before the softmax differs by them."""
+
+    def mean_one(a):
+        return a * jax.lax.rsqrt(jnp.mean(a**2, axis=-1, keepdims=True) + 1e-6)
+
+    def turned(a):
+        half = a.shape[-1] // 2
+        angle = jnp.exp(1j * jnp.arange(a.shape[0], dtype=a.dtype)[:, None] / (1 + jnp.arange(half)[None]))
+        rotated = jax.lax.complex(a[:, :half], a[:, half:]) * angle
+        return jnp.concatenate([rotated.real, rotated.imag], axis=-1)
+
+    ways = {
+        "plain": lambda a: a, "rms norm": mean_one, "layer norm": lambda a: mean_one(a - jnp.mean(a, axis=-1, keepdims=True)),
+        "rms norm by a quotient": lambda a: a / jnp.sqrt(jnp.mean(a**2, axis=-1, keepdims=True)), "complex rotary": turned,
+        "unit length": lambda a: a / jnp.linalg.norm(a, axis=-1, keepdims=True), "elu": lambda a: jax.nn.elu(a) + 1,
+    }  # fmt: skip
+
+    def family(width):
+        def init(key, x):
+            keys = jax.random.split(key, 3)
+            return {n: jax.random.normal(k, (5, width)) for n, k in zip("qkv", keys)}
+
+        def apply(p, x):
+            q, k = (ways[spelling](x @ p[n]) for n in "qk")
+            scale = 1.0 if spelling == "unit length" else width**-0.5
+            return jax.nn.softmax(q @ k.T * scale) @ (x @ p["v"])
+
+        return pj.Model(init, apply)
+
+    return family
+
+
+@pytest.mark.parametrize("spelling", ["plain", "rms norm", "layer norm", "rms norm by a quotient", "complex rotary"])
+def test_logits_of_normalized_queries_and_keys_become_one_over_d(spelling):
+    _, plan = effective(logits(spelling), pj.mup, {"width": 8}, {"width": 32}, X)
+    assert [s.factor for s in plan.scalings] == [pytest.approx(4**-0.5)]
+
+
+def test_cosines_are_divided_by_d_already():
+    assert effective(logits("unit length"), pj.mup, {"width": 8}, {"width": 32}, X)[1].scalings == ()
+
+
+def test_a_product_that_cannot_be_read_is_warned_of():
+    with pytest.warns(UserWarning, match=r"sums over 32 coordinates, 8 at the base.*leaves it as it is"):
+        effective(logits("elu"), pj.mup, {"width": 8}, {"width": 32}, X)
+    # A parametrization that does not touch logits has nothing to say.
+    effective(logits("elu"), pj.ntp, {"width": 8}, {"width": 32}, X)

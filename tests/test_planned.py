@@ -48,6 +48,7 @@ def test_cells_are_the_training_of_the_plan():
     np.testing.assert_allclose(result.train_loss.sel(width=8, lr=0.2, seed=1).item(), loss(params), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_base_itself_is_the_network_as_it_is():
     planned = experiment().run().sel(width=4)
     plain = experiment(parametrization=None, base=None).run().sel(width=4)
@@ -62,6 +63,7 @@ def test_a_parametrization_may_be_an_axis():
     assert same.values.tolist() == [True, False]
 
 
+@pytest.mark.slow
 def test_a_traced_size_reaches_the_planned_network():
     grid = pj.grid(width=[8], scale=[1.0, 4.0], lr=[0.1], seed=2)
     result = experiment(grid=grid, steps=0, measure_at=[0]).run()

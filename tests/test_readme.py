@@ -40,6 +40,7 @@ def test_every_replacement_is_in_the_readme():
     assert all(any(ours in block for block in BLOCKS) for ours in SMALLER)
 
 
+@pytest.mark.slow
 def test_sweep_and_axes(here):
     names = {}
     exec(small(BLOCKS[0]), names)

@@ -42,6 +42,7 @@ def test_holds_nothing_but_the_paper(slug):
             assert not (node.module or "").startswith("paperjax.papers"), "papers never import each other"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slug", PAPERS)
 def test_quick_experiments_can_run(slug):
     paper = load(slug)

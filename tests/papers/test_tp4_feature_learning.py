@@ -11,6 +11,7 @@ from paperjax.papers.feature_learning import tp4_feature_learning as paper
 X = jnp.linspace(-1.0, 1.0, 12).reshape(3, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "scheme"), [("muP", pj.mup_table9), ("NTP", pj.ntp)])
 def test_rows_are_the_librarys_parametrizations(name, scheme):
     """Base 8, width 32: the same function at the start, and the same after a step of SGD."""
@@ -33,6 +34,7 @@ def test_every_regime_is_on_the_table_for_both_optimizers():
         assert {paper.theory(row, rule)[0] for row in paper.ROW.values()} == {"unstable", "trivial", "kernel", "feature learning"}
 
 
+@pytest.mark.slow
 def test_the_closed_form_is_where_a_very_wide_linear_net_goes():
     data = pj.data.single_index(jax.random.key(1), 6, 0, 3, lambda z: z)
     model, row, lr = paper.linear_net(100_000, paper.ROW["muP"]), paper.ROW["muP"], 0.2

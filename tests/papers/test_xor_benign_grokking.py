@@ -159,6 +159,7 @@ def test_flipped_accuracy_counts_flipped_labels_only():
     assert float(paper.flipped_accuracy(repeats, {}, data)) == 1.0
 
 
+@pytest.mark.slow
 def test_half_plane_keeps_inputs_and_flips_and_is_linearly_separable():
     arguments = (jax.random.key(5), 200, 1000, 200, 20.0, FLIP, False)
     xor, plane = paper.clusters(*arguments), paper.half_plane(*arguments)

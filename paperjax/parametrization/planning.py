@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from paperjax.binding import nearest
-from paperjax.model import Family, family
+from paperjax.model import Family, family, split
 from paperjax.parametrization.abc import Parametrization
 from paperjax.parametrization.classify import classify
 from paperjax.parametrization.factors import DECAY_MODES, Factors, branch_leaves, is_matrix, leaf_factors, rule_of, tied_factor
@@ -88,7 +90,7 @@ def plan(
     program = _told(program, dict(init_std or {}))
     if rule == "muon" or scheme.no_decay:
         program = _with_roles_at_the_base(program, fam, x, uses)
-    _check_depth(program, scheme)
+    _check_depth(program, scheme, fam, x)
     inside = branch_leaves(program)
     factors = [leaf_factors(leaf, i in inside, scheme, rule, weight_decay, program.depth_ratio) for i, leaf in enumerate(program.leaves)]
     factors, scalings = _with_branches(program, scheme, factors)
@@ -176,15 +178,15 @@ def _told(program: Program, init_std: dict[str, Callable[[int, int], float]]) ->
     return dataclasses.replace(program, leaves=leaves)
 
 
-def _check_depth(program: Program, scheme: Parametrization) -> None:
-    if scheme.depth is None:
+def _check_depth(program: Program, scheme: Parametrization, fam: Family, x: Any) -> None:
+    if scheme.depth is None or program.adds:
         return
-    deeper = [n for leaf in program.leaves for site in leaf.sites for a in site.stack for n in leaf.infinite[a]]
-    if not program.adds:
-        grows = f" {', '.join(sorted(set(deeper)))} grows, and" if deeper else ""
+    deeper = {n for leaf in program.leaves for site in leaf.sites for a in site.stack for n in leaf.infinite[a]}
+    more = len(jax.tree.leaves(split(fam.shapes(x, **program.base))[0])) != len(program.leaves)
+    if deeper or more:
         raise ValueError(
-            f"{scheme.name} scales residual branches, and{grows} the trace found no residual add (stream + branch with a weight between). "
-            "Use pj.mup for a network without residual branches."
+            f"{scheme.name} scales residual branches, and {', '.join(sorted(deeper)) or 'the number of layers'} grows, and the trace found "
+            "no residual add (stream + branch with a weight between). Use pj.mup for a network without residual branches."
         )
 
 

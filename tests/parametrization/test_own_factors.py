@@ -3,6 +3,8 @@
 Each pair is one network written twice; under the plan both must be the same function with the same trajectory, whatever the factors.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -285,3 +287,10 @@ def test_a_product_that_cannot_be_read_is_warned_of():
         effective(logits("elu"), pj.mup, {"width": 8}, {"width": 32}, X)
     # A parametrization that does not touch logits has nothing to say.
     effective(logits("elu"), pj.ntp, {"width": 8}, {"width": 32}, X)
+
+
+@pytest.mark.parametrize("scheme", [pj.u_mup, pj.completep, pj.depth_mup], ids=lambda s: s.name)
+def test_without_branches_and_without_growing_depth_only_the_width_counts(scheme):
+    sizes = {"width": 4}, {"width": 16}
+    deep, flat = (effective(perceptron(False), s, *sizes, X)[1] for s in (scheme, dataclasses.replace(scheme, depth=None)))
+    assert [leaf.factors for leaf in deep.leaves] == [leaf.factors for leaf in flat.leaves]

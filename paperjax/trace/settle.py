@@ -57,7 +57,16 @@ def overridden(found: Walk, shapes: Sequence[Shape], uses: Mapping[str, Use]) ->
             continue
         # A leaf that no data meets has no place in the graph: it stands at the first input.
         known = [site for site in sites if site.leaf == i] or [Site(i, "", "", (), (), (), (), 1, (), 0, None, False, 1)]
-        told = {"kind": use.kind, "inside": use.inside, "out": use.out, "stack": use.stack, "window": (), "groups": 1, "scans": ()}
+        told = {
+            "kind": use.kind,
+            "inside": use.inside,
+            "out": use.out,
+            "stack": use.stack,
+            "window": (),
+            "groups": 1,
+            "scans": (),
+            "told": True,
+        }
         sites = [site for site in sites if site.leaf != i] + [site._replace(**told) for site in known]
         unresolved = [u for u in unresolved if u.leaf != i]
     return found._replace(sites=tuple(sites), unresolved=tuple(unresolved))
@@ -86,7 +95,8 @@ def refuse_unresolved(found: Walk, shapes: Sequence[Shape], axes: Axes, settled:
         With one line for each: leaf, axes, primitive, reason and the override that settles it.
     """
     lines = []
-    for problem in dict.fromkeys((*_problems(found, shapes, axes, settled), *_copies(found, shapes, axes, settled))):
+    unclear = (*_problems(found, shapes, axes, settled), *_copies(found, shapes, axes, settled))
+    for problem in dict.fromkeys((*found.unresolved, *unclear)):
         shape, infinite = shapes[problem.leaf], axes[shapes[problem.leaf].path]
         growing = [axis for axis, names in enumerate(infinite) if names and problem.axis in (None, axis)]
         if growing:
@@ -94,23 +104,45 @@ def refuse_unresolved(found: Walk, shapes: Sequence[Shape], axes: Axes, settled:
             lines.append(
                 f"  {shape.path} {shape.shape}, axis {', '.join(map(str, growing))} (grows with {names}): "
                 f"at {problem.op}, {problem.reason}. "
-                f"Settle it with uses={{{shape.path!r}: pj.trace.{_example(shape, problem.axis)}}}, or as its axes are meant"
+                f"Settle it with {_example(problem, found, shape, infinite)}"
             )
     if lines:
         raise ValueError("the trace cannot tell how these leaves scale:\n" + "\n".join(dict.fromkeys(lines)))
 
 
-def _example(shape: Shape, stack: int | None) -> str:
-    """An override that could be meant: the usual order of axes, (stack, in, out)."""
-    rest = [axis for axis in range(len(shape.shape)) if axis != stack]
-    copies = "" if stack is None else f", stack=({stack},)"
-    if len(rest) < 2:
-        return f"Use(inside={tuple(rest)}{copies})" if copies else f"Use(out={tuple(rest)}, kind='elementwise')"
-    return f"Use(inside={tuple(rest[:-1])}, out=({rest[-1]},){copies})"
+def _example(problem: Unresolved, found: Walk, shape: Shape, infinite: tuple[frozenset[str], ...]) -> str:
+    """The override that is meant, in numbers where the trace knows the axes and in words where only the caller does."""
+    sites, axis = [site for site in found.sites if site.leaf == problem.leaf], problem.axis
+    uses = list(dict.fromkeys(Use(site.inside, site.out, site.stack, site.kind) for site in sites))
+    form = f"uses={{{shape.path!r}: pj.trace.%s}}"
+    if len(uses) == 1 and axis is not None:
+        # The axis counts copies, or it is what the trace took it for.
+        rest = [tuple(a for a in part if a != axis) for part in (uses[0].inside, uses[0].out)]
+        copies = Use(rest[0], rest[1], (axis, *(a for a in uses[0].stack if a != axis)), uses[0].kind)
+        if _covers(copies, shape):
+            other = "" if copies == uses[0] else f" if axis {axis} counts copies, with {form % _written(uses[0])} if it does not"
+            return form % _written(copies) + other
+    known = problem in found.unresolved and all(site.effect == "other" for site in sites)
+    if len(uses) == 1 and axis is None and known and _covers(uses[0], shape):
+        use = uses[0]
+        if use.kind == "elementwise" or (use.out and any(infinite[a] for a in use.inside)):
+            return form % _written(use)
+    words = "Use(inside=(axes summed over), out=(free axes), stack=(axes of copies), kind='product')"
+    return f"{form % words}, the axes by number, or kind='elementwise' and no inside if its entries are added or multiplied one by one"
+
+
+def _covers(use: Use, shape: Shape) -> bool:
+    """Whether each axis of the leaf has one part."""
+    return sorted((*use.inside, *use.out, *use.stack)) == list(range(len(shape.shape)))
+
+
+def _written(use: Use) -> str:
+    """An override as its caller writes it."""
+    parts = [f"{name}={value}" for name in ("inside", "out", "stack") if (value := getattr(use, name))]
+    return f"Use({', '.join(parts + [f'kind={use.kind!r}'] * (use.kind != 'product'))})"
 
 
 def _problems(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping[str, Use]) -> Iterator[Unresolved]:
-    yield from found.unresolved
     used = {site.leaf for site in found.sites} | {u.leaf for u in found.unresolved}
     for i in range(len(shapes)):
         if i not in used:

@@ -49,6 +49,20 @@ class Piece(NamedTuple):
     log_factor: float = 0.0
 
 
+class Tangled(NamedTuple):
+    """A parameter inside a value that is no longer made of pieces, why, and what is known of its axes all the same.
+
+    `axes` are those of a `Piece`, `None` where they are lost. `summed` are the axes that a product with another parameter sums over.
+    `spread` says that it was combined entry by entry with others, and has fewer axes than they have: a bias, a gain.
+    """
+
+    leaf: int
+    reason: str
+    axes: tuple[tuple[int, ...], ...] | None = None
+    summed: tuple[int, ...] = ()
+    spread: bool = False
+
+
 class Row(NamedTuple):
     """A parameter whose axes can still be told apart in an activation.
 
@@ -66,7 +80,7 @@ class Value(NamedTuple):
 
     pieces: tuple[Piece, ...] = ()
     node: int | None = None
-    tangled: tuple[tuple[int, str], ...] = ()
+    tangled: tuple[Tangled, ...] = ()
     scalar: Any = None
     rows: tuple[Row, ...] = ()
 
@@ -82,7 +96,7 @@ class Value(NamedTuple):
 
     def leaves(self) -> tuple[int, ...]:
         """The parameters in it."""
-        return tuple(dict.fromkeys([p.leaf for p in self.pieces] + [leaf for leaf, _ in self.tangled]))
+        return tuple(dict.fromkeys([p.leaf for p in self.pieces] + [t.leaf for t in self.tangled]))
 
 
 # A carry that is an activation before the loop has run at all: its node is not known yet.
@@ -95,8 +109,8 @@ def parameters(eqn: Any, inputs: Sequence[Value]) -> Value:
     involved = [value for value in inputs if not value.is_constant]
     if any(value.tangled for value in involved):
         reasons = [t for value in involved for t in value.tangled]
-        reasons += [(p.leaf, f"it enters {name} with others") for value in involved for p in value.pieces]
-        return Value(tangled=tuple(dict.fromkeys(reasons)))
+        reasons += [Tangled(p.leaf, f"it enters {name} with others", p.axes) for value in involved for p in value.pieces]
+        return Value(tangled=tuple(dict.fromkeys(_followed(t, eqn, len(involved) > 1) for t in reasons)))
     first, single = inputs[0], len(involved) == 1
     if name in prim.RESHAPING and single:
         return Value(moved(first.pieces, eqn))
@@ -135,13 +149,64 @@ def parameters(eqn: Any, inputs: Sequence[Value]) -> Value:
         )
     several = len({p.leaf for p in pieces}) > 1
     how = "is combined with another parameter by" if several else "goes through"
-    return Value(tangled=tuple((leaf, f"it {how} {name} before it meets the data") for leaf in dict.fromkeys(p.leaf for p in pieces)))
+    leaves = dict.fromkeys(p.leaf for p in pieces)
+    return Value(tangled=tuple(Tangled(leaf, f"it {how} {name} before it meets the data") for leaf in leaves))
 
 
 def moved(pieces: Iterable[Piece], eqn: Any) -> tuple[Piece, ...]:
     """Pieces after a reshaping primitive."""
     places = prim.moved_axes(eqn)
     return tuple(p._replace(axes=tuple(union(p.axes[a] for a in old) for old in places)) for p in pieces)
+
+
+def multiplied(inputs: Sequence[Value], eqn: Any, kind: str) -> Value:
+    """The product of two parameters, which no data are in yet."""
+    reason, found = "it is multiplied with another parameter before it meets the data", []
+    for i, value in enumerate(inputs):
+        own = [*value.tangled, *(Tangled(p.leaf, reason, p.axes) for p in value.pieces)]
+        if kind != "product":
+            found += [t._replace(axes=None) for t in own]
+            continue
+        inside, place = prim.dot_axes(eqn, i).contracted, {new: old for old, new in prim.dot_output(eqn, i).items()}
+        for t in own:
+            if t.axes is None:
+                found.append(t)
+                continue
+            axes = tuple(t.axes[place[a]] if a in place else () for a in range(len(eqn.outvars[0].aval.shape)))
+            found.append(t._replace(axes=axes, summed=union((t.summed, *(t.axes[a] for a in inside)))))
+    return Value(tangled=tuple(dict.fromkeys(found)))
+
+
+def likely(tangled: Tangled, met: prim.Contraction | None) -> tuple[str, tuple[int, ...], tuple[int, ...]] | None:
+    """Kind, summed and free axes of a tangled leaf where they can mean one thing only; `met` says how the data meet the value's axes."""
+    if tangled.axes is None:
+        return None
+    own = tuple(sorted(union(tangled.axes)))
+    if met is not None:
+        # The data sum over one of its axes and leave another: a matrix of theirs, (W + A B) say, or a product that could be read both ways.
+        inside, out = (union(tangled.axes[a] for a in which) for which in (met.contracted, met.free))
+        if inside and out:
+            return None
+    if tangled.spread:
+        return "elementwise", (), own
+    summed = tuple(sorted(tangled.summed))
+    # Of two matrices that are multiplied, either may be the one that acts on the data. A projection to heads has its inputs first.
+    if len(own) > 1 and summed and summed == tuple(range(len(summed))) and not set(summed) & set(own):
+        return "product", summed, own
+    return None
+
+
+def _followed(tangled: Tangled, eqn: Any, together: bool) -> Tangled:
+    """What is still known of the axes after a primitive, which combines several parameters or has this one alone."""
+    name = eqn.primitive.name
+    if tangled.axes is None or (name in prim.KEEPING_AXES and not together):
+        return tangled
+    if name in prim.RESHAPING and not together:
+        return tangled._replace(axes=tuple(union(tangled.axes[a] for a in old) for old in prim.moved_axes(eqn)))
+    if name in prim.ELEMENTWISE and len(tangled.axes) == len(eqn.outvars[0].aval.shape):
+        fewer = any(tangled.axes) and not all(tangled.axes)
+        return tangled._replace(spread=tangled.spread or (together and fewer and not tangled.summed))
+    return tangled._replace(axes=None)
 
 
 def _gathered(piece: Piece, eqn: Any) -> Piece:
@@ -160,7 +225,7 @@ def join(a: Value, b: Value) -> Value:
     if b.node is not None:
         return Value(node=SOME_NODE)
     if a.tangled or b.tangled:
-        changed = ((p.leaf, "it changes in a loop") for p in (*a.pieces, *b.pieces))
+        changed = (Tangled(p.leaf, "it changes in a loop") for p in (*a.pieces, *b.pieces))
         return Value(tangled=tuple(dict.fromkeys((*a.tangled, *b.tangled, *changed))))
     return Value(_distinct((*a.pieces, *b.pieces)))
 

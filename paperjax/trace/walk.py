@@ -14,7 +14,7 @@ from jax.extend import core as jex
 
 from paperjax.trace import primitives as prim
 from paperjax.trace.graph import Late, Node, Site, Unresolved, Walk, settled
-from paperjax.trace.values import Piece, Row, Value, dependence, join, moved, parameters, reuse, union
+from paperjax.trace.values import Piece, Row, Tangled, Value, dependence, join, likely, moved, multiplied, parameters, reuse, union
 
 
 def walk(jaxpr: jex.ClosedJaxpr, n_leaves: int) -> Walk:
@@ -76,19 +76,21 @@ class _Walker:
 
     def unknown_site(
         self,
-        tangled: Sequence[tuple[int, str]],
+        tangled: Sequence[Tangled],
         kind: str,
         eqn: Any,
         path: tuple[int, ...],
         node: int,
         operand: int | None,
         side: int | None = None,
+        met: prim.Contraction | None = None,
     ) -> None:
-        """A use whose axes are not known: the caller may say."""
-        for leaf, reason in tangled:
-            self.tangle([leaf], eqn, reason)
+        """A use whose axes are not known, or at most likely: the caller may say."""
+        for t in tangled:
+            self.tangle([t.leaf], eqn, t.reason)
             name = eqn.primitive.name
-            self.sites.append(Site(leaf, kind, name, (), (), (), (), 1, path, node, operand, False, self.repeats, side=side))
+            what, inside, out = likely(t, met) or (kind, (), ())
+            self.sites.append(Site(t.leaf, what, name, inside, out, (), (), 1, path, node, operand, False, self.repeats, side=side))
 
     def tangle(self, leaves: Sequence[int], eqn: Any, reason: str, axis: int | None = None) -> None:
         self.unresolved.extend(Unresolved(leaf, eqn.primitive.name, reason, axis) for leaf in leaves)
@@ -143,7 +145,7 @@ class _Walker:
             if value.node is None and value.leaves():
                 if opaque:
                     reason = f"{name} is opaque: what it does to the leaf's axes is not known"
-                    self.unknown_site([(leaf, reason) for leaf in value.leaves()], "product", eqn, path, outputs[0], parents[0])
+                    self.unknown_site([Tangled(leaf, reason) for leaf in value.leaves()], "product", eqn, path, outputs[0], parents[0])
                 else:
                     self.elementwise_site(value, eqn, path, outputs[0], parents[0], _effect(name, i))
                     if name == "mul" and len(eqn.outvars) == 1:
@@ -185,16 +187,14 @@ class _Walker:
             if value.tangled:
                 other = inputs[1 - i]
                 if other.node is None and other.leaves():
-                    reason = "it is multiplied with another parameter before it meets the data"
-                    return [Value(tangled=tuple(dict.fromkeys((*value.tangled, *((leaf, reason) for leaf in other.leaves())))))]
+                    return [multiplied(inputs, eqn, kind)]
                 parents = () if other.node is None else (other.node,)
                 node = self.node(eqn.primitive.name, path, var, parents, "linear")
-                self.unknown_site(value.tangled, kind, eqn, path, node, other.node, 1 - i)
+                self.unknown_site(value.tangled, kind, eqn, path, node, other.node, 1 - i, axes[i])
                 return [Value(node=node)]
         weights = [i for i, value in enumerate(inputs) if value.pieces]
         if len(weights) == 2:
-            reason = "it is multiplied with another parameter before it meets the data"
-            return [Value(tangled=tuple((leaf, reason) for leaf in dict.fromkeys(inputs[0].leaves() + inputs[1].leaves())))]
+            return [multiplied(inputs, eqn, kind)]
         if not weights:
             parents = tuple(dict.fromkeys(value.node for value in inputs if value.node is not None))
             data = [i for i, value in enumerate(inputs) if value.node is not None]
@@ -223,6 +223,8 @@ class _Walker:
 
     def contracted_rows(self, eqn: Any, inputs: list[Value], path: tuple[int, ...], node: int, axes: Sequence[prim.Contraction]) -> None:
         """What a product of two activations says of parameters whose axes it sums over."""
+        # Scores of attention pair positions, q_t . k_s, and sum over coordinates; weights of copies belong to the position that is copied.
+        scores = _has_positions(inputs[0], axes[0]) and _has_positions(inputs[1], axes[1])
         for i, value in enumerate(inputs):
             for row in value.rows:
                 over = union(row.piece.axes[a] for a in axes[i].contracted)
@@ -237,7 +239,7 @@ class _Walker:
                     self.late.append(Late(row, site, node))
                 elif row.kind == "constant":
                     self.tangle([row.piece.leaf], eqn, "it is multiplied with a constant before it meets the data")
-                elif row.kind == "made" and set(free) - set(over):
+                elif row.kind == "made" and set(free) - set(over) and not scores:
                     for axis in over:
                         reason = "copies that share one input, and whose results are then weighted and summed"
                         self.tangle([row.piece.leaf], eqn, reason, axis)
@@ -368,6 +370,11 @@ class _Walker:
                 joined = Value(node=node)
             results.append(joined)
         return results
+
+
+def _has_positions(value: Value, axes: prim.Contraction) -> bool:
+    """Whether the data bring a free axis of their own into a product: one that runs over no axis of a parameter."""
+    return any(not any(row.piece.axes[a] for row in value.rows) for a in axes.free)
 
 
 def _unsliced(piece: Piece, path: tuple[int, ...]) -> Piece:

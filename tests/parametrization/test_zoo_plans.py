@@ -27,7 +27,8 @@ TABLE_3["embedding+output"] = TABLE_3["embedding"]
 # Products of 1/sqrt(d) of the queries' and keys' size become 1/d: times 2^-1/2, and 1/2 where there was no factor at all. Heads that keep
 # their size, and what is 1/d already, stay.
 LOGITS = {"vit": [ROOT] * 2, "gpt, unrolled": [ROOT] * 6, "gpt, remat, scan axis 0": [ROOT], "gpt, remat, scan axis 1": [ROOT],
-          "gpt, fused qkv": [ROOT] * 6, "gpt, unscaled logits": [0.5], "nnx transformer": [ROOT] * 2}  # fmt: skip
+          "gpt, fused qkv": [ROOT] * 6, "gpt, unscaled logits": [0.5], "nnx transformer": [ROOT] * 2,
+          "gqa": [ROOT], "gqa, einsum": [ROOT], "gqa, repeated keys": [ROOT], "mqa": [ROOT]}  # fmt: skip
 TIED = {"gpt, tied, 1/d": [0.5], "gpt, tied, heads grow": [0.5]}
 
 

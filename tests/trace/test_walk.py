@@ -21,6 +21,12 @@ def sites(apply, shapes, x=X):
     return uses, [(u.leaf, u.op) for u in found.unresolved]
 
 
+def grouped_queries(p, x):
+    """Scores q_t . k_s, four heads of queries on two of keys (arXiv 2305.13245)."""
+    q, k = jnp.einsum("btd,dkgh->btkgh", x, p[0]), jnp.einsum("bsd,dkh->bskh", x, p[1])
+    return jnp.einsum("btkgh,bskh->bkgts", q, k)
+
+
 def scanned(p, x):
     return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p[0])[0]
 
@@ -173,6 +179,40 @@ def transposed(p, x):
 def test_convolutions(apply, shape, inside, out, window, groups):
     (site,) = walk(prim.trace(apply, [jnp.zeros(shape)], X), 1).sites
     assert (site.kind, site.inside, site.out, site.window, site.groups) == ("convolution", inside, out, window, groups)
+
+
+def shared_keys(p, x):
+    return jnp.einsum("btnh,bsh->bnts", jnp.einsum("btd,dnh->btnh", x, p[0]), x @ p[1])
+
+
+def mixed_by_position(p, x):
+    return jnp.einsum("btef,bte->btf", jnp.einsum("btd,edf->btef", x, p[0]), jax.nn.softmax(x @ p[1]))
+
+
+def mixed_by_example(p, x):
+    return jnp.einsum("btef,be->btf", jnp.einsum("btd,edf->btef", x, p[0]), jax.nn.softmax(x.mean(1) @ p[1]))
+
+
+def mixed_for_tasks(p, x):
+    """One mixture for each task (MMoE, KDD 2018): the weights' free axis is one of the router's kernel."""
+    return jnp.einsum("btef,beq->btqf", jnp.einsum("btd,edf->btef", x, p[0]), jax.nn.softmax(jnp.einsum("bd,deq->beq", x.mean(1), p[1])))
+
+
+@pytest.mark.parametrize(
+    ("apply", "shapes", "copies"),
+    [
+        (grouped_queries, [(D, 2, 2, F), (D, 2, F)], []),
+        (shared_keys, [(D, 2, F), (D, F)], []),
+        (mixed_by_position, [(3, D, F), (D, 3)], [(0, 0)]),
+        (mixed_by_example, [(3, D, F), (D, 3)], [(0, 0)]),
+        (mixed_for_tasks, [(3, D, F), (D, 3, 2)], [(0, 0), (1, 1)]),
+    ],
+)
+def test_sums_over_copies_are_in_doubt_and_scores_are_not(apply, shapes, copies):
+    found = walk(prim.trace(apply, [jnp.zeros(shape) for shape in shapes], X), len(shapes))
+    assert sorted((u.leaf, u.axis or 0) for u in found.unresolved if u.axis is not None) == copies
+    assert len(found.unresolved) == len(copies)
+    assert all("share one input" in u.reason for u in found.unresolved)
 
 
 def test_embedding_by_tokens_is_a_lookup():

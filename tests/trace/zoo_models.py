@@ -398,6 +398,34 @@ def einsum_attention(width: int, heads: int, unscaled: bool = False) -> Model:
 EINSUM = {"['in']": "input", "['q']": "hidden", "['kv']": "hidden", "['o']": "hidden", "['out']": "output"}
 
 
+class SharedKeys(nn.Module):
+    """Grouped queries (arXiv 2305.13245): four query heads on two heads of keys and values; their size grows."""
+
+    width: int
+    style: str = "jax"
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        units, kv_heads = self.width // 4, 1 if self.style == "one head" else 2
+        h = nn.Dense(self.width, use_bias=False, name="embed")(x)
+        q, k, v = (nn.DenseGeneral((n, units), use_bias=False, name=name)(h) for name, n in (("q", 4), ("k", kv_heads), ("v", kv_heads)))
+        if self.style == "einsum":
+            q = q.reshape(*q.shape[:2], kv_heads, 2, units)
+            weights = jax.nn.softmax(jnp.einsum("btkgh,bskh->bkgts", q, k) / jnp.sqrt(units))
+            mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(*h.shape[:2], 4, units)
+        elif self.style == "repeat":
+            k, v = (jnp.repeat(a, 2, axis=2) for a in (k, v))
+            weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) / jnp.sqrt(units))
+            mixed = jnp.einsum("bhts,bshd->bthd", weights, v)
+        else:
+            mixed = jax.nn.dot_product_attention(q, k, v)
+        h = h + nn.DenseGeneral(self.width, axis=(-2, -1), use_bias=False, name="o")(mixed)
+        return nn.Dense(3, use_bias=False, name="head")(h)
+
+
+SHARED_KEYS = {"['embed']['kernel']": "input", **{f"['{name}']['kernel']": "hidden" for name in "qkvo"}, "['head']['kernel']": "output"}
+
+
 class MoE(nn.Module):
     """Four experts, all run on all tokens and mixed by a router: the experts' axis is a stack of fixed size."""
 
@@ -560,6 +588,17 @@ ZOO: dict[str, Case] = {
         # The heads' number grows, their size does not.
         interactions=((4, 0.0), (6, 0.0)),
     ),
+    **{
+        name: Case(
+            lambda width, style=style: SharedKeys(width, style),
+            *WIDTH,
+            SEQUENCE,
+            SHARED_KEYS,
+            ((1, ("['o']['kernel']",)),),
+            interactions=((4, -0.5), (6, 0.0)),
+        )
+        for name, style in (("gqa", "jax"), ("gqa, einsum", "einsum"), ("gqa, repeated keys", "repeat"), ("mqa", "one head"))
+    },
     "moe": Case(MoE, *WIDTH, SEQUENCE, MOE, adds=((1, ("['bias']", "['down']")),), interactions=((4, 0.0),)),
     "flax rnn": Case(FlaxRNN, *WIDTH, SEQUENCE, FLAX_RNN),
     "scan rnn": Case(scan_rnn, *WIDTH, SEQUENCE, SCAN_RNN),

@@ -1,0 +1,91 @@
+"""The override that a refusal suggests is the one that is meant, or is in words; what the caller says is marked as told."""
+
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+import paperjax as pj
+from paperjax.trace import Use, read
+from tests.trace.zoo_models import ROWS, SEQUENCE
+
+
+class LearnedQueries(nn.Module):
+    """Perceiver (arXiv 2103.03206): queries are projections of parameters, keys of the data."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(self.width, name="embed")(x)
+        latents = self.param("latents", nn.initializers.normal(1.0), (6, self.width))
+        latents = jnp.broadcast_to(latents, (x.shape[0], 6, self.width))
+        return nn.Dense(3, name="head")(nn.MultiHeadDotProductAttention(8, name="attention")(latents, h).mean(1))
+
+
+class VmappedExperts(nn.Module):
+    width: int
+    n: int
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Dense(self.width, name="embed")(x)
+        gates = jax.nn.softmax(nn.Dense(self.n, name="gate")(h))
+        shared: Any = {"in_axes": None, "out_axes": 1, "variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        each = nn.vmap(nn.Dense, axis_size=self.n, **shared)
+        return nn.Dense(3, name="head")(jnp.einsum("be,bed->bd", gates, jnp.tanh(each(self.width, name="experts")(h))))
+
+
+class OneQuery(nn.Module):
+    """The class token asks, and four heads share their keys: as a formula, one copy for each coordinate, weighted and summed."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        h, units = nn.Dense(self.width, name="embed")(x), self.width // 8
+        q, k = nn.DenseGeneral((8, units), name="query")(h[:, 0]), nn.Dense(units, name="key")(h)
+        weights = jax.nn.softmax(jnp.einsum("bnh,bsh->bns", q, k))
+        return nn.Dense(3, name="head")(jnp.einsum("bns,bsd->bnd", weights, h).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "sizes", "leaf", "shape", "suggested"),
+    [
+        (LearnedQueries, SEQUENCE, ("width",), "['attention']['query']['kernel']", "(64, 8, 8)", ["inside=(0,), out=(1, 2)"]),
+        (LearnedQueries, SEQUENCE, ("width",), "['attention']['query']['bias']", "(8, 8)", ["out=(0, 1), kind='elementwise'"]),
+        (LearnedQueries, SEQUENCE, ("width",), "['latents']", "(6, 64)",
+         ["inside=(axes summed over), out=(free axes), stack=(axes of copies), kind='product'"]),
+        (VmappedExperts, ROWS, ("width", "n"), "['experts']['kernel']", "(8, 64, 64)",
+         ["inside=(1,), out=(2,), stack=(0,)", "inside=(1,), out=(0, 2)"]),
+        (VmappedExperts, ROWS, ("width", "n"), "['experts']['bias']", "(8, 64)",
+         ["out=(1,), stack=(0,), kind='elementwise'", "out=(0, 1), kind='elementwise'"]),
+        (VmappedExperts, ROWS, ("width", "n"), "['gate']['kernel']", "(64, 8)", ["inside=(0,), stack=(1,)", "inside=(0,), out=(1,)"]),
+        (OneQuery, SEQUENCE, ("width",), "['query']['kernel']", "(64, 8, 8)",
+         ["inside=(0,), out=(1,), stack=(2,)", "inside=(0,), out=(1, 2)"]),
+        (OneQuery, SEQUENCE, ("width",), "['query']['bias']", "(8, 8)", []),
+    ],
+)  # fmt: skip
+def test_the_override_that_is_suggested_is_right_or_in_words(make, x, sizes, leaf, shape, suggested):
+    base, target = ({name: {"width": width, "n": n}[name] for name in sizes} for width, n in ((16, 2), (64, 8)))
+    family = pj.family((lambda width, n: make(width, n)) if "n" in sizes else (lambda width: make(width)), x=x)
+    with pytest.raises(ValueError, match="cannot tell how these leaves scale") as refused:
+        read(family, base, target)
+    lines = [line for line in str(refused.value).splitlines() if line.startswith(f"  {leaf} {shape}")]
+    assert bool(lines) == bool(suggested)
+    for line in lines:
+        assert re.findall(r"Use\((.*?)\)\}", line) == suggested
+        assert len(suggested) == 1 or re.search(r"if axis \d counts copies, with .* if it does not$", line)
+
+
+def test_what_the_caller_said_is_marked():
+    uses = {"['latents']": Use(out=(1,), stack=(0,), kind="elementwise"), "['attention']['query']['kernel']": Use(inside=(0,), out=(1, 2)),
+            "['attention']['query']['bias']": Use(out=(0, 1), kind="elementwise")}  # fmt: skip
+    program = read(pj.family(lambda width: LearnedQueries(width), x=SEQUENCE), {"width": 16}, {"width": 64}, uses=uses)
+    assert {leaf.path for leaf in program.leaves if any(site.told for site in leaf.sites)} == set(uses)
+    assert all(site.told for leaf in program.leaves if leaf.path in uses for site in leaf.sites)
+    roles = {leaf.path: leaf.role for leaf in program.leaves if leaf.path in uses}
+    assert list(roles.values()) == ["vector", "hidden", "vector"]

@@ -308,11 +308,12 @@ def _start_devices(verbose: bool) -> None:
 
 def _out() -> Console:
     # A file or a pipe has no width of its own; tables are easier to read there than at 80 columns.
-    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=140)
+    # No emoji: they would be made of the user's own "file.py:family:".
+    return Console(emoji=False) if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(emoji=False, width=140)
 
 
 def _error(message: str) -> None:
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True, emoji=False).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _explain(error: BaseException, verbose: bool) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ import tyro
 from paperjax.binding import nearest
 from paperjax.model import Family, family
 from paperjax.parametrization import Parametrization, Plan, plan, tables
+from paperjax.trace.probe import refuse_unbuildable
 
 SCHEMES: dict[str, Parametrization] = {name: value for name, value in vars(tables).items() if isinstance(value, Parametrization)}
 Where = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH.py:NAME")]
@@ -48,14 +50,13 @@ def show_plan(command: PlanCommand) -> Plan:
     """`paperjax plan`: the plan that the command line asks for, written as JSON where it says so."""
     file = load_file(command.where)
     base, target = sizes_of(file, "base", command.base), sizes_of(file, "target", command.target)
-    found = plan(
-        family_of(file, command.where),
-        scheme_of(file, command.parametrization),
-        base,
-        target,
-        command.optimizer,
-        weight_decay=command.weight_decay,
-    )
+    fam, scheme = family_of(file, command.where), scheme_of(file, command.parametrization)
+    try:
+        found = plan(fam, scheme, base, target, command.optimizer, weight_decay=command.weight_decay)
+    except Exception:
+        # Tried only now, for tracing a large network takes time: the family's own errors do not say at which sizes they were raised.
+        refuse_sizes(fam, base, target)
+        raise
     if command.json is not None:
         try:
             command.json.write_text(found.to_json())
@@ -107,6 +108,13 @@ def family_of(file: Any, where: str) -> Family:
     if not hasattr(file, "x"):
         raise ValueError(f"{where}: the family has no example batch. Write {name} = pj.family(fn, x=batch), or an x = batch beside it.")
     return Family(found.make, *_batch(file)) if isinstance(found, Family) else family(found, file.x)
+
+
+def refuse_sizes(fam: Family, *all_sizes: Mapping[str, Any]) -> None:
+    """Refuse the first of several sizes that the family cannot be built at, unless it is their names that are wrong."""
+    for sizes in all_sizes:
+        if set(sizes) <= set(fam.sizes):
+            refuse_unbuildable(fam, sizes, fam.x)
 
 
 def _batch(file: Any) -> tuple[Any]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import tyro
 
 from paperjax.binding import argument_names, nearest
-from paperjax.cli_family import SCHEMES, Where, family_of, load_file, pairs, scheme_of
+from paperjax.cli_family import SCHEMES, Where, family_of, load_file, pairs, refuse_sizes, scheme_of
 from paperjax.model import Family, check_model
 from paperjax.parametrization import Parametrization
 from paperjax.report import save_figure, save_results
@@ -153,6 +153,7 @@ def look_up(command: Study) -> Asked:
             f"{command.where}: the family needs {', '.join(missing)} too: give --sizes {' '.join(f'{name}=...' for name in missing)}, or "
             f"write base = dict({', '.join(f'{name}=...' for name in missing)}) in the file."
         )
+    refuse_sizes(family, *({axis: size, **sizes} for size in widths or command.depths))
     data = data_of(file, command, family, {axis: smallest, **sizes})
     return Asked(family, scheme, data, widths, depths, pairs("base", command.base) or None, sizes)
 

@@ -1,6 +1,7 @@
 """`paperjax plan` for a user's own file."""
 
 import json
+import re
 
 import pytest
 
@@ -25,9 +26,19 @@ class Net(nn.Module):
         return nn.Dense(3)(h)
 
 
+class Heads(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        assert self.width % 4 == 0
+        return nn.Dense(3)(nn.Dense(self.width)(x))
+
+
 family = pj.family(lambda width, depth: Net(width, depth), x=jnp.ones((2, 5)))
 bare = lambda width: pj.models.mlp(width, 2, 3)
 base = dict(width=8, depth=1)
+halving = pj.family(lambda width: Heads(width), x=jnp.ones((2, 5)))
 halved = pj.abc("halved", a=(0, 0, 0), b=(0, 0.5, 1), c_sgd=(-1, 0, 1), c_adam=(0, 0.5, 0.5))
 """
 
@@ -75,10 +86,28 @@ def test_a_parametrization_of_the_file(file, capsys):
         (["{}:family", "--target", "width=16", "depth=1", "--optimizer", "adamm"], "'adamm' is of no family.*'adam'"),
         (["{}:bare", "--base", "width=8", "--target", "width=16"], "no example batch"),
         (["{}:family", "--target", "width=16", "depth=1", "--json", "absent/plan.json"], "cannot be written"),
+        (["{}:family", "--target", "width=16.5", "depth=1"], r"error: the family fails at width=16\.5, depth=1: TypeError: Shapes must be"),
+        (["{}:halving", "--base", "width=8", "--target", "width=18"], r"fails at width=18: AssertionError: assert self\.width % 4 == 0\."),
+        (["{}:halving", "--base", "width=6", "--target", "width=16"], "fails at width=6: AssertionError"),
     ],
 )
 def test_bad_command_lines_are_refused(file, capsys, arguments, message):
-    import re
-
     assert main(["plan", *(text.format(file) for text in arguments)]) == 2
-    assert re.search(message, capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("study", ["coord-check", "transfer"])
+def test_a_study_names_the_width_that_the_family_fails_at(file, capsys, study):
+    assert main([study, f"{file}:halving", "--widths", "8", "12", "18", "20"]) == 2
+    assert re.search(r"the family fails at width=18: AssertionError: assert self\.width % 4 == 0", capsys.readouterr().err)
+
+
+def test_no_emoji_is_made_of_the_users_text(tmp_path, capsys):
+    path = tmp_path / "nets.py"
+    path.write_text(FILE + 'named = pj.abc(":fire: [bold]m[/bold]", a=(0, 0, 0), b=(0, 0.5, 1), c_sgd=(-1, 0, 1), c_adam=(0, 1, 1))\n')
+    assert main(["plan", f"{path}:family:", "--target", "width=16"]) == 2
+    assert ":family:" in capsys.readouterr().err
+    assert main(["plan", f"{path}:family", "--target", "width=16", "depth=1", "--parametrization", "named"]) == 0
+    assert ":fire: [bold]m[/bold], adam rule" in capsys.readouterr().out

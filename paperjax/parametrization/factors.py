@@ -129,7 +129,10 @@ def leaf_factors(leaf: Leaf, in_branch: bool, scheme: Parametrization, rule: str
     which = column(leaf)
     lr = eps = init_scale = multiplier = 1.0
     decay: float | None = None
-    if which is not None:
+    base_law = leaf.narrow_law if scheme.depth is None else leaf.base_law
+    if which is None:
+        init_scale = _finite_init_scale(leaf, base_law)
+    else:
         fans, base = leaf.fans(), leaf.fans(base=True)
 
         def factor(table: Mapping[str, Exponent]) -> float:
@@ -139,13 +142,15 @@ def leaf_factors(leaf: Leaf, in_branch: bool, scheme: Parametrization, rule: str
         own = leaf.own_width[0] * (leaf.own_projection if scheme.attention is None else 1.0)
         multiplier, eps = factor(scheme.a) / own, factor(scheme.eps)
         lr = factor(scheme.c["sgd" if rule == "sgd" else "adam"])
-        init_scale = _init_scale(leaf, factor(scheme.b), leaf.narrow_law if scheme.depth is None else leaf.base_law)
+        init_scale = _init_scale(leaf, factor(scheme.b), base_law)
         if rule == "muon" and is_matrix(leaf):
             lr *= _spectral_norm_of_signs(fans, base)
             # Muon compares eps with the Frobenius norm of the gradient, Adam with one entry.
             eps *= math.sqrt(math.prod(fans) / math.prod(base))
         elif scheme.decay is not None and rule != "sgd":
-            decay = 0.0 if which in scheme.no_decay else factor(scheme.decay)
+            decay = factor(scheme.decay)
+    if rule != "sgd" and _decayed_as(leaf) in scheme.no_decay:
+        decay = 0.0
     if in_branch and scheme.depth is not None:
         multiplier /= leaf.own_depth
         lr *= scheme.depth.learning_rate_factor(depth_ratio, rule)
@@ -169,6 +174,29 @@ def _spectral_norm_of_signs(fans: tuple[int, int], base: tuple[int, int]) -> flo
         return math.sqrt(fan_in * fan_out / max(1.0, fan_out / fan_in))
 
     return ratio(*fans) / ratio(*base)
+
+
+def _decayed_as(leaf: Leaf) -> str | None:
+    """The column whose rule of decay a leaf follows: its own, but a finite bias or gain is a vector like any other (arXiv 2510.15262)."""
+    if not any(role in COLUMN_OF for role in leaf.roles) and leaf.sites and all(site.kind == "elementwise" for site in leaf.sites):
+        return COLUMN_OF["vector"]
+    return column(leaf)
+
+
+def _finite_init_scale(leaf: Leaf, base: Law) -> float:
+    """Give a leaf without a column the base's law: its exponents are 0, whatever fan-in the model's own initialization looks at."""
+    law = leaf.law
+    if law.kind != "random" or base.kind != "random" or law.std == 0 or base.std == 0:
+        return 1.0
+    scale = base.std / law.std
+    mean = scale * law.mean
+    if abs(mean - base.mean) > 0.1 * base.std and not math.isclose(mean, base.mean, rel_tol=1e-3):
+        raise ValueError(
+            f"leaf {leaf.path} is finite and starts at every size as at the base, but mean and standard deviation of its initialization "
+            f"change from {base.mean:.3g} and {base.std:.3g} to {law.mean:.3g} and {law.std:.3g}, which no one factor undoes. "
+            "Initialize it alike at all sizes."
+        )
+    return scale
 
 
 def _init_scale(leaf: Leaf, wanted: float, base: Law) -> float:

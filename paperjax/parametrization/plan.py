@@ -3,10 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import math
+import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from paperjax.binding import nearest
 from paperjax.model import Model, as_model, split
@@ -34,7 +38,7 @@ class PlannedLeaf:
     rule
         Which optimizer's rule the leaf follows: the plan's, but ``"adam"`` for what is no matrix under Muon.
     init_std
-        Standard deviation of its entries under the plan, NaN where not known; a constant leaf has 0.
+        Standard deviation of its entries under the plan; a constant leaf has 0. ``None`` where not known, which a NaN becomes.
     factors
         See `Factors`.
     """
@@ -48,8 +52,13 @@ class PlannedLeaf:
     out: tuple[int, ...]
     stack: tuple[int, ...]
     rule: str
-    init_std: float
+    init_std: float | None
     factors: Factors
+
+    def __post_init__(self) -> None:
+        # NaN is unequal to itself and no JSON.
+        if self.init_std is not None and math.isnan(self.init_std):
+            object.__setattr__(self, "init_std", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Plan:
     name, rule, decay_mode
         Of the parametrization; ``"sgd"``, ``"adam"`` or ``"muon"``; see `plan`.
     base, target
-        The sizes.
+        The sizes, as plain Python numbers and tuples.
     leaves
         One row for each trained leaf, in the order of the flattened parameters.
     scalings
@@ -105,6 +114,10 @@ class Plan:
     scalings: tuple[Scaling, ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
     network: Model | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("base", "target"):
+            object.__setattr__(self, name, tuple((size, _plain(value)) for size, value in getattr(self, name)))
 
     # Pytrees shaped like the parameters -------------------------------------------------------------------------------
 
@@ -183,11 +196,29 @@ class Plan:
     # JSON -------------------------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
-        """The plan as JSON, without the network; `from_json` reads it."""
+        """The plan as JSON, without the network; `from_json` reads it.
+
+        Raises
+        ------
+        TypeError
+            If a size is neither a number, text, nor a tuple or a dict of such.
+        """
+
+        def refused(value: Any) -> Any:
+            raise TypeError(
+                f"a size of the plan is {value!r} (a {type(value).__name__}), which JSON cannot hold: sizes are numbers, texts, or tuples "
+                "of them. What is no size stands in the family itself: pj.family(lambda width: net(width, activation))."
+            )
+
+        return self._json(refused)
+
+    def _json(self, default: Any) -> str:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("network", "leaves", "scalings")}
         leaves = [{**dataclasses.asdict(leaf), "factors": leaf.factors._asdict()} for leaf in self.leaves]
         return json.dumps(
-            {"format": FORMAT, **fields, "leaves": leaves, "scalings": [dataclasses.asdict(s) for s in self.scalings]}, indent=1
+            {"format": FORMAT, **fields, "leaves": leaves, "scalings": [dataclasses.asdict(s) for s in self.scalings]},
+            indent=1,
+            default=default,
         )
 
     @staticmethod
@@ -261,4 +292,21 @@ class Plan:
         return render(self)
 
     def __hash__(self) -> int:
-        return int.from_bytes(hashlib.sha256(self.to_json().encode()).digest()[:8], "big")
+        return int.from_bytes(hashlib.sha256(self._json(repr).encode()).digest()[:8], "big")
+
+
+def _plain(value: Any) -> Any:
+    """A size as Python's own numbers and tuples: what JSON holds, and what comes back from it equal."""
+    if isinstance(value, np.ndarray | jax.Array):
+        return _plain(value.tolist())
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, tuple | list):
+        return tuple(map(_plain, value))
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value

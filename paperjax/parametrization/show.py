@@ -28,7 +28,7 @@ def render(plan: Any, width: int = 160) -> str:
     from rich.console import Console
 
     buffer = io.StringIO()
-    Console(file=buffer, width=width, highlight=False, color_system=None).print(table(plan, width))
+    Console(file=buffer, width=width, highlight=False, color_system=None, emoji=False).print(table(plan, width))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).rstrip()
 
 
@@ -36,6 +36,7 @@ def table(plan: Any, width: int = 160) -> Any:
     """The plan as a ``rich.table.Table`` for a terminal of so many columns; see `render`."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     def sizes(pairs: Any) -> str:
         return ", ".join(f"{k}={v}" for k, v in pairs)
@@ -50,9 +51,12 @@ def table(plan: Any, width: int = 160) -> Any:
     decay = {"coupled": "lr × decay", "independent": "decay alone"}[plan.decay_mode]
     out = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{plan.name}, {plan.rule} rule, a step shrinks weights by {decay}: {sizes(plan.base)} → {sizes(plan.target)}",
+        # Text is printed as it is: names of the user's may look like rich's markup or its emoji.
+        title=Text(
+            f"{plan.name}, {plan.rule} rule, a step shrinks weights by {decay}: {sizes(plan.base)} → {sizes(plan.target)}", "table.title"
+        ),
         title_justify="left",
-        caption="\n".join(_scalings(plan)),
+        caption=Text("\n".join(_scalings(plan)), "table.caption"),
         caption_justify="left",
         padding=(0, 1, 0, 0),
     )
@@ -62,7 +66,7 @@ def table(plan: Any, width: int = 160) -> Any:
     for name in NUMBERS:
         out.add_column(name, justify="right", no_wrap=True)
     for path, *cells in rows:
-        out.add_row(broken(path, room), *cells)
+        out.add_row(*map(Text, (broken(path, room), *cells)))
     return out
 
 
@@ -79,7 +83,7 @@ def _alike(leaves: Sequence[Any]) -> list[list[Any]]:
 
     groups: dict[Any, list[Any]] = {}
     for leaf in leaves:
-        key = (pattern_of(leaf.path), leaf.shape, leaf.role, leaf.axes, leaf.rule, f"{leaf.init_std:.6g}", leaf.factors)
+        key = (pattern_of(leaf.path), leaf.shape, leaf.role, leaf.axes, leaf.rule, _number(leaf.init_std, 6), leaf.factors)
         groups.setdefault(key, []).append(leaf)
     return list(groups.values())
 
@@ -138,5 +142,5 @@ def broken(path: str, room: int) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
-    return "?" if value != value else f"{value:.4g}"
+def _number(value: float | None, digits: int = 4) -> str:
+    return "?" if value is None else f"{value:.{digits}g}"

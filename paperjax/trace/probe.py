@@ -3,6 +3,8 @@
 import functools
 import numbers
 import re
+import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -141,10 +143,12 @@ def infinite_axes(at: Shapes, base: Mapping[str, Any], target: Mapping[str, Any]
     Raises
     ------
     ValueError
-        If a size cannot be changed by itself, nor on a multiple of the base's; the message says which constraint of the model failed.
+        If a size cannot be changed by itself, nor on a multiple of the base's; the message says which constraint of the model failed. If
+        a leaf of one network has no like in the other: layers may become more, by number, but none may appear or vanish.
     """
     full = at(target)
     growing = tuple(name for name in target if base.get(name) != target[name])
+    _refuse_vanished(at(base), full, {name: (base[name], target[name]) for name in growing})
     axes: dict[str, list[set[str]]] = {leaf.path: [set() for _ in leaf.shape] for leaf in full}
     structural = []
     for name in growing:
@@ -168,6 +172,20 @@ def infinite_axes(at: Shapes, base: Mapping[str, Any], target: Mapping[str, Any]
                 if a != b:
                     axes[leaf.path][axis].add(name)
     return Probe(full, {path: tuple(map(frozenset, found)) for path, found in axes.items()}, growing, tuple(structural))
+
+
+def _refuse_vanished(small: tuple[Shape, ...], full: tuple[Shape, ...], growing: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuse a leaf of the base that the target has none like: a longer row of numbered layers has at least as many of every kind."""
+    there = {leaf.path for leaf in full}
+    count = Counter(pattern_of(leaf.path) for leaf in full)
+    for pattern, n in Counter(pattern_of(leaf.path) for leaf in small).items():
+        if n > count[pattern]:
+            lost = next(leaf for leaf in small if pattern_of(leaf.path) == pattern and leaf.path not in there)
+            before, after = (", ".join(f"{name}={pair[i]}" for name, pair in growing.items()) for i in (0, 1))
+            raise ValueError(
+                f"leaf {lost.path} is there at the base ({before}) and has no like at the target ({after}): the structure of the "
+                f"parameters changes with {', '.join(growing)} beyond a numbered layer. Keep the same kinds of layers at all sizes."
+            )
 
 
 def base_shapes(at: Shapes, base: Mapping[str, Any], target: Mapping[str, Any], probe: Probe) -> tuple[tuple[Shape, Shape], ...]:
@@ -204,6 +222,47 @@ def _probe(at: Shapes, name: str, base: Any, target: Mapping[str, Any]) -> tuple
     others = ", ".join(f"{k}={v}" for k, v in target.items() if k != name)
     raise ValueError(
         f"size {name} could not be probed by itself: with {others or 'nothing else'}, none of {name} = {multiples[0]}, ..., "
-        f"{multiples[-1]} builds a model. The constraint that failed at {name} = {multiples[0]}: {first}. "
+        f"{multiples[-1]} builds a model. The constraint that failed at {name} = {multiples[0]}: {'' if first is None else cause(first)}. "
         "Choose base sizes that divide the target's."
     ) from first
+
+
+def refuse_unbuildable(family: Family, sizes: Mapping[str, Any], x: Any) -> None:
+    """Try a family at some sizes, under ``jax.eval_shape``, and say at which it fails and how.
+
+    Raises
+    ------
+    ValueError
+        If building the network, its ``init`` or its ``apply`` raises anything: the sizes, and the family's own error.
+
+    Examples
+    --------
+    >>> def net(width):
+    ...     assert width % 4 == 0, "four heads share the width"
+    ...     return lambda key, x: jnp.ones((x.shape[1], width)), lambda w, x: x @ w
+    >>> refuse_unbuildable(Family(net), dict(width=8), jnp.ones((2, 3)))
+    >>> refuse_unbuildable(Family(net), dict(width=6), jnp.ones((2, 3)))
+    Traceback (most recent call last):
+    ...
+    ValueError: the family fails at width=6: AssertionError: four heads share the width. Choose sizes that it can be built at.
+    """
+    x = jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+    try:
+        model = family(**sizes)
+        jax.eval_shape(model.apply, jax.eval_shape(model.init, jax.random.key(0), x), x)
+    except Exception as error:
+        named = ", ".join(f"{name}={value}" for name, value in sizes.items())
+        raise ValueError(f"the family fails at {named}: {cause(error)}. Choose sizes that it can be built at.") from error
+
+
+def cause(error: Exception) -> str:
+    """An error in one line: its type and message, or, for a bare ``assert``, what it asserts.
+
+    Examples
+    --------
+    >>> cause(ValueError("four heads share the width."))
+    'ValueError: four heads share the width'
+    """
+    said = " ".join(str(error).split()).rstrip(".")
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {said or (frames[-1].line if frames else '') or 'no message'}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -333,8 +334,15 @@ def _check_sizes(fam: Family, base: Mapping[str, Any], target: Mapping[str, Any]
     if set(base) != set(target):
         missing = sorted(set(base) ^ set(target))
         raise ValueError(f"base and target must name the same sizes; {', '.join(missing)} is in one of them only.")
+
+    def larger(small: Any, large: Any) -> bool:
+        if isinstance(small, tuple | list) and isinstance(large, tuple | list):
+            return any(larger(a, b) for a, b in zip(small, large))
+        # NumPy's numbers are registered as such.
+        return isinstance(small, numbers.Real) and isinstance(large, numbers.Real) and bool(small > large)
+
     for name, value in base.items():
-        if isinstance(value, (int, float)) and value > target[name]:
+        if larger(value, target[name]):
             raise ValueError(
                 f"base {name} = {value} is larger than the target's {target[name]}: exchange them, or choose a smaller base. "
                 "A base is the small network that was tuned."

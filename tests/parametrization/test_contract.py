@@ -7,6 +7,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -176,6 +177,79 @@ def test_sizes():
         planned(pj.mup, "adam", {"widht": 8, "depth": 1})
     with pytest.raises(ValueError, match="depth is in one of them only"):
         planned(pj.mup, "adam", {"width": 8})
+    with pytest.raises(ValueError, match="base width = 16 is larger than the target's 8"):
+        planned(pj.mup, "adam", TARGET, {**TARGET, "width": np.int64(8)})
+    with pytest.raises(ValueError, match="base width = 16 is larger than the target's 8"):
+        planned(pj.mup, "adam", {**TARGET, "width": np.int32(16)}, {**TARGET, "width": 8})
+    for base, target in (((8, 8), (4, 4)), ([4, 8], [8, 4]), ((4, np.int64(8)), (8, np.int64(4)))):
+        with pytest.raises(ValueError, match=r"base widths = .* is larger than the target's"):
+            make_plan(BY_LAYER, pj.mup, base={"widths": base}, target={"widths": target})
+
+
+def by_layer(widths):
+    return nn.Sequential([nn.Dense(widths[0]), nn.tanh, nn.Dense(widths[1]), nn.tanh, nn.Dense(1)])
+
+
+BY_LAYER = pj.family(by_layer, x=ROWS)
+
+
+@pytest.mark.parametrize(
+    ("base", "target"), [((4, 4), (16, 8)), ([4, 4], [16, 8]), ((np.int64(4), 4), (np.int32(16), 8))], ids=["tuple", "list", "numpy"]
+)
+def test_sizes_that_are_several_numbers(base, target):
+    plan = make_plan(BY_LAYER, pj.mup, base={"widths": base}, target={"widths": target})
+    assert plan.target == (("widths", (16, 8)),)
+    rates = {leaf.path: leaf.factors.learning_rate for leaf in plan.leaves if "kernel" in leaf.path}
+    assert rates == {"['layers_0']['kernel']": 1.0, "['layers_2']['kernel']": 0.25, "['layers_4']['kernel']": 0.5}
+    read = Plan.from_json(plan.to_json())
+    assert read == plan
+    assert hash(read) == hash(plan)
+    assert read == make_plan(BY_LAYER, pj.mup, base={"widths": (4, 4)}, target={"widths": (16, 8)})
+
+
+def test_sizes_of_numpy_are_plain_numbers_in_a_plan():
+    family = pj.family(lambda width, rate, biased: nn.Dense(width, use_bias=biased), x=ROWS)
+    sizes = {"rate": np.float32(0.5), "biased": np.bool_(True)}
+    theirs = make_plan(family, pj.mup, base={"width": np.int64(4), **sizes}, target={"width": np.int32(16), **sizes})
+    ours = make_plan(family, pj.mup, base={"width": 4, "rate": 0.5, "biased": True}, target={"width": 16, "rate": 0.5, "biased": True})
+    assert [type(value) for _, value in theirs.target] == [int, float, bool]
+    assert theirs == ours == Plan.from_json(theirs.to_json())
+    assert hash(theirs) == hash(ours)
+
+
+def test_a_size_that_json_cannot_hold_is_said_to_be_one():
+    family = pj.family(lambda width, activation: nn.Sequential([nn.Dense(width), activation, nn.Dense(1)]), x=ROWS)
+    plan = make_plan(family, pj.mup, base={"width": 4, "activation": nn.tanh}, target={"width": 8, "activation": nn.tanh})
+    assert hash(plan) == hash(dataclasses.replace(plan))
+    with pytest.raises(TypeError, match=r"a size of the plan is .*tanh.* which JSON cannot hold"):
+        plan.to_json()
+
+
+def test_a_standard_deviation_that_is_not_known_is_none():
+    """A finite leaf may be drawn in a way that was not followed; its plan is still equal to itself, and JSON."""
+
+    def gamma(key, shape, dtype=jnp.float32):
+        return jax.random.gamma(key, 2.0, shape)
+
+    def made():
+        family = pj.family(lambda width: nn.Sequential([nn.Dense(width), nn.tanh, nn.Dense(1, bias_init=gamma)]), x=ROWS)
+        return make_plan(family, pj.mup, base={"width": 4}, target={"width": 8})
+
+    plan = made()
+    bias = next(leaf for leaf in plan.leaves if leaf.path == "['layers_2']['bias']")
+    assert bias.init_std is None
+    assert bias.factors.init_scale == 1.0
+    assert plan == made() == Plan.from_json(plan.to_json())
+    assert hash(plan) == hash(made())
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    assert None in [leaf["init_std"] for leaf in json.loads(plan.to_json(), parse_constant=refuse)["leaves"]]
+    row = next(line for line in str(plan).splitlines() if "layers_2.bias" in line)
+    assert row.split()[3] == "?"
+    # What an earlier version wrote.
+    assert Plan.from_json(plan.to_json().replace('"init_std": null', '"init_std": NaN')) == plan
 
 
 def test_overrides_of_leaves_that_are_not_there():

@@ -90,3 +90,57 @@ def test_a_told_std_stands_for_one_that_is_read():
         net(INITS["lecun"]), pj.mup, base={"width": 16}, target={"width": 64}, init_std={"['w']": lambda fan_in, fan_out: fan_in**-1.0}
     )
     assert {leaf.path: leaf.factors.init_scale for leaf in plan.leaves}["['w']"] == pytest.approx(2.0)
+
+
+def per_fan_in(mean, std):
+    """A network whose finite output bias is drawn with a mean and a standard deviation that look at the width."""
+
+    def make(width):
+        def init(key, x):
+            u, v, b = jax.random.split(key, 3)
+            bias = mean(width) + std(width) * jax.random.uniform(b, (3,), minval=-1.0)
+            return {"u": jax.random.normal(u, (4, width)), "v": jax.random.normal(v, (width, 3)) / width**0.5, "b": bias}
+
+        return pj.Model(init, lambda p, x: jnp.tanh(x @ p["u"]) @ p["v"] + p["b"][None])
+
+    return pj.family(make, x=X)
+
+
+@pytest.mark.parametrize("scheme", [pj.mup, pj.mup_table9, pj.ntp], ids=lambda s: s.name)
+def test_a_finite_bias_stays_at_the_bases_law(scheme):
+    # Tensor Programs V, Tables 3, 8 and 9: exponents of what does not grow are 0. PyTorch and Equinox draw it from
+    # U(-1/sqrt(n), 1/sqrt(n)), whose standard deviation is 1/sqrt(3 n).
+    family = per_fan_in(lambda width: 0.0, lambda width: width**-0.5)
+    for target in (16, 1024):
+        plan = pj.plan(family, scheme, base={"width": 16}, target={"width": target})
+        bias = next(leaf for leaf in plan.leaves if leaf.path == "['b']")
+        assert bias.role == "finite"
+        assert bias.init_std == pytest.approx(48**-0.5, rel=1e-3)
+        drawn, own = (net.init(jax.random.key(0), X)["b"] for net in (plan.model, family(width=target)))
+        np.testing.assert_allclose(drawn, own * (target / 16) ** 0.5, rtol=1e-5)
+
+
+def test_equinox_draws_its_output_bias_so():
+    eqx = pytest.importorskip("equinox")
+
+    def make(width):
+        def net(key):
+            u, v = jax.random.split(key)
+            return eqx.nn.Sequential([eqx.nn.Linear(4, width, key=u), eqx.nn.Lambda(jnp.tanh), eqx.nn.Linear(width, 2, key=v)])
+
+        return net
+
+    plan = pj.plan(pj.family(make, x=X), pj.mup, base={"width": 16}, target={"width": 1024})
+    assert [(leaf.path, leaf.role) for leaf in plan.leaves][-1] == (".layers[2].bias", "finite")
+    assert plan.leaves[-1].factors.init_scale == pytest.approx(8.0)
+    assert plan.leaves[-1].init_std == pytest.approx(48**-0.5, rel=1e-3)
+
+
+def test_a_finite_law_that_no_factor_can_keep_is_refused():
+    shifted = per_fan_in(lambda width: 1.0, lambda width: width**-0.5)
+    with pytest.raises(ValueError, match=r"\['b'\] is finite.*from 1 and 0.144 to 1 and 0.0722, which no one factor undoes"):
+        pj.plan(shifted, pj.mup, base={"width": 16}, target={"width": 64})
+    # A mean in proportion is kept with the rest.
+    together = per_fan_in(lambda width: width**-0.5, lambda width: width**-0.5)
+    plan = pj.plan(together, pj.mup, base={"width": 16}, target={"width": 64})
+    assert {leaf.path: leaf.factors.init_scale for leaf in plan.leaves}["['b']"] == pytest.approx(2.0)

@@ -162,3 +162,31 @@ def test_layerwise_decay():
             lr, decay = leaf.factors.learning_rate, leaf.factors.weight_decay
             shrinks = decay if mode == "independent" else lr * decay
             assert (lr, shrinks) == (pytest.approx((0.25, 0.5)) if leaf.role == "hidden" else (1.0, 0.0)), leaf
+
+
+def biased(width):
+    """An MLP with biases, and with a finite matrix before it, which is no vector."""
+    shapes = {"a": (5, 4), "u": (4, width), "b": (width,), "v": (width, 3), "c": (3,)}
+
+    def init(key, x):
+        return {k: jax.random.normal(jax.random.fold_in(key, i), s) for i, (k, s) in enumerate(shapes.items())}
+
+    return pj.Model(init, lambda p, x: jnp.tanh(x @ p["a"] @ p["u"] + p["b"][None]) @ p["v"] + p["c"][None])
+
+
+@pytest.mark.parametrize("mode", ["coupled", "independent"])
+def test_no_bias_is_decayed_where_vectors_are_not(mode):
+    # arXiv 2510.15262: no decay of vector-like leaves; a bias of the outputs is one, though it does not grow.
+    family = pj.family(biased, x=jnp.ones((2, 5)))
+
+    def decays(scheme, target=32, optimizer="adamw"):
+        plan = pj.plan(family, scheme, base={"width": 8}, target={"width": target}, optimizer=optimizer, weight_decay=mode)
+        assert {leaf.path: leaf.role for leaf in plan.leaves}["['c']"] == "finite"
+        return {leaf.path[2:-2]: leaf.factors.weight_decay for leaf in plan.leaves}
+
+    undecayed = {"a": 1.0, "u": 0.0, "b": 0.0, "v": 0.0, "c": 0.0}
+    assert decays(pj.wd_layerwise) == decays(pj.wd_layerwise, 8) == decays(pj.wd_layerwise, optimizer="muon") == undecayed
+    assert decays(pj.wd_layerwise, optimizer="sgd")["c"] == decays(pj.mup)["c"] == 1.0
+    # Columns may be left without decay by a parametrization that has no exponents of decay of its own.
+    t8 = {"a": (0, 0, 1), "b": (0, 0.5, 0), "c_sgd": (-1, 0, -1), "c_adam": (0, 1, 0), "attention": 1.0}
+    assert decays(abc("muP, vectors undecayed", **t8, no_decay=("input",))) == {**undecayed, "v": 1.0}

@@ -264,7 +264,7 @@ def coord_check(
 
     - a wrong learning rate of a leaf whose effect on every activation is masked by another's. The outputs move by what the readout
       learns and by what the features beneath it learn: with Adam, three hidden layers and widths 64 to 512, a readout whose learning
-      rate falls with the power 1/2 or 3/2 of the width, not 1, passes, for the features' part is the larger one and is flat;
+      rate falls with the power 1/2 or 3/2 of the width, not 1, passes: the features' part is flat and masks the readout's;
     - what few sizes or seeds leave open, and what has not converged yet. CompleteP with Adam over depths 4 to 32 does not pass though
       its exponents are the paper's (a stream's change falls with the power 0.18), nor does Depth-muP with SGD and 4 seeds (undecided).
 

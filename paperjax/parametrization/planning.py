@@ -225,11 +225,24 @@ def _attention(program: Program, scheme: Parametrization) -> list[Scaling]:
     return scalings
 
 
+def _learns(program: Program, node: int) -> bool:
+    """Whether a weight has a part in an activation."""
+    used, seen, todo = {site.node for site in program.walk.sites}, set(), [node]
+    while todo:
+        here = todo.pop()
+        if here in used:
+            return True
+        if here not in seen:
+            seen.add(here)
+            todo.extend(program.walk.nodes[here].parents)
+    return False
+
+
 def _warn_of_product(program: Program, found: Interaction, base_size: int) -> None:
     """A product of two activations over coordinates that grow, of which the trace cannot tell how large its operands are."""
     operands = program.walk.nodes[found.node].parents
-    # Of an activation with itself it is a square, which a norm divides by again.
-    if len(set(operands)) == 1:
+    # Of an activation with itself it is a square, which a norm divides by again; given numbers (a frozen copy) do not learn.
+    if len(set(operands)) == 1 or not all(_learns(program, node) for node in operands):
         return
     warnings.warn(
         f"a product of two activations (equation {found.path} of apply) sums over {found.size} coordinates, {base_size} at the base, and "

@@ -236,9 +236,9 @@ def read(
                 there.laws[i],
             )
         )  # fmt: skip
-    leaves = _with_own_factors(
-        leaves, [part for _, part in pairs], there, small, _narrow(fam, x, base, target, leaves, probe, there, small)
-    )
+    traced = (there, small, _narrow(fam, x, base, target, leaves, probe, there, small))
+    settled = {id(t): t._replace(walk=_overridden_base(t.walk, t.shapes, shapes, uses)) for t in traced}
+    leaves = _with_own_factors(leaves, [part for _, part in pairs], *(settled[id(t)] for t in traced))
     adds, base_adds = residual_adds(found), residual_adds(found_base)
     n, n_base = (sum(add.repeats for add in a) for a in (adds, base_adds))
     own_base = [branch_factor(found_base, add) for add in base_adds] or [0.0]

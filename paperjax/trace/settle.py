@@ -14,6 +14,9 @@ KINDS = ("product", "convolution", "lookup", "elementwise")
 class Use:
     """How a leaf is used, where the trace cannot tell: axes of the leaf, by number.
 
+    Numbers that multiply such a use are left as the model has them: attention of learned queries keeps its 1/sqrt(d), and under muP
+    wants 1/d written in the model.
+
     Attributes
     ----------
     inside

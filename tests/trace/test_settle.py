@@ -89,3 +89,17 @@ def test_what_the_caller_said_is_marked():
     assert all(site.told for leaf in program.leaves if leaf.path in uses for site in leaf.sites)
     roles = {leaf.path: leaf.role for leaf in program.leaves if leaf.path in uses}
     assert list(roles.values()) == ["vector", "hidden", "vector"]
+
+
+def test_no_number_is_taken_from_a_use_that_was_told():
+    """The one 1/sqrt(d) of the logits is neither the latents' nor the projection's own."""
+    uses = {
+        "['latents']": Use(out=(1,), stack=(0,), kind="elementwise"),
+        "['attention']['query']['kernel']": Use(inside=(0,), out=(1, 2)),
+        "['attention']['query']['bias']": Use(out=(0, 1), kind="elementwise"),
+    }
+    family = pj.family(lambda width: LearnedQueries(width), x=SEQUENCE)
+    plan = pj.plan(family, pj.mup, base={"width": 16}, target={"width": 64}, optimizer="adam", uses=uses)
+    assert {leaf.factors.multiplier for leaf in plan.leaves} == {1.0}
+    roles = {leaf.path: leaf.role for leaf in plan.leaves}
+    assert (roles["['latents']"], roles["['attention']['query']['kernel']"]) == ("vector", "hidden")

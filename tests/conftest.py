@@ -17,6 +17,13 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+
+def pytest_configure(config):
+    # Compiling is what the quick tests spend their time on. The slow ones, and all processes of their own, compile as users do.
+    if config.getoption("markexpr") == "not slow":
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 

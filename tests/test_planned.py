@@ -55,6 +55,7 @@ def test_the_base_itself_is_the_network_as_it_is():
     np.testing.assert_array_equal(planned.train_loss, plain.train_loss)
 
 
+@pytest.mark.slow
 def test_a_parametrization_may_be_an_axis():
     grid = pj.grid(parametrization=[pj.mup, pj.ntp], width=[4, 8], lr=[0.5], seed=2)
     result = experiment(parametrization=None, grid=grid).run()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -148,7 +149,7 @@ def _with_roles_at_the_base(program: Program, fam: Family, x: Any, uses: Mapping
     """
     if any(program.base[name] != value for name, value in program.target.items()):
         return program
-    doubled = {k: 2 * v if isinstance(v, int) and not isinstance(v, bool) else v for k, v in program.target.items()}
+    doubled = {k: 2 * v if isinstance(v, numbers.Integral) and not isinstance(v, bool) else v for k, v in program.target.items()}
     grown = {leaf.path: leaf for leaf in read(fam, program.base, doubled, x, uses).leaves}
 
     def known(leaf: Leaf) -> Leaf:

@@ -99,6 +99,7 @@ class Tokens(nn.Module):
         return embed.attend(h)
 
 
+@pytest.mark.slow
 def test_a_transformer_with_tied_readout_against_its_own_record():
     x = jax.random.randint(jax.random.key(3), (3, 5), 0, 7)
     found, after, before = measured(pj.as_model(Tokens()), Data(x, None, None, None), x)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from paperjax.measures import spectral_norm, stable_rank
 
 
+@pytest.mark.slow
 @given(st.sampled_from([(1, 7), (5, 5), (20, 9), (9, 20)]), st.floats(1e-3, 1e3), st.integers(0, 10**6))
 def test_small_matrices_are_exact(shape, scale, seed):
     w = (scale * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)

@@ -22,6 +22,7 @@ def test_two_levels_written_out():
     np.testing.assert_allclose(model.apply(params, x), run("up", k1 * a1 + inner, 0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kappa", [1.0, 0.7])
 def test_the_law_holds_at_every_width_in_expectation(kappa):
     width, depth, draws = 16, 2, 4000

@@ -42,7 +42,8 @@ def repeated(w, x):
 
 
 def same(a, b):
-    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-6, atol=1e-7), a, b)
+    # One function compiled twice, in float32.
+    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-5, atol=5e-6), a, b)
 
 
 @pytest.mark.parametrize("fn", [lambda f: f, jax.jit, lambda f: jax.jit(jax.checkpoint(f))])

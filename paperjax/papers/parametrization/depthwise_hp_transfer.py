@@ -54,7 +54,7 @@ Results = Mapping[str, "xarray.Dataset"]
 DEPTH, WIDTH, NARROW = 4, 16, 4
 RATES, LR = [2.0**k for k in range(-8, 4)], 1.0
 # Finer for the width: in the squared loss the best learning rate is the last stable one, so it is only known to a grid step.
-FINE: dict[Size, list[float]] = {name: [2.0 ** (k / 2) for k in range(low, 7)] for name, low in (("quick", -5), ("full", -12))}
+FINE: dict[Size, list[float]] = {"quick": [2.0 ** (k / 2) for k in range(-5, 7)], "full": [2.0 ** (k / 2) for k in range(-12, 7)]}
 ODE = pj.mup.with_depth(1.0, "1/L, learning rate kept", learning_rate=False)
 
 

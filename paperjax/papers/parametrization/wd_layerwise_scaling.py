@@ -27,12 +27,12 @@ Claims, expected numbers and tolerances
     noise with 2 % signal: slope of sigma_1                         the formula's, 0.71; +-0.06
     trained: log-log slope of RMS against d under the paper's rule  -0.75, +-0.07 (sqrt(eta/lambda) with eta ~ 1/d, lambda ~ sqrt(d))
     trained: slope of sigma_1 / sqrt(eta/lambda)                    at least 0.75: the noise's 0.5 is not enough
-    trained: slope of sigma_1 with lambda ~ d                       0, +-0.07: no drift, if sigma_1 is all signal (exponent 1)
+    trained: slope of sigma_1 with lambda ~ d (full only)           0, +-0.07: no drift, if sigma_1 is all signal (exponent 1)
 
 Controls: a gradient that never changes (pure signal, w -> 1/lambda) or has a part that does not, for what is said of noise; noise for
 what is said of signal; the same decay at every width for the trained networks.
 
-What did not hold as first proposed (widths 16 to 96, six seeds):
+What did not hold as first proposed (widths 16 to 96, six seeds, each with its own teacher; with the one teacher of quick 0.97 is 0.90):
     - The exponent 0.75. Here sigma_1 over sqrt(eta/lambda) grows as d^(0.97 +- 0.03) under the paper's rule, d^(0.87 +- 0.01) with the
       same decay at every width, d^(1.02 +- 0.02) with lambda ~ d: the gradient's signal, not its noise, sets sigma_1 of so small a network.
       By the formula the exponent is no constant: it depends on the share of the signal and grows with d.
@@ -40,9 +40,10 @@ What did not hold as first proposed (widths 16 to 96, six seeds):
       the first sublayer as d^(0.10 +- 0.03). That is less than with the same decay everywhere, 0.37 +- 0.01 and 0.36 +- 0.02. With
       lambda ~ d it does not grow. So the last two claims are what the formula says of signal, put down after a first look at trained
       networks.
+    - At quick's sizes the last claim has 0.016 +- 0.017, and 0.37 with the same decay; quick has no time for it.
     - With the same decay everywhere the widest network, for which eta lambda is least, still remembers its start at the last step.
 
-Run time: quick about 55 s on two CPU cores (130 s of processor time while others ran); full not measured
+Run time: quick 45 s on two CPU cores; full not measured
 Command:  paperjax run wd-layerwise-scaling
 """
 
@@ -73,7 +74,8 @@ SHARE = 0.02
 TRAINED = dict(lr=0.02, weight_decay=2.0, b2=0.95)
 # A trained network is measured several times in its steady state: a snapshot has the noise of one minibatch after another.
 LATE = (0.8, 0.85, 0.9, 0.95, 1.0)
-RULES = {"paper-rule": 0.5, "constant-decay": 0.0, "proportional-decay": 1.0}
+PROPORTIONAL = "proportional-decay"
+RULES = {"paper-rule": 0.5, "constant-decay": 0.0, PROPORTIONAL: 1.0}
 
 
 def with_decay(name: str, power: float) -> pj.Parametrization:
@@ -142,7 +144,10 @@ def network(width: int) -> pj.Model:
 
 
 def task(key: Array) -> pj.data.Dataset:
-    """A random teacher of 16 inputs, with noise of half its output's size on the labels: the gradient never dies."""
+    """A random teacher of 16 inputs, with noise of half its output's size on the labels: the gradient never dies.
+
+    One for all seeds, which differ in the network and in the order of its examples: drawn in every program it is half of what compiles.
+    """
     return pj.data.teacher_student(key, pj.models.mlp(16, 1, outputs=1, activation=jnp.tanh), 4096, 256, 16, noise=0.5)
 
 
@@ -198,7 +203,8 @@ def training(name: str, widths: Sequence[int], steps: int, seeds: int) -> pj.Exp
         return jnp.sqrt(lr / d / (weight_decay * d**power))
 
     return pj.Experiment(
-        network, task, loss="mse", optimizer="adamw", parametrization=with_decay(name, power), base=dict(width=widths[0]),
+        network, task(jax.random.key(0)), loss="mse", optimizer="adamw",
+        parametrization=with_decay(name, power), base=dict(width=widths[0]),
         grid=pj.grid(width=list(widths), **TRAINED, seed=seeds), steps=steps, batch=32, measure_at=[round(f * steps) for f in LATE],
         measures=dict(rms=rms, top=top, scale=scale, gain=gain),
     )  # fmt: skip
@@ -219,7 +225,7 @@ def experiments(size: Size) -> dict[str, pj.Experiment]:
         "noise": noise(slow, seeds, weight_decay=list(DECAYS)),
         "signal": noise(slow, 2, 1.0, weight_decay=list(DECAYS)),
         **over_d,
-        **{name: training(name, widths, steps, 6 if quick else 8) for name in RULES},
+        **{name: training(name, widths, steps, 6 if quick else 8) for name in RULES if not (quick and name == PROPORTIONAL)},
     }
 
 
@@ -318,8 +324,8 @@ CLAIMS = (
     ),
     Claim(
         "trained with lambda ~ d: the top singular value does not change with the width",
-        "formula of the docstring, all signal", 0.0, slope("proportional-decay", "top"), 0.07, "13 % over the sixfold range of widths",
-        Control(CONSTANT, {"proportional-decay": "constant-decay"}),
+        "formula of the docstring, all signal", 0.0, slope(PROPORTIONAL, "top"), 0.07, "13 % over the sixfold range of widths",
+        Control(CONSTANT, {PROPORTIONAL: "constant-decay"}), sizes=("full",),
     ),
 )  # fmt: skip
 
@@ -345,8 +351,9 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
         prediction(right, d, formula, "formulas" if name == "noise" else "", color=colour)
     right.set(xlabel="side d of the matrix", ylabel="top singular value σ₁", title="AdamW on noise and signal, λ = 1")
 
-    labels = {"paper-rule": "λ ∝ √d (the paper)", "constant-decay": "λ constant", "proportional-decay": "λ ∝ d"}
-    for name, label in labels.items():
+    labels = {"paper-rule": "λ ∝ √d (the paper)", "constant-decay": "λ constant", PROPORTIONAL: "λ ∝ d"}
+    for name in [name for name in labels if name in results]:
+        label = labels[name]
         result = results[name]
         d = result.width.values
         y = samples(result, "rms", "width")
@@ -355,7 +362,7 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
         prediction(below, d, np.exp(np.log(y).mean()) * scale / np.exp(np.log(scale).mean()), "", color=colour)
         points(last, d, samples(result, "top", "width"), label)
     below.set(xlabel="width d", ylabel="RMS of W1 and W2", title="trained; dashed: ∝ √(η/λ), level fitted")
-    level = float(np.exp(np.log(samples(results["proportional-decay"], "top", "width")).mean()))
+    level = float(np.exp(np.log(samples(results["paper-rule"], "top", "width")[:, 0]).mean()))
     prediction(last, d, level, "no change with d")
     last.set(xlabel="width d", ylabel="σ₁ of W1 and W2", title="trained")
     for ax in (left, right, below, last):
@@ -379,6 +386,6 @@ PAPER = Paper(
     claims=CLAIMS,
     experiments=experiments,
     figure=figure,
-    run_time=dict(quick="55 s on two CPU cores", full="not measured"),
+    run_time=dict(quick="45 s on two CPU cores", full="not measured"),
     data="generated noise; a noisy random teacher for a pre-norm block of two layers, where the paper trains LLaMA-style models",
 )

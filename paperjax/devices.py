@@ -14,8 +14,8 @@ def cpu_devices(n: int | None = None) -> int:
         import paperjax as pj
         pj.cpu_devices()
 
-    XLA gets one more thread for each device (the environment variable ``PJRT_NPROC``, unless it is set): with no thread to spare, batched
-    decompositions on several devices wait for each other.
+    XLA gets one thread more than it would have (the environment variable ``PJRT_NPROC``, unless it is set): with none to spare,
+    batched decompositions on several devices wait for each other.
 
     Parameters
     ----------
@@ -55,6 +55,6 @@ def cpu_devices(n: int | None = None) -> int:
         ) from error
     if n > 1:
         # A batched SVD or FFT runs on a thread of XLA's one pool and waits there for other threads of the pool. With as many threads as
-        # devices all of them wait, for ever: one more for each device.
-        os.environ.setdefault("PJRT_NPROC", str(max(n, os.cpu_count() or 1) + n))
+        # devices all of them wait, for ever; one more works them off. A second one costs a few per cent where every core is busy.
+        os.environ.setdefault("PJRT_NPROC", str(max(n, os.cpu_count() or 1) + 1))
     return n

@@ -362,7 +362,7 @@ def _apart(was: str, now: str, most: int = 200) -> tuple[str, str]:
 def _explain(experiment: Experiment, axes: Axes, programs: list[Program], run: _Run) -> None:
     from rich.console import Console
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     for name, values in experiment.grid.axes.items():
         why = axes.static.get(name)
         console.print(

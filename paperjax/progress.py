@@ -39,7 +39,7 @@ def progress_bar(title: str, total: float, show: bool | None = None) -> Iterator
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Rich
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     if show is False or (show is None and not console.is_terminal):
         yield Progress()
         return

@@ -23,7 +23,7 @@ def render(table: Any, width: int = 140) -> str:
     from rich.console import Console
 
     buffer = io.StringIO()
-    Console(file=buffer, width=width, highlight=False, color_system=None).print(table)
+    Console(file=buffer, width=width, highlight=False, color_system=None, emoji=False).print(table)
     return buffer.getvalue().rstrip()
 
 

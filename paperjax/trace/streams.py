@@ -268,7 +268,7 @@ def interactions(walk: Walk) -> tuple[Interaction, ...]:
 
 def _origin(graph: Graph, node: int) -> tuple[tuple[int, ...], float]:
     """The leaves whose contraction made this node, through linear steps and norms, and the known factors on the way."""
-    log = 0.0
+    log, normed = 0.0, False
     while True:
         if graph.contracts(node):
             return tuple(dict.fromkeys(site.leaf for site in graph.sites[node] if site.kind in CONTRACTING)), log
@@ -276,12 +276,14 @@ def _origin(graph: Graph, node: int) -> tuple[tuple[int, ...], float]:
         onwards = here.parents[0] if here.parents else None
         if here.how in ("bilinear", "first") and here.op in ("mul", "div"):
             onwards, norm = _normalized(graph, node)
-            log += norm
+            log += 0.0 if normed else norm
         elif here.how not in ("linear", "affine"):
             onwards = None
         if onwards is None:
             return (), log
-        log += here.log_factor
+        # A norm divides by whatever multiplies what it is taken of.
+        normed = normed or here.how in ("bilinear", "first")
+        log += 0.0 if normed else here.log_factor
         node = onwards
 
 
@@ -310,7 +312,8 @@ def _norm(graph: Graph, node: int, power: float) -> float | None:
             squared = graph.nodes[inside]
             log += power * math.log(math.prod(squared.shape) / max(1, math.prod(here.shape)))
             # A norm is of degree 1 in what is summed as squares: 1/2 of the sum.
-            return log if squared.op in ("square", "integer_pow", "mul") and abs(power) == 0.5 else None
+            square = squared.op in ("square", "integer_pow") or (squared.op == "mul" and len(set(squared.parents)) == 1)
+            return log if square and abs(power) == 0.5 else None
         if here.op in prim.POWERS and len(here.parents) == 1:
             power *= prim.POWERS[here.op]
         elif not here.parents or here.how not in ("linear", "affine", "homogeneous"):

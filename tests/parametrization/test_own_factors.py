@@ -255,6 +255,7 @@ def logits(spelling):
         "plain": lambda a: a, "rms norm": mean_one, "layer norm": lambda a: mean_one(a - jnp.mean(a, axis=-1, keepdims=True)),
         "rms norm by a quotient": lambda a: a / jnp.sqrt(jnp.mean(a**2, axis=-1, keepdims=True)), "complex rotary": turned,
         "unit length": lambda a: a / jnp.linalg.norm(a, axis=-1, keepdims=True), "elu": lambda a: jax.nn.elu(a) + 1,
+        "a factor and a norm": lambda a: mean_one(a / a.shape[-1] ** 0.5),
     }  # fmt: skip
 
     def family(width):
@@ -272,7 +273,7 @@ def logits(spelling):
     return family
 
 
-@pytest.mark.parametrize("spelling", ["plain", "rms norm", "layer norm", "rms norm by a quotient", "complex rotary"])
+@pytest.mark.parametrize("spelling", ["plain", "rms norm", "layer norm", "rms norm by a quotient", "complex rotary", "a factor and a norm"])
 def test_logits_of_normalized_queries_and_keys_become_one_over_d(spelling):
     _, plan = effective(logits(spelling), pj.mup, {"width": 8}, {"width": 32}, X)
     assert [s.factor for s in plan.scalings] == [pytest.approx(4**-0.5)]

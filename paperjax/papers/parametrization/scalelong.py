@@ -35,7 +35,7 @@ What did not hold as first proposed:
     - The law needs blocks that end linearly. With a ReLU at their end skip and depth add coherently, and the slope is 1.44 +- 0.06
       (N = 2 to 12, `relu_last`).
 
-Run time: quick 40 s on two CPU cores; full not measured
+Run time: quick 53 s on two CPU cores; full not measured
 Command:  paperjax run scalelong
 """
 
@@ -350,6 +350,6 @@ PAPER = Paper(
     claims=CLAIMS,
     experiments=experiments,
     figure=figure,
-    run_time=dict(quick="40 s on two CPU cores", full="not measured"),
+    run_time=dict(quick="53 s on two CPU cores", full="not measured"),
     data="Gaussian inputs; scikit-learn's digits with noise, for a perceptron in place of the paper's convolutional U-Net and U-ViT",
 )

@@ -2,5 +2,6 @@
 
 from paperjax.studies.coordinates import CoordCheck, coord_check
 from paperjax.studies.learning_rates import EdgeError, Optimum, Transfer, best_learning_rates, transfer
+from paperjax.studies.taps import residual_stream
 
-__all__ = ["CoordCheck", "EdgeError", "Optimum", "Transfer", "best_learning_rates", "coord_check", "transfer"]
+__all__ = ["CoordCheck", "EdgeError", "Optimum", "Transfer", "best_learning_rates", "coord_check", "residual_stream", "transfer"]

@@ -142,6 +142,41 @@ def record(model: Model, taps: tuple[Tap, ...], params: PyTree, x: Any) -> Mappi
     return values
 
 
+def residual_stream(model: Model, params: PyTree, x: Any) -> Float[Array, "layers *rest"]:
+    """The residual stream after every block, of a network whose blocks are the steps of one scan.
+
+    Parameters
+    ----------
+    model, params, x
+        The network, its parameters and a batch.
+
+    Returns
+    -------
+    Array
+        ``h^1, ..., h^L``, ``(layers, batch, ...)``, in the dtype of the activations.
+
+    Raises
+    ------
+    ValueError
+        If the trace finds no residual add, or blocks that are written one by one.
+
+    Examples
+    --------
+    >>> import paperjax as pj
+    >>> model, x = pj.models.resmlp(4, 3, 1), jnp.ones((2, 5))
+    >>> residual_stream(model, model.init(jax.random.key(0), x), x).shape
+    (3, 2, 4)
+    """
+    taps, walk = find_taps(model, x)
+    found = [tap for tap in taps if tap.kind == "stream"]
+    if len(found) != 1:
+        raise ValueError(
+            f"residual_stream needs a network whose blocks are one residual add in one scan, and the trace finds {len(found)} such adds: "
+            "scan over the blocks, or record each of them by find_taps and record."
+        )
+    return record(model, (found[0],), params, x)[found[0]].reshape(-1, *walk.nodes[found[0].node].shape)
+
+
 class Quantity(NamedTuple):
     """One row of a coordinate check: a tap, or one layer of it, or (against depth) all layers of one kind together.
 

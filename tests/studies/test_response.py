@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import paperjax as pj
+from paperjax.studies import residual_stream
 from paperjax.studies.response import first_step
 from paperjax.studies.scaled import scaled
 from paperjax.studies.taps import find_taps, quantities, record
@@ -129,3 +130,8 @@ def test_a_preactivation_is_taken_after_its_constant_factor():
     found = response(family, None, "adam")
     np.testing.assert_allclose([value for value, _ in found.values()], 0, atol=1e-6)
     np.testing.assert_allclose([found["['w']"][1], found["['h']"][1]], (0, 0.5), atol=1e-6)
+
+
+def test_the_stream_of_a_network_without_one_is_refused():
+    with pytest.raises(ValueError, match="finds 0 such adds: scan over the blocks"):
+        residual_stream(pj.models.mlp(4, 2, 1), pj.models.mlp(4, 2, 1).init(jax.random.key(0), jnp.ones((2, 3))), jnp.ones((2, 3)))

@@ -44,8 +44,7 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 import paperjax as pj
 from paperjax.claims import Claim, Control, Estimate, Paper, Size, Verdict, estimate, fit_slope
-from paperjax.studies import best_learning_rates
-from paperjax.studies.taps import find_taps, record
+from paperjax.studies import best_learning_rates, residual_stream
 
 if TYPE_CHECKING:
     import xarray
@@ -82,22 +81,15 @@ def with_bottleneck(width: int, depth: int) -> pj.Model:
     return pj.Model(init, apply)
 
 
-def last_features(model: pj.Model, params: PyTree, x: Any) -> Float[Array, "batch width"]:
-    """h^L, the end of the residual stream as the trace finds it."""
-    taps, _ = find_taps(model, x)
-    found = next(tap for tap in taps if tap.kind == "stream")
-    return record(model, (found,), params, x)[found][-1].reshape(x.shape[0], -1)
-
-
 def growth(model: pj.Model, params: PyTree, data: Any) -> Scalar:
     """``|h^L|² / |h^0|²``, mean over test inputs."""
-    before_BxN, after_BxN = data.x_test @ params["first"]["w"], last_features(model, params, data.x_test)
+    before_BxN, after_BxN = data.x_test @ params["first"]["w"], residual_stream(model, params, data.x_test)[-1]
     return jnp.mean(jnp.sum(after_BxN**2, axis=-1) / jnp.sum(before_BxN**2, axis=-1))
 
 
 def kernel(model: pj.Model, params: PyTree, data: Any) -> Float[Array, "batch batch"]:
     """Feature kernel ``phi(h^L) · phi(h^L) / N`` of the test inputs."""
-    phi_BxN = jax.nn.relu(last_features(model, params, data.x_test))
+    phi_BxN = jax.nn.relu(residual_stream(model, params, data.x_test)[-1])
     return phi_BxN @ phi_BxN.T / phi_BxN.shape[1]
 
 

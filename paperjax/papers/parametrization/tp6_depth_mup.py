@@ -52,8 +52,7 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 import paperjax as pj
 from paperjax.claims import Claim, Control, Estimate, Paper, Size, Verdict, estimate, fit_slope
-from paperjax.studies import best_learning_rates
-from paperjax.studies.taps import find_taps, record
+from paperjax.studies import best_learning_rates, residual_stream
 
 if TYPE_CHECKING:
     import xarray
@@ -130,10 +129,7 @@ def two_layer_blocks(width: int, depth: int) -> pj.Model:
 
 def stream(model: pj.Model, params: PyTree, x: Any) -> Float[Array, "layers batch width"]:
     """x^0, ..., x^L, the residual stream as the trace finds it."""
-    taps, _ = find_taps(model, x)
-    found = next(tap for tap in taps if tap.kind == "stream")
-    x0_BxN = x @ params["ends"].value["first"]["w"]
-    return jnp.concatenate([x0_BxN[None], record(model, (found,), params, x)[found].reshape(-1, *x0_BxN.shape)])
+    return jnp.concatenate([(x @ params["ends"].value["first"]["w"])[None], residual_stream(model, params, x)])
 
 
 def profile(model: pj.Model, params: PyTree, data: Any) -> Float[Array, " layers"]:

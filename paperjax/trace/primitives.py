@@ -20,6 +20,16 @@ KEEPING_AXES = (
     "sharding_constraint", "optimization_barrier", "device_put", "mesh_cast", "reshard", "pvary", "pcast", "layout_constraint",
     "split", "tile",
 )  # fmt: skip
+# Each entry of the result is one entry of the first operand, and none comes twice: the transpose undoes them on what they keep.
+MOVES = (
+    "reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "rev", "slice", "split", "unstack", "copy", "copy_p", "name",
+    "convert_element_type", "reduce_precision", "sharding_constraint", "layout_constraint", "mesh_cast", "reshard", "pvary", "pcast",
+)  # fmt: skip
+# Of those, what leaves each entry where it is.
+IN_PLACE = (
+    "copy", "copy_p", "name", "convert_element_type", "reduce_precision", "sharding_constraint", "layout_constraint", "mesh_cast", "reshard",
+    "pvary", "pcast",
+)  # fmt: skip
 ADDITIVE = ("add", "sub", "add_any")
 # f(c x) = c f(x) for every c > 0. `max` and `select_n` are looked at one by one.
 HOMOGENEOUS = ("abs", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin", "sort")
@@ -164,6 +174,15 @@ def _regrouped(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, .
         for axis in right:
             found[axis] = tuple(left)
     return found
+
+
+def moved_entries(eqn: jex.JaxprEqn, entries: np.ndarray) -> list[np.ndarray]:
+    """Where entries of an array go under one of `MOVES`: `entries` are numbers in the places of its operand."""
+    if eqn.primitive.name in IN_PLACE:
+        return [entries]
+    with jax.ensure_compile_time_eval():
+        found = eqn.primitive.bind(entries, **eqn.params)
+    return [np.asarray(part) for part in (found if eqn.primitive.multiple_results else [found])]
 
 
 def fold_scalar(eqn: jex.JaxprEqn, values: Sequence[Any]) -> Any:

@@ -1,0 +1,148 @@
+"""Contract what was recorded of two batches to a kernel, by the route chosen for each term.
+
+Kernels in here are ``(N, O, M, O)`` for all pairs of outputs, ``(N, M)`` for their trace, ``(N, O, M)`` for each output by itself.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from paperjax.kernels.factors import Factor, Term
+
+# How the outputs of the two batches and the axes of the kernel are written in an einsum; a capital letter is an axis of the second batch.
+OUTPUTS = {"full": ("o", "O", "noNO"), "trace": ("o", "o", "nN"), "diagonal": ("o", "o", "noN")}
+Pair = tuple[Any, Any]
+
+
+def gram(term: Term, a: Pair, b: Pair, outputs: str) -> list[Any]:
+    """``sum_kts (a_kt . a_ks) (b_kto . b_ksp)`` over all pairs of the term's factors: of its leaf, and of its bias if it has one.
+
+    Parameters
+    ----------
+    term
+        The term.
+    a, b
+        Of the first and the second batch, what was recorded of each factor; see `paperjax.kernels.features.Features`.
+    outputs
+        One of `OUTPUTS`.
+    """
+    if not term.plain:
+        numbered = list(enumerate(term.factors))
+        return [sum(_gram_of_two((f, g), (a[0][m], a[1][n]), (b[0][m], b[1][n]), outputs) for m, f in numbered for n, g in numbered)]
+    (a1, a2), (b1, b2) = (tuple(_stacked(x, axis) for x in pair) for pair, axis in ((a, 2), (b, 3)))
+    lookup, biased = term.factors[0].lookup, term.bias is not None
+
+    def one(parts: Any) -> list[Any]:
+        return _gram_of_one(*parts, outputs, lookup, biased)
+
+    found = _summed_over_k(one, (a1, a2), (b1, b2))
+    if biased:
+        found[1] = found[1] * jnp.asarray((term.bias_scale / term.factors[0].product.value.scale) ** 2, found[1].dtype)
+    return found
+
+
+def jacobians(term: Term, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
+    """The gradient of each output of each example, ``(N, O, k, j, i)``, of the leaf of a plain term and of its bias."""
+    a_NKTI, b_NOKTJ = _stacked(a, 2), _stacked(b, 3)
+    found = [jnp.einsum("nkti,noktj->nokji", a_NKTI, b_NOKTJ)]
+    if term.bias is not None:
+        scale = term.bias_scale / term.factors[0].product.value.scale
+        found.append(b_NOKTJ.sum(3) * jnp.asarray(scale, b_NOKTJ.dtype))
+    return found
+
+
+def jacobian_contraction(gradients: Pair, outputs: str) -> Any:
+    """``sum_p J_nop J_mqp`` of gradients ``(N, O, *shape)``."""
+    first, second = (g.reshape(*g.shape[:2], math.prod(g.shape[2:])) for g in gradients)
+    o, p, out = OUTPUTS[outputs]
+    return jnp.einsum(f"n{o}x,N{p}x->{out}", first, second)
+
+
+def by_layers(fn: Callable[..., list[Any]], layers: int, a: Any, b: Any) -> list[Any]:
+    """Apply a function of recordings to each of the slices of the leaf by itself; they come first in the results."""
+
+    def apart(tree: Any, axis: int) -> Any:
+        def one(x: Any) -> Any:
+            x = x.reshape(*x.shape[:axis], layers, x.shape[axis] // layers, *x.shape[axis + 1 :])
+            return jnp.moveaxis(x, axis, 0)
+
+        return jax.tree.map(one, tree)
+
+    return lax.map(lambda parts: fn(*parts), (apart(a, 1), apart(b, 2)))
+
+
+def _stacked(parts: Sequence[Any], axis: int) -> Any:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
+
+
+def _summed_over_k(one: Callable[..., list[Any]], a: Pair, b: Pair) -> list[Any]:
+    if a[0].shape[1] == 1:
+        return one((*(x[:, 0] for x in a), *(x[:, :, 0] for x in b)))
+    parts = (*(jnp.moveaxis(x, 1, 0) for x in a), *(jnp.moveaxis(x, 2, 0) for x in b))
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
+    zero = [jnp.zeros(s.shape, s.dtype) for s in shapes]
+    # One k at a time: their Gram matrices together would not fit.
+    return lax.scan(lambda total, part: ([u + v for u, v in zip(total, one(part))], None), zero, parts)[0]
+
+
+def _gram_of_one(a1: Any, a2: Any, b1: Any, b2: Any, outputs: str, lookup: bool, biased: bool) -> list[Any]:
+    o, p, out = OUTPUTS[outputs]
+    inner = _equal(a1, a2, b1.dtype) if lookup else jnp.einsum("nti,NTi->ntNT", a1, a2)
+    if inner.shape[1] == inner.shape[3] == 1:
+        wide = jnp.einsum(f"n{o}j,N{p}j->{out}", b1[:, :, 0], b2[:, :, 0])
+        found = _placed(inner[:, 0, :, 0], "nN", out) * wide
+        return [found, wide] if biased else [found]
+    kept = out.replace("n", "nt").replace("N", "NT")
+    wide = jnp.einsum(f"n{o}tj,N{p}Tj->{kept}", b1, b2)
+    over = tuple(axis for axis, name in enumerate(kept) if name in "tT")
+    found = (_placed(inner, "ntNT", kept) * wide).sum(over)
+    # The sum over places first: it is cheaper, and what cancels in it cancels exactly (attention's key biases).
+    return [found, jnp.einsum(f"n{o}j,N{p}j->{out}", b1.sum(2), b2.sum(2))] if biased else [found]
+
+
+def _equal(first: Any, second: Any, dtype: Any) -> Any:
+    """Whether two places look up the same row, ``(n, t, N, T)``."""
+    one = first[:, :, None, None]
+    return ((one == second) & (one >= 0)).astype(dtype)
+
+
+def _gram_of_two(factors: Sequence[Factor], a: Pair, b: Pair, outputs: str) -> Any:
+    """Two uses of a leaf: where `i` and `j` have changed places, `b` stands on the other side."""
+    o, p, _ = OUTPUTS[outputs]
+    kept = "ktnoNOT" if outputs == "full" else "ktnoNT"
+    both = []
+    for swap in (False, True):
+        # Of each factor what stands on this side, whether that is a table's rows, and how its outputs are written if it has any.
+        parts = [(x, f.lookup, "") if f.swapped is swap else (y, False, letter) for f, x, y, letter in zip(factors, a, b, (o, p))]
+        both.append(_inner(parts[0], parts[1], kept, b[0].dtype))
+    over = [kept.index(name) for name in ("kto" + "T" if outputs == "trace" else "ktT")]
+    return (both[0] * both[1]).sum(tuple(over))
+
+
+def _inner(first: tuple[Any, bool, str], second: tuple[Any, bool, str], kept: str, dtype: Any) -> Any:
+    """``x_t . y_s`` of vectors, or of rows of a table in place of one or both, with its axes in the order of `kept`."""
+    (x, rows, o), (y, rows_too, p) = first, second
+    if rows and rows_too:
+        return _placed(jax.vmap(lambda r, q: _equal(r, q, dtype), (1, 1))(x, y), "kntNT", kept)
+    if rows:
+        return _placed(jax.vmap(_coordinates, (2 if p else 1, 1))(y, x), f"kN{p}Tnt", kept)
+    if rows_too:
+        return _placed(jax.vmap(_coordinates, (2 if o else 1, 1))(x, y), f"kn{o}tNT", kept)
+    names = f"ktn{o}N{p if p != o else ''}T"
+    return _placed(jnp.einsum(f"n{o}kti,N{p}kTi->{names}", x, y), names, kept)
+
+
+def _coordinates(vectors: Any, rows: Any) -> Any:
+    """Of each vector the coordinate that a row names; 0 for a row outside of the table."""
+    return jnp.where(rows >= 0, jnp.take(vectors, jnp.maximum(rows, 0), axis=-1), jnp.zeros((), vectors.dtype))
+
+
+def _placed(x: Any, names: str, kept: str) -> Any:
+    """Axes of `x` in the order of `kept`, with size 1 where it has none."""
+    x = x.transpose([names.index(name) for name in kept if name in names])
+    sizes = iter(x.shape)
+    return x.reshape([next(sizes) if name in names else 1 for name in kept])

@@ -1,0 +1,83 @@
+"""What a kernel is made of, example by example: activations and cotangents at the products of leaves, gradients of the other leaves."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+
+from paperjax.kernels.factors import Factor, Term, operands, results
+from paperjax.trace.interpret import replayed
+
+
+class Features(NamedTuple):
+    """Of a batch of N examples and O outputs.
+
+    Attributes
+    ----------
+    a
+        For each term and each of its factors ``(N, k, t, i)``, or rows ``(N, k, t)`` of a lookup.
+    b
+        Likewise ``(N, O, k, t, j)``, with the number that the model multiplies the leaf by in it.
+    gradients
+        For each other leaf ``(N, O, *shape)``.
+    """
+
+    a: tuple[tuple[Any, ...], ...]
+    b: tuple[tuple[Any, ...], ...]
+    gradients: tuple[Any, ...]
+
+
+def features(
+    jaxpr: jex.ClosedJaxpr, terms: Sequence[Term], others: Sequence[int], arguments: Sequence[Any], n_leaves: int, x: Any, directions: Any
+) -> Features:
+    """Record one batch: a forward pass and a backward pass for each direction of the outputs, and no gradient but of the `others`.
+
+    Parameters
+    ----------
+    jaxpr
+        Trace of ``(*leaves, *given, x) -> y`` for a batch of one example.
+    terms, others
+        Leaves in factors, and leaves by their gradients.
+    arguments
+        The leaves and what is given.
+    n_leaves
+        How many of them are leaves.
+    x
+        The batch.
+    directions
+        ``(O, *out)``: of each, the gradient of the sum of the outputs times it is taken.
+    """
+    factors = [factor for term in terms for factor in term.factors]
+    taps = sorted({factor.tap for factor in factors})
+    places = {factor.product.path: factor for factor in factors}
+
+    def one(x: Any) -> Features:
+        zeros = {path: _zeros(factor) for path, factor in places.items()}
+
+        def output(added: Any, chosen: Any) -> Any:
+            leaves = list(arguments[:n_leaves])
+            for leaf, value in zip(others, chosen):
+                leaves[leaf] = value
+            y, seen = replayed(jaxpr, [*leaves, *arguments[n_leaves:], x[None]], taps, added)
+            return y[0][0], seen
+
+        y, pull, seen = jax.vjp(output, zeros, [arguments[leaf] for leaf in others], has_aux=True)
+        cotangents, gradients = jax.vmap(pull)(directions.astype(y.dtype))
+        a = tuple(tuple(operands(f.product, seen[f.tap]) for f in term.factors) for term in terms)
+        b = tuple(tuple(_scaled(f, cotangents[f.product.path]) for f in term.factors) for term in terms)
+        return Features(a, b, tuple(gradients))
+
+    return jax.vmap(one)(x)
+
+
+def _zeros(factor: Factor) -> Any:
+    aval = factor.product.eqn.outvars[0].aval
+    return jnp.zeros((*factor.product.lengths, *aval.shape), aval.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _scaled(factor: Factor, cotangents: Any) -> Any:
+    found = jax.vmap(lambda b: results(factor.product, b))(cotangents)
+    scale = factor.product.value.scale
+    return found if scale == 1 else found * jnp.asarray(scale, found.dtype)

@@ -1,6 +1,8 @@
-"""How many devices JAX sees on a CPU: one call, before JAX starts."""
+"""How many devices JAX sees on a CPU (one call, before JAX starts), and how much memory there is."""
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -58,3 +60,11 @@ def cpu_devices(n: int | None = None) -> int:
         # devices all of them wait, for ever; one more works them off. A second one costs a few per cent where every core is busy.
         os.environ.setdefault("PJRT_NPROC", str(max(n, os.cpu_count() or 1) + 1))
     return n
+
+
+def device_budget(devices: Sequence[Any]) -> int:
+    """Half of the memory that the devices have: of the host on CPU, of one device elsewhere, in bytes."""
+    stats = None if devices[0].platform == "cpu" else devices[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"]) // 2
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

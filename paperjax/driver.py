@@ -20,9 +20,10 @@ from paperjax.cell import FIELD_AXES, CellFunctions, cell_functions, is_dataset
 from paperjax.checkpoint import Checkpoints
 from paperjax.compiling import Compiled, compile_cells
 from paperjax.describe import describe
+from paperjax.devices import device_budget
 from paperjax.experiment import Axes, Experiment
 from paperjax.interrupts import interruptible
-from paperjax.layout import Layout, choose_layout, device_budget, mesh_of, replicate, spread, tree_bytes, work
+from paperjax.layout import Layout, choose_layout, mesh_of, replicate, spread, tree_bytes, work
 from paperjax.progress import Progress, progress_bar
 from paperjax.result import assemble, versions
 

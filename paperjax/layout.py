@@ -11,7 +11,6 @@ the overhead of its instructions, which `vmap` shares. One device per core is wo
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -140,14 +139,6 @@ def _even(groups: int, most: int) -> int:
 
 def _mb(n: float) -> str:
     return f"{n / 2**20:.4g} MiB"
-
-
-def device_budget(devices: Sequence[Any]) -> int:
-    """Half of the memory that the devices have: of the host on CPU, of one device elsewhere, in bytes."""
-    stats = None if devices[0].platform == "cpu" else devices[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"]) // 2
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def tree_bytes(tree: PyTree) -> int:

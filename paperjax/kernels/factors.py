@@ -75,17 +75,13 @@ class Term(NamedTuple):
         """Whether the factors are one, stacked along `t`."""
         return not any(f.swapped for f in self.factors) and len({f.lookup for f in self.factors}) == 1
 
-    @property
-    def layers(self) -> int:
-        """Slices of the leaf that scans take; 0 outside of scans over layers."""
-        return self.factors[0].layers if any(self.factors[0].product.value.loops) else 0
-
 
 class Terms(NamedTuple):
-    """A model's leaves in factors: the terms, and why the leaves in `others` have none."""
+    """A model's leaves in factors: the terms, why the leaves in `others` have none, and how many layers a scanned leaf holds."""
 
     terms: tuple[Term, ...]
     others: dict[int, str]
+    layers: dict[int, int]
 
 
 def find_terms(uses: Uses) -> Terms:
@@ -116,7 +112,7 @@ def find_terms(uses: Uses) -> Terms:
             terms[i] = terms[i]._replace(bias=bias.leaf, bias_scale=bias.scale)
     gone = {t.leaf for t in terms if t.leaf in others}
     kept = [t._replace(bias=None) if t.bias in others else t for t in terms if t.leaf not in gone]
-    return Terms(tuple(kept), others)
+    return Terms(tuple(kept), others, uses.layers)
 
 
 def _grouped(leaf: int, factors: list[Factor]) -> list[Term] | None:

@@ -116,8 +116,8 @@ def replayed(
     taps
         As for `edited`.
     added
-        By path, what is added to the (first) result there; inside a scan with a new first axis, one row a step, as taps come out of it. Zeros
-        change nothing, and the derivative with respect to them is the cotangent of the result.
+        By path, what is added to the (first) result there; inside a scan with a new first axis, one row a step, as taps come out of it.
+        Zeros change nothing, and the derivative with respect to them is the cotangent of the result.
 
     Returns
     -------

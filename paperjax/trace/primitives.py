@@ -27,8 +27,8 @@ MOVES = (
 )  # fmt: skip
 # Of those, what leaves each entry where it is.
 IN_PLACE = (
-    "copy", "copy_p", "name", "convert_element_type", "reduce_precision", "sharding_constraint", "layout_constraint", "mesh_cast", "reshard",
-    "pvary", "pcast",
+    "copy", "copy_p", "name", "convert_element_type", "reduce_precision", "sharding_constraint", "layout_constraint", "mesh_cast",
+    "reshard", "pvary", "pcast",
 )  # fmt: skip
 ADDITIVE = ("add", "sub", "add_any")
 # f(c x) = c f(x) for every c > 0. `max` and `select_n` are looked at one by one.
@@ -79,6 +79,17 @@ def called(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr | None:
         if isinstance(inner, (jex.ClosedJaxpr, jex.Jaxpr)) and len(closed(inner).jaxpr.invars) == len(eqn.invars):
             return closed(inner)
     return None
+
+
+def inner_jaxprs(eqn: jex.JaxprEqn) -> list[jex.ClosedJaxpr]:
+    """The functions that an equation calls, in whatever way; not the hand-written derivatives that come with some."""
+    inner = called(eqn)
+    if inner is not None:
+        return [inner]
+    found = [eqn.params[name] for name in ("jaxpr", "cond_jaxpr", "body_jaxpr") if name in eqn.params] + list(
+        eqn.params.get("branches", ())
+    )
+    return [closed(jaxpr) for jaxpr in found if isinstance(jaxpr, (jex.ClosedJaxpr, jex.Jaxpr))]
 
 
 def dot_axes(eqn: jex.JaxprEqn, operand: int) -> Contraction:
@@ -183,6 +194,37 @@ def moved_entries(eqn: jex.JaxprEqn, entries: np.ndarray) -> list[np.ndarray]:
     with jax.ensure_compile_time_eval():
         found = eqn.primitive.bind(entries, **eqn.params)
     return [np.asarray(part) for part in (found if eqn.primitive.multiple_results else [found])]
+
+
+def mixed_axes(eqn: jex.JaxprEqn) -> list[tuple[int, int]]:
+    """Axes along which a primitive lets entries meet or leaves some out, as ``(number of the operand, axis)``."""
+    name, p = eqn.primitive.name, eqn.params
+    first = tuple(eqn.invars[0].aval.shape) if eqn.invars else ()  # pyright: ignore[reportAttributeAccessIssue]
+    after = tuple(eqn.outvars[0].aval.shape) if eqn.outvars else ()  # pyright: ignore[reportAttributeAccessIssue]
+    if name == "dot_general":
+        return [(i, axis) for i in (0, 1) for axis in p["dimension_numbers"][0][i]]
+    if name == "conv_general_dilated":
+        return [(0, axis) for axis in p["dimension_numbers"].lhs_spec[1:]]
+    if name == "gather":
+        return [(0, axis) for axis in p["dimension_numbers"].start_index_map]
+    if name.startswith("scatter"):
+        return [(0, axis) for axis in p["dimension_numbers"].scatter_dims_to_operand_dims]
+    if name in ("slice", "dynamic_slice", "pad"):
+        return [(0, axis) for axis, (n, m) in enumerate(zip(first, after)) if n != m]
+    if name == "dynamic_update_slice":
+        return [(0, axis) for axis, (n, m) in enumerate(zip(first, eqn.invars[1].aval.shape)) if n != m]  # pyright: ignore[reportAttributeAccessIssue]
+    if name in ("rev", "concatenate", "sort"):
+        named = p["dimensions"] if name == "rev" else (p["dimension"],)
+        return [(i, axis) for i in range(len(eqn.invars)) for axis in named]
+    if "window_dimensions" in p:
+        return [(0, axis) for axis, n in enumerate(p["window_dimensions"]) if n > 1]
+    if name == "fft":
+        return [(0, axis) for axis in range(len(first) - len(p["fft_lengths"]), len(first))]
+    if name.startswith(("reduce_", "argm")) and "axes" in p:
+        return [(0, axis) for axis in p["axes"]]
+    if name.startswith("cum"):
+        return [(0, p["axis"])]
+    return []
 
 
 def fold_scalar(eqn: jex.JaxprEqn, values: Sequence[Any]) -> Any:

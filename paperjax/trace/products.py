@@ -29,12 +29,14 @@ class Moved(NamedTuple):
     scale
         The number.
     loops
-        The scans around it, from the outside in: true for one that takes a slice of the leaf a step, false for one that uses the same entries
-        in each step.
+        The scans around it, from the outside in: true for one that takes a slice of the leaf a step, false for one that uses the same
+        entries in each step.
     entries
         ``() -> array``: for each entry of the value, its number in the flattened leaf; slices of scans come first. Computed on demand.
     copies
         Whether an entry of the leaf may come several times.
+    whole
+        Whether it is the leaf as it came in.
     """
 
     leaf: int
@@ -42,6 +44,7 @@ class Moved(NamedTuple):
     loops: tuple[bool, ...]
     entries: Callable[[], np.ndarray]
     copies: bool = False
+    whole: bool = True
 
 
 class Product(NamedTuple):
@@ -79,10 +82,13 @@ class Uses(NamedTuple):
         In the order of execution.
     elsewhere
         For each leaf that is used in any other way, the primitive of the first such use.
+    layers
+        For each leaf that is used through scans over its first axis only, the length of that axis.
     """
 
     products: tuple[Product, ...]
     elsewhere: dict[int, str]
+    layers: dict[int, int]
 
 
 def find_products(jaxpr: jex.ClosedJaxpr, n_leaves: int) -> Uses:
@@ -109,7 +115,8 @@ def find_products(jaxpr: jex.ClosedJaxpr, n_leaves: int) -> Uses:
         inputs.append(Moved(i, 1.0, (), _numbered(shape)) if i < n_leaves else None)
     for value in finder.jaxpr(jaxpr, inputs, [None] * len(inputs), (), ())[0]:
         finder.other(value, "the output")
-    return Uses(tuple(finder.products), finder.elsewhere)
+    layers = {leaf: n for leaf, n in finder.scanned.items() if leaf not in finder.loose}
+    return Uses(tuple(finder.products), finder.elsewhere, layers)
 
 
 def _numbered(shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
@@ -120,10 +127,17 @@ class _Finder:
     def __init__(self) -> None:
         self.products: list[Product] = []
         self.elsewhere: dict[int, str] = {}
+        self.scanned: dict[int, int] = {}
+        self.loose: set[int] = set()
 
     def other(self, value: Moved | None, how: str) -> None:
         if value is not None:
             self.elsewhere.setdefault(value.leaf, how)
+            self.used(value)
+
+    def used(self, value: Moved) -> None:
+        if not any(value.loops):
+            self.loose.add(value.leaf)
 
     def jaxpr(
         self,
@@ -178,8 +192,8 @@ class _Finder:
             return unknown, unknown
         first = operands[0]
         if first is not None and name in prim.MOVES and _stays_real(eqn):
-            copies = first.copies or _repeats(eqn)
-            return [first._replace(entries=_then(first, eqn, i), copies=copies) for i in range(len(eqn.outvars))], unknown
+            more = {"copies": first.copies or _repeats(eqn), "whole": first.whole and name in prim.IN_PLACE}
+            return [first._replace(entries=_then(first, eqn, i), **more) for i in range(len(eqn.outvars))], unknown
         if name == "neg" and first is not None:
             return [first._replace(scale=-first.scale)], unknown
         if name in ("mul", "div") and len([v for v in operands if v is not None]) == 1:
@@ -193,6 +207,7 @@ class _Finder:
                 continue
             if i in PRODUCTS.get(name, ()) and _fits(eqn) and not value.copies:
                 self.products.append(Product(value, eqn, path, i, lengths))
+                self.used(value)
             else:
                 self.other(value, name)
         return unknown, unknown
@@ -205,7 +220,11 @@ class _Finder:
                 self.other(value, "the carry of a scan")
                 value = None
             elif value is not None:
-                value = value._replace(loops=(*value.loops, i >= n_consts))
+                if i >= n_consts and value.whole and self.scanned.setdefault(value.leaf, eqn.params["length"]) != eqn.params["length"]:
+                    self.loose.add(value.leaf)
+                if i >= n_consts and not value.whole:
+                    self.loose.add(value.leaf)
+                value = value._replace(loops=(*value.loops, i >= n_consts), whole=value.whole and i < n_consts)
             inside.append(value)
         known = [number if i < n_consts else None for i, number in enumerate(numbers)]
         for value in self.jaxpr(prim.closed(eqn.params["jaxpr"]), inside, known, (*path, 0), (*lengths, eqn.params["length"]))[0]:
@@ -234,6 +253,7 @@ class _Finder:
             if product.bias is None and product.value.loops == value.loops:
                 spread = _spread(entries, value, tuple(product.eqn.outvars[0].aval.shape))
                 self.products[which] = product._replace(bias=value, spread=spread)
+                self.used(value)
                 return True
         return False
 

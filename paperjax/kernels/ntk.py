@@ -1,0 +1,319 @@
+"""`ntk`: the empirical neural tangent kernel of any model."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from paperjax.binding import nearest
+from paperjax.devices import device_budget
+from paperjax.kernels import engine
+from paperjax.kernels.blocks import Store, fingerprint, plan_blocks, run_blocks
+from paperjax.kernels.engine import Spec
+from paperjax.model import Model, as_model, split
+from paperjax.trace.batch import coupling
+
+OUTPUTS = ("full", "trace", "diagonal")
+
+
+def ntk(
+    model: Any,
+    params: PyTree,
+    x1: Any,
+    x2: Any = None,
+    *,
+    outputs: str | int | tuple[int, ...] = "full",
+    diagonal: bool = False,
+    per: Literal["leaf", "layer"] | None = None,
+    weights: PyTree | None = None,
+    leaves: Sequence[str] | None = None,
+    route: str | Mapping[str, str] = "auto",
+    max_bytes: int | None = None,
+    accumulate: Literal["float64"] | None = None,
+    coupled: bool = False,
+    out: str | Path | None = None,
+    progress: bool | None = None,
+) -> Any:
+    r"""The empirical neural tangent kernel of a model, by the cheapest exact way.
+
+    ``K[n, m, o, p] = sum_l w_l sum_i (d f_o(x1_n) / d theta_li) (d f_p(x2_m) / d theta_li)`` over trained leaves ``l`` and their entries.
+
+    Parameters
+    ----------
+    model
+        A `Model`, or what `paperjax.as_model` takes. Its outputs may be a pytree of arrays; the kernel is then one of the same structure,
+        each array with itself.
+    params
+        Its parameters. Leaves that are given, not trained (`Frozen`, integers), do not count.
+    x1, x2
+        Batches, ``(N, *features)`` and ``(M, *features)``; without `x2` the kernel of `x1` with itself, at half the work where it is
+        computed in blocks.
+    outputs
+        ``"full"``, all pairs of outputs; ``"trace"``, their sum over equal ones; ``"diagonal"``, each output with itself; or one output by
+        number (a tuple where an example's output has several axes).
+    diagonal
+        Only every example of `x1` with itself.
+    per
+        ``"leaf"`` or ``"layer"``: the contributions by themselves, which add up to the whole. A layer is the module that a leaf belongs to;
+        layers that are one leaf under a scan come apart.
+    weights
+        One number for each leaf, a pytree like `params`. With ``plan.lr`` it is the kernel that training by SGD under a plan follows.
+    leaves
+        Paths of the leaves that count; all by default.
+    route
+        ``"auto"``; for all leaves ``"jacobian"`` (gradients of every example, contracted) or ``"ntvp"`` (products of the kernel with
+        vectors); or a dict from paths to ``"gram"``, ``"gradients"``, ``"jacobian"``, ``"ntvp"``. `paperjax.kernels.explain` prints what
+        is chosen.
+    max_bytes
+        Memory for the work besides the result; half of the device's by default. What does not fit is computed in blocks.
+    accumulate
+        ``"float64"`` contracts in double precision what the network computed in its own. Needs ``jax_enable_x64``.
+    coupled
+        Allow examples of a batch to depend on each other (batch statistics): the gradients are then those of the whole batches.
+    out
+        A ``.npy`` file for the kernel, filled block by block and taken up again where a run was stopped.
+    progress
+        Show the plan of the blocks and a bar; by default on a terminal, if there are several blocks.
+
+    Returns
+    -------
+    Array
+        ``(N, M, *out, *out)``; ``(N, M)`` for the trace or one output; ``(N, M, *out)`` for the diagonal in outputs. Without the axis M if
+        `diagonal`. A dict of them by name with `per`; a memory-mapped array with `out`. In the dtype of the outputs.
+
+    Raises
+    ------
+    ValueError
+        If a batch is empty, the two batches' features differ, a parameter is NaN or complex, the examples of a batch depend on each other,
+        or a leaf, an output or a route is not there.
+    MemoryError
+        If `max_bytes` is too little for one pair of examples.
+
+    Notes
+    -----
+    A leaf that only ever meets the data in products (dense, convolution, lookup), after moves and constant factors, has the gradient
+    ``sum_t a_t b_t^T``: its kernel is ``sum_ts (a_t . a_s) (b_t . b_s)``, which needs no gradient. Such leaves are found in the trace.
+    Others go by their gradients. With standard parametrization and hidden layers of width n the kernel is of order n; under `ntp` of
+    order 1.
+
+    References
+    ----------
+    Jacot, Gabriel and Hongler, "Neural Tangent Kernel", arXiv 1806.07572. Novak, Sohl-Dickstein and Schoenholz, "Fast Finite Width Neural
+    Tangent Kernel", arXiv 2206.08720, on structured derivatives and products with vectors.
+
+    Examples
+    --------
+    >>> linear = Model(lambda key, x: jnp.ones((2, 3)), lambda w, x: x @ w)
+    >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
+    >>> ntk(linear, jnp.ones((2, 3)), x, outputs="trace")
+    Array([[ 3.,  3.],
+           [ 3., 15.]], dtype=float32)
+    >>> ntk(linear, jnp.ones((2, 3)), x).shape
+    (2, 2, 3, 3)
+    """
+    model = as_model(model)
+    x1 = _batch("x1", x1)
+    x2 = x1 if x2 is None else _batch("x2", x2)
+    same = x2 is x1
+    if x1.shape[1:] != x2.shape[1:] or x1.dtype != x2.dtype:
+        raise ValueError(
+            f"x1 has examples of {x1.dtype}{list(x1.shape[1:])} and x2 of {x2.dtype}{list(x2.shape[1:])}: a kernel is between examples of "
+            "one kind. Did a batch axis go missing, or was one of them flattened?"
+        )
+    paths = _check_params(params)
+    results = _outputs(model, params, x1)
+    if not coupled:
+        met = coupling(model.apply, params, x1)
+        if met is not None:
+            raise ValueError(
+                f"the examples of a batch depend on each other: {met} runs over the batch (batch statistics?). A kernel between examples "
+                "is then one of whole batches. Use running averages (BatchNorm(use_running_average=True)), or pass coupled=True for the "
+                "kernel of x1 and x2 as they stand."
+            )
+    if accumulate not in (None, "float64"):
+        raise ValueError(f"accumulate = {accumulate!r}: 'float64', or None for the network's own precision.")
+    if accumulate and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError('accumulate="float64" needs double precision: jax.config.update("jax_enable_x64", True) before anything else.')
+    if coupled and (diagonal or route != "auto" or out):
+        raise ValueError("coupled=True takes whole batches at once: it goes with neither diagonal=True, route= nor out=.")
+    if diagonal and (not same or out):
+        raise ValueError("diagonal=True is the kernel of each example of x1 with itself: leave out x2 and out=.")
+    if out and per:
+        raise ValueError("out= holds one array: leave out per=, or ask for the leaves one by one with leaves=.")
+    for path in leaves or ():
+        if path not in paths:
+            raise ValueError(f"leaves names {path!r}, which is not trained here. {nearest(path, paths)}")
+    numbers = None if weights is None else _weights(params, weights)
+    found = []
+    for which, y in enumerate(results):
+        name, one = _output(outputs, tuple(y.shape[1:]))
+        spec = Spec(
+            name,
+            (which, one),
+            per,
+            route if isinstance(route, str) else tuple(sorted(route.items())),
+            None if leaves is None else tuple(leaves),
+            accumulate is not None,
+            coupled,
+        )
+        if out and len(results) > 1:
+            raise ValueError("out= holds one array, and the model returns several: wrap it to return one of them.")
+        kernels = _kernel(model, spec, params, numbers, x1, x2, same, diagonal, max_bytes, out, progress)
+        found.append(kernels if per else next(iter(kernels.values())))
+    tree = jax.tree.structure(jax.eval_shape(model.apply, params, x1))
+    return jax.tree.unflatten(tree, found)
+
+
+def _kernel(
+    model: Model,
+    spec: Spec,
+    params: Any,
+    weights: Any,
+    x1: Any,
+    x2: Any,
+    same: bool,
+    diagonal: bool,
+    max_bytes: int | None,
+    out: str | Path | None,
+    progress: bool | None,
+) -> Mapping[str, Any]:
+    try:
+        if diagonal:
+            return engine.diagonal_program(model, spec, params, weights, x1)
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, x1, x2)))
+        if spec.coupled or traced:
+            return engine.kernel_program(model, spec, params, weights, x1, x2, same)
+        network = engine.read(model, params, x1, spec.which[0])
+        budget = device_budget(jax.devices()) if max_bytes is None else max_bytes
+        result = engine.result_shape(network, spec, x1.shape[0], x2.shape[0])
+        size = math.prod(result.shape) * result.dtype.itemsize
+        plan = plan_blocks(x1.shape[0], x2.shape[0], same, lambda n, m: engine.bytes_of(network, spec, params, x1, n, m), budget, size)
+        if len(plan.pairs) == 1 and out is None:
+            return engine.kernel_program(model, spec, params, weights, x1, x2, same)
+        store = None
+        if out is not None:
+            mark = fingerprint(params, weights, x1, x2, str(spec), str(same))
+            store = Store(Path(out), result.shape, result.dtype, plan, mark)
+            into = {"": store.array}
+        else:
+            names = jax.eval_shape(lambda: engine.kernel_program(model, spec, params, weights, x1[:1], x2[:1], False))
+            into = {name: np.zeros(result.shape, result.dtype) for name in names}
+        half = len(result.shape) // 2 - 1
+
+        def mirror(block: Any) -> Any:
+            order = (1, 0, *range(2 + half, 2 + 2 * half), *range(2, 2 + half)) if spec.outputs == "full" else (1, 0, *range(2, block.ndim))
+            return block.transpose(order)
+
+        shape = (min(plan.block, x1.shape[0]), min(plan.block, x2.shape[0]))
+        run_blocks(
+            plan,
+            lambda x: engine.record_program(model, spec, params, x, shape),
+            lambda a, b: engine.pair_program(model, spec, params, weights, a, b),
+            x1,
+            x2,
+            into,
+            mirror,
+            store,
+            progress,
+        )
+        return into if store is not None else {name: jnp.asarray(array) for name, array in into.items()}
+    except (NotImplementedError, ValueError) as error:
+        if "ifferentiation" in str(error):
+            raise ValueError(
+                f"the model cannot be differentiated in the way that its kernel needs: {error} A loop whose length is known (lax.scan, or "
+                "fori_loop with constant bounds) can be."
+            ) from error
+        raise
+
+
+def _batch(name: str, x: Any) -> Any:
+    x = x if isinstance(x, jax.Array) else jnp.asarray(x)
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise ValueError(
+            f"{name} has shape {x.shape}: an empty batch has no kernel. Give at least one example, with the batch as first axis."
+        )
+    return x
+
+
+def _check_params(params: Any) -> tuple[str, ...]:
+    paths = []
+    trained, given = split(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
+        name = jax.tree_util.keystr(path)
+        paths.append(name)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise ValueError(
+                f"parameter {name} is complex: its kernel is not defined here (real and imaginary parts would train apart). Keep them as "
+                "two real leaves and build the complex numbers inside the model."
+            )
+        if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
+            raise ValueError(f"parameter {name} holds NaN or infinity: the network diverged, or was never initialized.")
+    if not paths:
+        raise ValueError("the model has no trained parameter, so its kernel is zero: are all of them Frozen or integers?")
+    whole = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.integer) and leaf_is_alone(given, path)
+    ]
+    if whole:
+        warnings.warn(f"integers among the parameters do not count in the kernel: {', '.join(whole)}.", UserWarning, stacklevel=3)
+    return tuple(paths)
+
+
+def leaf_is_alone(given: Any, path: Any) -> bool:
+    """Whether a given leaf stands by itself, not inside a `Frozen` node."""
+    return path in [p for p, _ in jax.tree_util.tree_leaves_with_path(given)] and not any(
+        getattr(key, "name", None) == "value" for key in path
+    )
+
+
+def _outputs(model: Model, params: Any, x: Any) -> list[Any]:
+    try:
+        y = jax.eval_shape(model.apply, params, x)
+    except TypeError as error:
+        if "not a valid JAX type" in str(error):
+            raise TypeError(f"the model returns something that is not an array: {error}") from error
+        raise
+    found = jax.tree.leaves(y)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(y):
+        name = jax.tree_util.keystr(path) or "the output"
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{name} is {leaf.dtype}, which has no derivative: return the scores, not their argmax.")
+        if not leaf.shape or leaf.shape[0] != x.shape[0]:
+            raise ValueError(f"{name} has shape {leaf.shape} for a batch of {x.shape[0]}: the first axis must be the batch.")
+    if not found:
+        raise TypeError("the model returns no array, so there is nothing to take the kernel of.")
+    return found
+
+
+def _output(outputs: Any, out: tuple[int, ...]) -> tuple[str, int | None]:
+    if isinstance(outputs, str):
+        if outputs not in OUTPUTS:
+            raise ValueError(f"outputs = {outputs!r}. {nearest(outputs, OUTPUTS)} Or the number of one output.")
+        return outputs, None
+    place = (outputs,) if isinstance(outputs, int) else tuple(outputs)
+    if len(place) != len(out) or not all(-n <= i < n for i, n in zip(place, out)):
+        raise ValueError(f"outputs = {outputs!r} names no output: an example's output has shape {out}.")
+    return "trace", int(np.ravel_multi_index([i % n for i, n in zip(place, out)], out)) if out else 0
+
+
+def _weights(params: Any, weights: Any) -> list[Any]:
+    try:
+        pairs = jax.tree.map(lambda leaf, weight: weight, params, weights)
+    except ValueError as error:
+        raise ValueError(f"weights must be a pytree like params, one number for each leaf (plan.lr is one): {error}") from error
+    trained = split(params)[0]
+    flags = [leaf is not None for leaf in jax.tree.leaves(trained, is_leaf=lambda leaf: leaf is None)]
+    found = jax.tree.leaves(pairs, is_leaf=lambda leaf: leaf is None)
+    if len(flags) == len(found):
+        found = [weight for weight, flag in zip(found, flags) if flag]
+    for weight in found:
+        if jnp.shape(weight) != ():
+            raise ValueError(f"weights must be one number for each leaf, and one has shape {jnp.shape(weight)}.")
+    return found

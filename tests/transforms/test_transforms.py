@@ -13,28 +13,49 @@ from paperjax.losses import mse
 from paperjax.model import as_model, check_model, count, join, split
 from paperjax.models import mlp, resmlp
 from paperjax.train import train
-from paperjax.transforms import center, subspace
+from paperjax.transforms import center, ensemble, linearize, rescale, subspace, taylor
 
 X = jax.random.normal(jax.random.key(0), (5, 3))
 Y = jax.random.normal(jax.random.key(1), (5, 2))
 KEY = jax.random.key(2)
 
 
+def origin(base, params):
+    return base.apply(params["origin"].value, X)
+
+
+def zero(base, params):
+    return jnp.zeros((5, 2))
+
+
+def members(base, params, size):
+    return sum(base.apply(jax.tree.map(lambda leaf, i=i: leaf[i], params), X) for i in range(size)) / size
+
+
 class Row(NamedTuple):
-    """A transform, whether it keeps the function at init, and how many parameters it trains (None: as many as before)."""
+    """A transform, its outputs at init, and how many parameters it trains (None: `copies` times as many as before)."""
 
     transform: Any
-    keeps_init: bool
+    at_init: Any
     trained: int | None = None
+    copies: int = 1
 
 
 TRANSFORMS = {
-    "center": Row(center, keeps_init=False),
-    "subspace dense": Row(lambda m: subspace(m, 4), keeps_init=True, trained=4),
-    "subspace sparse": Row(lambda m: subspace(m, 4, projection="sparse"), keeps_init=True, trained=4),
-    "subspace fastfood": Row(lambda m: subspace(m, 4, projection="fastfood"), keeps_init=True, trained=4),
-    "center of subspace": Row(lambda m: center(subspace(m, 4)), keeps_init=False, trained=4),
-    "subspace of center": Row(lambda m: subspace(center(m), 4), keeps_init=False, trained=4),
+    "center": Row(center, zero),
+    "subspace dense": Row(lambda m: subspace(m, 4), origin, trained=4),
+    "subspace sparse": Row(lambda m: subspace(m, 4, projection="sparse"), origin, trained=4),
+    "subspace fastfood": Row(lambda m: subspace(m, 4, projection="fastfood"), origin, trained=4),
+    "center of subspace": Row(lambda m: center(subspace(m, 4)), zero, trained=4),
+    "subspace of center": Row(lambda m: subspace(center(m), 4), zero, trained=4),
+    "linearize": Row(linearize, origin),
+    "taylor": Row(lambda m: taylor(m, 2), origin),
+    "rescale": Row(lambda m: rescale(m, 0.5), lambda base, params: 0.5 * base.apply(params, X)),
+    "ensemble": Row(lambda m: ensemble(m, 3), lambda base, params: members(base, params, 3), copies=3),
+    "ensemble of linearize of center": Row(lambda m: ensemble(linearize(center(m)), 3), zero, copies=3),
+    "rescale of linearize of ensemble": Row(
+        lambda m: rescale(linearize(ensemble(m, 2)), 0.5), lambda base, params: 0.5 * members(base, params["origin"].value, 2), copies=2
+    ),
 }
 MODELS = {
     "mlp": mlp(4, 2, outputs=2),
@@ -69,7 +90,7 @@ def test_contract(row, base):
     again = jax.jit(model.init)(KEY, X)
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again)))
 
-    assert count(params) == (count(jax.eval_shape(base.init, KEY, X)) if row.trained is None else row.trained)
+    assert count(params) == (row.copies * count(jax.eval_shape(base.init, KEY, X)) if row.trained is None else row.trained)
 
     @jax.jit
     def measured(params):
@@ -79,7 +100,7 @@ def test_contract(row, base):
         return (
             model.apply(params, X),
             model.apply(params, X[2:3]),
-            base.apply(params["origin"].value, X) if row.keeps_init else 0.0,
+            row.at_init(base, params),
             out,
             gradient,
         )

@@ -1,0 +1,27 @@
+"""Infinitely wide networks: the duals of activations, and the kernels that follow from them."""
+
+from paperjax.limits.closed_forms import (
+    Dual,
+    absolute,
+    cos,
+    erf,
+    exp,
+    gelu,
+    identity,
+    leaky_relu,
+    monomial,
+    piecewise_linear,
+    polynomial,
+    relu,
+    sign,
+    sin,
+    step,
+)
+from paperjax.limits.dual import dual
+from paperjax.limits.quadrature import quadrature
+from paperjax.limits.recursion import Kernels, mlp_kernels
+
+__all__ = [
+    "Dual", "Kernels", "absolute", "cos", "dual", "erf", "exp", "gelu", "identity", "leaky_relu", "mlp_kernels", "monomial",
+    "piecewise_linear", "polynomial", "quadrature", "relu", "sign", "sin", "step",
+]  # fmt: skip

@@ -1,5 +1,24 @@
 """Empirical kernels: the neural tangent kernel of any model, its spectrum, and what training does to it."""
 
+from paperjax.kernels import predict
+from paperjax.kernels.explain import Explanation, LeafRoute, explain
+from paperjax.kernels.lanczos import Lanczos, lanczos
+from paperjax.kernels.matrix import as_matrix
 from paperjax.kernels.ntk import ntk
+from paperjax.kernels.operator import operator
+from paperjax.kernels.spectrum import (
+    Spectrum,
+    alignment,
+    cumulative_power,
+    effective_dimension,
+    eigenvalues,
+    kernel_distance,
+    label_gradient_alignment,
+    movement,
+    participation,
+)
 
-__all__ = ["ntk"]
+__all__ = [
+    "Explanation", "Lanczos", "LeafRoute", "Spectrum", "alignment", "as_matrix", "cumulative_power", "effective_dimension", "eigenvalues",
+    "explain", "kernel_distance", "label_gradient_alignment", "lanczos", "movement", "ntk", "operator", "participation", "predict",
+]  # fmt: skip

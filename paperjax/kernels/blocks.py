@@ -88,7 +88,7 @@ def plan_blocks(rows: int, columns: int, symmetric: bool, bytes_of: Callable[[in
             f"Give max_bytes={least} or more, or ask for less: outputs='trace', one output, or leaves=."
         )
     large = max(rows, columns)
-    low, high = 1, large
+    low, high = (large if bytes_of(rows, columns) <= max_bytes else 1), large
     while low < high:
         middle = (low + high + 1) // 2
         if bytes_of(min(middle, rows), min(middle, columns)) <= max_bytes:

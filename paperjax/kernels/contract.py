@@ -37,7 +37,8 @@ def gram(term: Term, a: Pair, b: Pair, outputs: str) -> list[Any]:
     lookup, biased = term.factors[0].lookup, term.bias is not None
 
     def one(parts: Any) -> list[Any]:
-        return _gram_of_one(*parts, outputs, lookup, biased)
+        a1, a2, b1, b2 = parts
+        return _gram_of_one(a1, a2, b1, b2, outputs, lookup, biased)
 
     found = _summed_over_k(one, (a1, a2), (b1, b2))
     if biased:
@@ -58,8 +59,22 @@ def jacobians(term: Term, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
 def jacobian_contraction(gradients: Pair, outputs: str) -> Any:
     """``sum_p J_nop J_mqp`` of gradients ``(N, O, *shape)``."""
     first, second = (g.reshape(*g.shape[:2], math.prod(g.shape[2:])) for g in gradients)
-    o, p, out = OUTPUTS[outputs]
-    return jnp.einsum(f"n{o}x,N{p}x->{out}", first, second)
+    return paired(first, second, outputs)
+
+
+def paired(first: Any, second: Any, outputs: str) -> Any:
+    """``sum_x u_nox v_mpx`` of ``(N, O, x)`` and ``(M, O, x)``, for the pairs of outputs that are wanted."""
+    if outputs == "diagonal":
+        return jnp.einsum("nox,Nox->noN", first, second)
+    return rows_product(first, second, 1 if outputs == "full" else 2)
+
+
+def rows_product(first: Any, second: Any, summed: int) -> Any:
+    """Sum over so many last axes; free axes of the first, then of the second."""
+    # As matrices: with more axes XLA copies the second operand to transpose it, on CPU.
+    free = first.shape[: first.ndim - summed], second.shape[: second.ndim - summed]
+    x, y = (array.reshape(math.prod(shape), -1) for array, shape in zip((first, second), free))
+    return lax.dot_general(x, y, (((1,), (1,)), ((), ()))).reshape(*free[0], *free[1])
 
 
 def by_layers(fn: Callable[..., list[Any]], layers: int, a: Any, b: Any) -> list[Any]:
@@ -91,17 +106,17 @@ def _summed_over_k(one: Callable[..., list[Any]], a: Pair, b: Pair) -> list[Any]
 
 def _gram_of_one(a1: Any, a2: Any, b1: Any, b2: Any, outputs: str, lookup: bool, biased: bool) -> list[Any]:
     o, p, out = OUTPUTS[outputs]
-    inner = _equal(a1, a2, b1.dtype) if lookup else jnp.einsum("nti,NTi->ntNT", a1, a2)
+    inner = _equal(a1, a2, b1.dtype) if lookup else rows_product(a1, a2, 1)
     if inner.shape[1] == inner.shape[3] == 1:
-        wide = jnp.einsum(f"n{o}j,N{p}j->{out}", b1[:, :, 0], b2[:, :, 0])
+        wide = paired(b1[:, :, 0], b2[:, :, 0], outputs)
         found = _placed(inner[:, 0, :, 0], "nN", out) * wide
         return [found, wide] if biased else [found]
     kept = out.replace("n", "nt").replace("N", "NT")
-    wide = jnp.einsum(f"n{o}tj,N{p}Tj->{kept}", b1, b2)
+    wide = rows_product(b1, b2, 1) if outputs == "full" else jnp.einsum(f"n{o}tj,N{p}Tj->{kept}", b1, b2)
     over = tuple(axis for axis, name in enumerate(kept) if name in "tT")
     found = (_placed(inner, "ntNT", kept) * wide).sum(over)
     # The sum over places first: it is cheaper, and what cancels in it cancels exactly (attention's key biases).
-    return [found, jnp.einsum(f"n{o}j,N{p}j->{out}", b1.sum(2), b2.sum(2))] if biased else [found]
+    return [found, paired(b1.sum(2), b2.sum(2), outputs)] if biased else [found]
 
 
 def _equal(first: Any, second: Any, dtype: Any) -> Any:

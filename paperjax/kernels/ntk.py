@@ -1,5 +1,6 @@
 """`ntk`: the empirical neural tangent kernel of any model."""
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,13 +10,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 from paperjax.binding import nearest
 from paperjax.devices import device_budget
-from paperjax.kernels import engine
-from paperjax.kernels.blocks import Store, fingerprint, plan_blocks, run_blocks
-from paperjax.kernels.engine import Spec
+from paperjax.kernels import programs
+from paperjax.kernels.blocks import BlockPlan, Store, fingerprint, plan_blocks, run_blocks
+from paperjax.kernels.network import Spec, read, result_shape
 from paperjax.model import Model, as_model, split
 from paperjax.trace.batch import coupling
 
@@ -117,7 +119,7 @@ def ntk(
     >>> ntk(linear, jnp.ones((2, 3)), x).shape
     (2, 2, 3, 3)
     """
-    model = as_model(model)
+    model = _model(model)
     x1 = _batch("x1", x1)
     x2 = x1 if x2 is None else _batch("x2", x2)
     same = x2 is x1
@@ -127,9 +129,9 @@ def ntk(
             "one kind. Did a batch axis go missing, or was one of them flattened?"
         )
     paths = _check_params(params)
-    results = _outputs(model, params, x1)
+    results, tree = _outputs(model, *_signature((params, x1)))
     if not coupled:
-        met = coupling(model.apply, params, x1)
+        met = _coupling(model, *_signature((params, x1[:1])))
         if met is not None:
             raise ValueError(
                 f"the examples of a batch depend on each other: {met} runs over the batch (batch statistics?). A kernel between examples "
@@ -152,7 +154,7 @@ def ntk(
     numbers = None if weights is None else _weights(params, weights)
     found = []
     for which, y in enumerate(results):
-        name, one = _output(outputs, tuple(y.shape[1:]))
+        name, one = chosen_outputs(outputs, tuple(y.shape[1:]))
         spec = Spec(
             name,
             (which, one),
@@ -166,7 +168,6 @@ def ntk(
             raise ValueError("out= holds one array, and the model returns several: wrap it to return one of them.")
         kernels = _kernel(model, spec, params, numbers, x1, x2, same, diagonal, max_bytes, out, progress)
         found.append(kernels if per else next(iter(kernels.values())))
-    tree = jax.tree.structure(jax.eval_shape(model.apply, params, x1))
     return jax.tree.unflatten(tree, found)
 
 
@@ -185,24 +186,21 @@ def _kernel(
 ) -> Mapping[str, Any]:
     try:
         if diagonal:
-            return engine.diagonal_program(model, spec, params, weights, x1)
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, x1, x2)))
+            return programs.diagonal_program(model, spec, params, weights, x1)
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x1, x2)))
         if spec.coupled or traced:
-            return engine.kernel_program(model, spec, params, weights, x1, x2, same)
-        network = engine.read(model, params, x1, spec.which[0])
+            return programs.kernel_program(model, spec, params, weights, x1, x2, same)
         budget = device_budget(jax.devices()) if max_bytes is None else max_bytes
-        result = engine.result_shape(network, spec, x1.shape[0], x2.shape[0])
-        size = math.prod(result.shape) * result.dtype.itemsize
-        plan = plan_blocks(x1.shape[0], x2.shape[0], same, lambda n, m: engine.bytes_of(network, spec, params, x1, n, m), budget, size)
+        plan, result = _plan(model, spec, *_signature((params, x1, x2)), same, budget)
         if len(plan.pairs) == 1 and out is None:
-            return engine.kernel_program(model, spec, params, weights, x1, x2, same)
+            return programs.kernel_program(model, spec, params, weights, x1, x2, same)
         store = None
         if out is not None:
             mark = fingerprint(params, weights, x1, x2, str(spec), str(same))
             store = Store(Path(out), result.shape, result.dtype, plan, mark)
             into = {"": store.array}
         else:
-            names = jax.eval_shape(lambda: engine.kernel_program(model, spec, params, weights, x1[:1], x2[:1], False))
+            names = jax.eval_shape(lambda: programs.kernel_program(model, spec, params, weights, x1[:1], x2[:1], False))
             into = {name: np.zeros(result.shape, result.dtype) for name in names}
         half = len(result.shape) // 2 - 1
 
@@ -213,8 +211,8 @@ def _kernel(
         shape = (min(plan.block, x1.shape[0]), min(plan.block, x2.shape[0]))
         run_blocks(
             plan,
-            lambda x: engine.record_program(model, spec, params, x, shape),
-            lambda a, b: engine.pair_program(model, spec, params, weights, a, b),
+            lambda x: programs.record_program(model, spec, params, x, shape),
+            lambda a, b: programs.pair_program(model, spec, params, weights, a, b),
             x1,
             x2,
             into,
@@ -229,6 +227,53 @@ def _kernel(
                 f"the model cannot be differentiated in the way that its kernel needs: {error} A loop whose length is known (lax.scan, or "
                 "fori_loop with constant bounds) can be."
             ) from error
+        raise
+
+
+def _signature(tree: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Structure, shapes and dtypes of a pytree: what traces depend on."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
+def _abstract(structure: Any, shapes: tuple[Any, ...]) -> Any:
+    return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
+
+
+# Traces take longer than small kernels: one for each model and shapes.
+@functools.lru_cache(maxsize=64)
+def _coupling(model: Model, structure: Any, shapes: tuple[Any, ...]) -> str | None:
+    return coupling(model.apply, *_abstract(structure, shapes))
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], same: bool, budget: int) -> tuple[BlockPlan, Any]:
+    params, x1, x2 = _abstract(structure, shapes)
+    network = read(model, params, x1, spec.which[0])
+    result = result_shape(network, spec, x1.shape[0], x2.shape[0])
+    size = math.prod(result.shape) * result.dtype.itemsize
+    held: dict[Any, int] = {}
+
+    def bytes_of(n: int, m: int) -> int:
+        return programs.bytes_of(network, spec, params, x1, n, m, held)
+
+    return plan_blocks(x1.shape[0], x2.shape[0], same, bytes_of, budget, size), result
+
+
+@functools.lru_cache(maxsize=64)
+def _linen(network: Any) -> Model:
+    """One `Model` for one module: programs are compiled for a model."""
+    return as_model(network)
+
+
+def _model(network: Any) -> Model:
+    import flax.linen as nn
+
+    try:
+        return _linen(network) if isinstance(network, nn.Module) else as_model(network)
+    except TypeError as error:
+        if "unhashable" in str(error):
+            return as_model(network)
         raise
 
 
@@ -252,7 +297,7 @@ def _check_params(params: Any) -> tuple[str, ...]:
                 f"parameter {name} is complex: its kernel is not defined here (real and imaginary parts would train apart). Keep them as "
                 "two real leaves and build the complex numbers inside the model."
             )
-        if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
+        if not isinstance(leaf, Tracer) and not bool(np.isfinite(np.asarray(leaf)).all()):
             raise ValueError(f"parameter {name} holds NaN or infinity: the network diverged, or was never initialized.")
     if not paths:
         raise ValueError("the model has no trained parameter, so its kernel is zero: are all of them Frozen or integers?")
@@ -273,7 +318,9 @@ def leaf_is_alone(given: Any, path: Any) -> bool:
     )
 
 
-def _outputs(model: Model, params: Any, x: Any) -> list[Any]:
+@functools.lru_cache(maxsize=64)
+def _outputs(model: Model, structure: Any, shapes: tuple[Any, ...]) -> tuple[list[Any], Any]:
+    params, x = _abstract(structure, shapes)
     try:
         y = jax.eval_shape(model.apply, params, x)
     except TypeError as error:
@@ -289,10 +336,11 @@ def _outputs(model: Model, params: Any, x: Any) -> list[Any]:
             raise ValueError(f"{name} has shape {leaf.shape} for a batch of {x.shape[0]}: the first axis must be the batch.")
     if not found:
         raise TypeError("the model returns no array, so there is nothing to take the kernel of.")
-    return found
+    return found, jax.tree.structure(y)
 
 
-def _output(outputs: Any, out: tuple[int, ...]) -> tuple[str, int | None]:
+def chosen_outputs(outputs: Any, out: tuple[int, ...]) -> tuple[str, int | None]:
+    """What `ntk` is asked of the outputs: how they pair, and the flat number of the one that is wanted."""
     if isinstance(outputs, str):
         if outputs not in OUTPUTS:
             raise ValueError(f"outputs = {outputs!r}. {nearest(outputs, OUTPUTS)} Or the number of one output.")

@@ -183,7 +183,8 @@ class _Finder:
     def equation(
         self, eqn: Any, operands: list[Moved | None], numbers: list[Any], path: tuple[int, ...], lengths: tuple[int, ...]
     ) -> tuple[list[Moved | None], list[Any]]:
-        name, unknown = eqn.primitive.name, [None] * len(eqn.outvars)
+        name = eqn.primitive.name
+        unknown: list[Any] = [None] * len(eqn.outvars)
         inner = prim.called(eqn)
         if inner is not None and not name.startswith("custom_"):
             return self.jaxpr(inner, operands, numbers, (*path, 0), lengths)

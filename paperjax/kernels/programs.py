@@ -1,0 +1,162 @@
+"""The compiled programs: a kernel at once, by halves, by blocks, of examples with themselves."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from paperjax.kernels.engine import Scale, by_vectors, coupled_kernel, pairs, record
+from paperjax.kernels.features import Features
+from paperjax.kernels.network import Network, Spec, flat, n_outputs, read, result_shape, routes, shaped, sizes_of
+from paperjax.kernels.routes import Choice
+from paperjax.model import Model
+
+
+def finished(spec: Spec, out: tuple[int, ...], kernels: dict[str, Any], alone: bool = False) -> dict[str, Any]:
+    """Kernels as they are handed out: ``(N, M, *out, *out)``, ``(N, M)`` or ``(N, M, *out)``; without M for examples with themselves."""
+
+    def one(kernel: Any) -> Any:
+        shape = () if spec.which[1] is not None else out
+        if spec.outputs == "trace":
+            return kernel[:, 0] if alone else kernel
+        order = (0, 2, 1, 3) if spec.outputs == "full" else (0, 2, 1)
+        kernel = kernel.transpose(order)
+        examples = kernel.shape[:2]
+        kernel = kernel.reshape(*examples, *shape, *(shape if spec.outputs == "full" else ()))
+        return kernel[:, 0] if alone else kernel
+
+    return {name: one(kernel) for name, kernel in kernels.items()}
+
+
+class Task(NamedTuple):
+    """A kernel as a program sees it: the network, the routes, the numbers."""
+
+    network: Network
+    spec: Spec
+    choices: tuple[Choice, ...]
+    arguments: list[Any]
+    weigh: Scale
+
+    def by_halves(self, n: int) -> bool:
+        """Whether contracting is so much of the work on ``n`` examples that half of it is worth a loop."""
+        sizes = sizes_of(self.network, self.spec, n, n)
+        contracting = sum(c.costs[c.route].flops for c in self.choices)
+        recording = 2 * sizes.forward * n * (1 + sizes.outputs)
+        alone = all(c.route != "ntvp" for c in self.choices)
+        return alone and self.spec.per != "layer" and n * sizes.outputs >= 256 and contracting > recording / 2
+
+    def record(self, x: Any) -> Features:
+        """One batch."""
+        return record(self.network, self.spec, self.choices, self.arguments, x)
+
+    def pairs(self, first: Features, second: Features, x1: Any, x2: Any) -> dict[str, Any]:
+        """The kernel between two batches."""
+
+        def vectors(leaf: int) -> Any:
+            return by_vectors(self.network, self.spec, self.arguments, leaf, x1, x2)
+
+        return pairs(self.network, self.spec, self.choices, self.weigh, first, second, vectors)
+
+
+def task(model: Model, spec: Spec, params: Any, weights: Any, x: Any, n: int, m: int) -> Task:
+    """What the programs below share, for blocks of ``n`` by ``m`` examples."""
+    network = read(model, params, x, spec.which[0])
+    leaves, fixed, _, _ = flat(params)
+    weigh = Scale(None if weights is None else tuple(weights))
+    return Task(network, spec, routes(network, spec, n, m), [*map(jnp.asarray, leaves), *fixed], weigh)
+
+
+def halves(this: Task, found: Features, x: Any) -> dict[str, Any]:
+    """The kernel of a batch with itself: pairs of parts of it, each once, one after another in one loop."""
+    n, o = x.shape[0], n_outputs(this.network, this.spec)
+    parts = 4 if n * o >= 1024 and n >= 16 else 2
+    size = -(-n // parts)
+
+    def cut(array: Any) -> Any:
+        fill = -1 if jnp.issubdtype(array.dtype, jnp.integer) else 0
+        array = jnp.pad(array, [(0, parts * size - n)] + [(0, 0)] * (array.ndim - 1), constant_values=fill)
+        return array.reshape(parts, size, *array.shape[1:])
+
+    # Examples that only fill up have gradient 0, and look up no row.
+    rows = jax.tree.map(cut, found)
+    which = [(i, j) for i in range(parts) for j in range(i, parts)]
+
+    def step(carry: None, pair: Any) -> Any:
+        def part(number: Any) -> Features:
+            return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, number, 0, False), rows)
+
+        return carry, this.pairs(part(pair[0]), part(pair[1]), x, x)
+
+    kernels = lax.scan(step, None, jnp.asarray(which, jnp.int32))[1]
+
+    def whole(blocks: Any) -> Any:
+        def block(i: int, j: int) -> Any:
+            if i <= j:
+                return blocks[which.index((i, j))]
+            return blocks[which.index((j, i))].transpose({"full": (2, 3, 0, 1), "trace": (1, 0), "diagonal": (2, 1, 0)}[this.spec.outputs])
+
+        across = {"full": 2, "trace": 1, "diagonal": 2}[this.spec.outputs]
+        rows = [jnp.concatenate([block(i, j) for j in range(parts)], across) for i in range(parts)]
+        return lax.slice_in_dim(lax.slice_in_dim(jnp.concatenate(rows, 0), 0, n, axis=0), 0, n, axis=across)
+
+    return {name: whole(blocks) for name, blocks in kernels.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("model", "spec", "same"))
+def kernel_program(model: Model, spec: Spec, params: Any, weights: Any, x1: Any, x2: Any, same: bool) -> dict[str, Any]:
+    """The kernel of two batches that fit in memory together."""
+    if spec.coupled:
+        weigh = Scale(None if weights is None else tuple(weights))
+        return finished(spec, read(model, params, x1, spec.which[0]).out, coupled_kernel(model, spec, weigh, params, x1, x2))
+    this = task(model, spec, params, weights, x1, x1.shape[0], x2.shape[0])
+    first = this.record(x1)
+    if same and this.by_halves(x1.shape[0]):
+        return finished(spec, this.network.out, halves(this, first, x1))
+    second = first if same else this.record(x2)
+    return finished(spec, this.network.out, this.pairs(first, second, x1, x2))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "spec"))
+def diagonal_program(model: Model, spec: Spec, params: Any, weights: Any, x: Any) -> dict[str, Any]:
+    """The kernel of every example with itself."""
+    this = task(model, spec, params, weights, x, 1, 1)
+
+    def one(row: Features, x: Any) -> dict[str, Any]:
+        row = jax.tree.map(lambda a: a[None], row)
+        kernels = finished(spec, this.network.out, this.pairs(row, row, x[None], x[None]), alone=True)
+        return {name: kernel[0] for name, kernel in kernels.items()}
+
+    return jax.vmap(one)(this.record(x), x)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "spec", "shape"))
+def record_program(model: Model, spec: Spec, params: Any, x: Any, shape: tuple[int, int]) -> tuple[Features, Any]:
+    """What blocks of that shape need of one batch, and the batch."""
+    return task(model, spec, params, None, x, *shape).record(x), x
+
+
+@functools.partial(jax.jit, static_argnames=("model", "spec"))
+def pair_program(model: Model, spec: Spec, params: Any, weights: Any, first: Any, second: Any) -> dict[str, Any]:
+    """The kernel between two recorded batches."""
+    (one, x1), (two, x2) = first, second
+    this = task(model, spec, params, weights, x1, x1.shape[0], x2.shape[0])
+    return finished(spec, this.network.out, this.pairs(one, two, x1, x2))
+
+
+def bytes_of(network: Network, spec: Spec, params: Any, x: Any, n: int, m: int, known: dict[Any, int]) -> int:
+    """About how much memory a block of ``n`` by ``m`` examples needs at work; `known` keeps what the routes need of one example."""
+    one = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
+    choices = routes(network, spec, n, m)
+    leaves, fixed, _, _ = flat(jax.tree.map(shaped, params))
+    way = tuple((c.leaf, c.route, c.term) for c in choices)
+    if way not in known:
+        held = jax.eval_shape(lambda arguments, x: record(network, spec, choices, arguments, x), [*leaves, *fixed], one)
+        known[way] = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
+    example = known[way]
+    at_work = max((c.costs[c.route].held for c in choices), default=0.0)
+    result = result_shape(network, spec, n, m)
+    # Recording holds the activations and the cotangents twice: as they come and as they are kept.
+    return int(2 * example * max(n, m) + example * (n + m) + at_work + 3 * math.prod(result.shape) * result.dtype.itemsize)

@@ -3,7 +3,10 @@
 from collections.abc import Sequence, Set
 from typing import NamedTuple
 
+from paperjax.trace import primitives as prim
 from paperjax.trace.values import Row, Value
+
+CONTRACTING = ("product", "convolution", "lookup")
 
 
 class Site(NamedTuple):
@@ -138,3 +141,34 @@ def settled(sites: Sequence[Site], late: Sequence[Late], nodes: Sequence[Node], 
         elif use.row.kind == "lookup":
             found.append(use.site)
     return tuple(found)
+
+
+class Graph:
+    """The graph of activations of a `Walk`, with the sites at each node."""
+
+    def __init__(self, walk: Walk):
+        self.nodes = walk.nodes
+        self.sites: dict[int, list[Site]] = {}
+        for site in walk.sites:
+            self.sites.setdefault(site.node, []).append(site)
+        self.children: list[list[int]] = [[] for _ in walk.nodes]
+        for i, node in enumerate(walk.nodes):
+            for parent in node.parents:
+                self.children[parent].append(i)
+        self.outputs = {value.node for value in walk.outputs}
+        uses: dict[int, int] = {}
+        for site in walk.sites:
+            uses[site.leaf] = uses.get(site.leaf, 0) + 1
+        doubtful = {u.leaf for u in walk.unresolved if u.axis is None}
+        self.used_once = {s.leaf for s in walk.sites if uses[s.leaf] == 1 and not s.reused and s.leaf not in doubtful}
+
+    def contracts(self, node: int) -> bool:
+        """Whether a parameter contraction makes this node."""
+        return any(site.kind in CONTRACTING and site.effect != "plus" for site in self.sites.get(node, ()))
+
+    def moves(self, i: int) -> bool:
+        """Whether a node only moves, casts, carries or multiplies by a number its one parent."""
+        node = self.nodes[i]
+        scaled = node.op in ("mul", "div") and node.how == "linear" and not self.sites.get(i)
+        moved = node.op in (*prim.RESHAPING, *prim.KEEPING_AXES, "carry", "carried", "row", "rows", "cond")
+        return len(node.parents) == 1 and (moved or scaled)

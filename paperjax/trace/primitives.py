@@ -119,10 +119,11 @@ def dot_output(eqn: jex.JaxprEqn, operand: int) -> dict[int, int]:
 
 def gather_axes(eqn: jex.JaxprEqn) -> Contraction:
     """How ``gather`` treats the axes of its operand: looked up (`contracted`) or taken whole (`free`)."""
-    looked_up = tuple(eqn.params["dimension_numbers"].start_index_map)
-    rank = len(eqn.invars[0].aval.shape)  # pyright: ignore[reportAttributeAccessIssue]
-    batching = tuple(eqn.params["dimension_numbers"].operand_batching_dims)
-    return Contraction(looked_up, tuple(a for a in range(rank) if a not in looked_up and a not in batching), batching)
+    numbers, whole = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+    batching, taken = tuple(numbers.operand_batching_dims), eqn.params["slice_sizes"]
+    # A slice under vmap has an index for each of its axes, those that it takes whole among them.
+    looked_up = tuple(a for a in numbers.start_index_map if taken[a] < whole[a] or a in numbers.collapsed_slice_dims)
+    return Contraction(looked_up, tuple(a for a in range(len(whole)) if a not in looked_up and a not in batching), batching)
 
 
 def slice_axes(eqn: jex.JaxprEqn) -> Contraction:
@@ -138,12 +139,14 @@ def gather_output(eqn: jex.JaxprEqn) -> list[tuple[int, ...]]:
     rank = len(eqn.invars[0].aval.shape)  # pyright: ignore[reportAttributeAccessIssue]
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     whole = iter([axis for axis in range(rank) if axis not in gone])
-    looked = tuple(numbers.collapsed_slice_dims)
+    # One row is one row, whether or not an axis of size 1 is left of it.
+    looked = tuple(axis for axis in gather_axes(eqn).contracted if eqn.params["slice_sizes"][axis] == 1)
     batching = dict(zip(numbers.start_indices_batching_dims, numbers.operand_batching_dims))
     found, index_axis = [], 0
     for axis in range(len(eqn.outvars[0].aval.shape)):  # pyright: ignore[reportAttributeAccessIssue]
         if axis in numbers.offset_dims:
-            found.append((next(whole),))
+            axis_of = next(whole)
+            found.append(() if axis_of in looked else (axis_of,))
         else:
             found.append((batching[index_axis],) if index_axis in batching else looked)
             index_axis += 1

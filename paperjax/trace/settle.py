@@ -98,7 +98,7 @@ def refuse_unresolved(found: Walk, shapes: Sequence[Shape], axes: Axes, settled:
         With one line for each: leaf, axes, primitive, reason and the override that settles it.
     """
     lines = []
-    unclear = (*_problems(found, shapes, axes, settled), *_copies(found, shapes, axes, settled))
+    unclear = (*_problems(found, shapes, axes, settled), *_copies(found, shapes, axes, settled), *_partless(found, shapes, axes, settled))
     for problem in dict.fromkeys((*found.unresolved, *unclear)):
         shape, infinite = shapes[problem.leaf], axes[shapes[problem.leaf].path]
         growing = [axis for axis, names in enumerate(infinite) if names and problem.axis in (None, axis)]
@@ -119,12 +119,13 @@ def _example(problem: Unresolved, found: Walk, shape: Shape, infinite: tuple[fro
     uses = list(dict.fromkeys(Use(site.inside, site.out, site.stack, site.kind) for site in sites))
     form = f"uses={{{shape.path!r}: pj.trace.%s}}"
     if len(uses) == 1 and axis is not None:
-        # The axis counts copies, or it is what the trace took it for.
-        rest = [tuple(a for a in part if a != axis) for part in (uses[0].inside, uses[0].out)]
-        copies = Use(rest[0], rest[1], (axis, *(a for a in uses[0].stack if a != axis)), uses[0].kind)
+        # The axis counts copies, or it is what the trace took it for, or a free axis that comes in parts (heads, one by one).
+        inside, out, stack = (tuple(a for a in part if a != axis) for part in (uses[0].inside, uses[0].out, uses[0].stack))
+        copies = Use(inside, out, (axis, *stack), uses[0].kind)
         if _covers(copies, shape):
-            other = "" if copies == uses[0] else f" if axis {axis} counts copies, with {form % _written(uses[0])} if it does not"
-            return form % _written(copies) + other
+            taken = axis in (*uses[0].inside, *uses[0].out)
+            other = uses[0] if taken else Use(inside, tuple(sorted((axis, *out))), stack, uses[0].kind)
+            return f"{form % _written(copies)} if axis {axis} counts copies, with {form % _written(other)} if it does not"
     known = problem in found.unresolved and all(site.effect == "other" for site in sites)
     if len(uses) == 1 and axis is None and known and _covers(uses[0], shape):
         use = uses[0]
@@ -183,6 +184,39 @@ def _copies(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping[s
         for axis in site.out if path not in settled and site.leaf not in doubtful else ():
             if axes[path][axis] and axes[path][axis] <= count:
                 yield Unresolved(site.leaf, site.op, "copies that share one input, and whose number grows", axis)
+
+
+def _partless(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping[str, Use]) -> Iterator[Unresolved]:
+    """Growing axes that no use gives a part to: taken at fixed places, unless those are layers, one after the other."""
+    doubtful = {u.leaf for u in found.unresolved if u.axis is None}
+    missing: dict[tuple[int, int], list[Site]] = {}
+    for site in found.sites:
+        named = {*site.inside, *site.out, *site.stack, *site.window}
+        for axis, names in enumerate(axes[shapes[site.leaf].path]):
+            if names and axis not in named and site.leaf not in doubtful and shapes[site.leaf].path not in settled:
+                missing.setdefault((site.leaf, axis), []).append(site)
+    deep = {
+        name
+        for (leaf, axis), sites in missing.items()
+        if _in_sequence(found, {site.node for site in sites})
+        for name in axes[shapes[leaf].path][axis]
+    }
+    for (leaf, axis), sites in missing.items():
+        if not axes[shapes[leaf].path][axis] <= deep:
+            yield Unresolved(leaf, sites[0].op, "it is taken at fixed places, side by side: copies, or parts of one layer?", axis)
+
+
+def _in_sequence(found: Walk, nodes: set[int]) -> bool:
+    """Whether one of some uses acts on what another one made, or on the step of a loop before."""
+    todo, seen = [parent for node in nodes for parent in found.nodes[node].parents], set()
+    while todo:
+        node = todo.pop()
+        if node in nodes or found.nodes[node].op == "carry":
+            return True
+        if node not in seen:
+            seen.add(node)
+            todo.extend(found.nodes[node].parents)
+    return False
 
 
 def _is_deep(found: Walk, site: Site, scan: tuple[int, ...]) -> bool:

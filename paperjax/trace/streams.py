@@ -8,10 +8,9 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from paperjax.trace import primitives as prim
-from paperjax.trace.graph import Site, Walk
-
-CONTRACTING = ("product", "convolution", "lookup")
+from paperjax.trace.graph import CONTRACTING as CONTRACTING
+from paperjax.trace.graph import Graph, Walk
+from paperjax.trace.origins import origin
 
 
 class ResidualAdd(NamedTuple):
@@ -62,37 +61,6 @@ class Interaction(NamedTuple):
     size: int
     log_scale: float
     leaves: tuple[tuple[int, ...], tuple[int, ...]]
-
-
-class Graph:
-    """The graph of activations of a `Walk`, with the sites at each node."""
-
-    def __init__(self, walk: Walk):
-        self.nodes = walk.nodes
-        self.sites: dict[int, list[Site]] = {}
-        for site in walk.sites:
-            self.sites.setdefault(site.node, []).append(site)
-        self.children: list[list[int]] = [[] for _ in walk.nodes]
-        for i, node in enumerate(walk.nodes):
-            for parent in node.parents:
-                self.children[parent].append(i)
-        self.outputs = {value.node for value in walk.outputs}
-        uses: dict[int, int] = {}
-        for site in walk.sites:
-            uses[site.leaf] = uses.get(site.leaf, 0) + 1
-        doubtful = {u.leaf for u in walk.unresolved if u.axis is None}
-        self.used_once = {s.leaf for s in walk.sites if uses[s.leaf] == 1 and not s.reused and s.leaf not in doubtful}
-
-    def contracts(self, node: int) -> bool:
-        """Whether a parameter contraction makes this node."""
-        return any(site.kind in CONTRACTING and site.effect != "plus" for site in self.sites.get(node, ()))
-
-    def moves(self, i: int) -> bool:
-        """Whether a node only moves, casts, carries or multiplies by a number its one parent."""
-        node = self.nodes[i]
-        scaled = node.op in ("mul", "div") and node.how == "linear" and not self.sites.get(i)
-        moved = node.op in (*prim.RESHAPING, *prim.KEEPING_AXES, "carry", "carried", "row", "rows", "cond")
-        return len(node.parents) == 1 and (moved or scaled)
 
 
 def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
@@ -257,70 +225,14 @@ def interactions(walk: Walk) -> tuple[Interaction, ...]:
     graph = Graph(walk)
     found = []
     for i, node in enumerate(graph.nodes):
-        if node.op != "dot_general" or node.how != "bilinear":
+        # Rows that the data look up of a weight and then multiply (experts) are a weight all the same.
+        if node.op != "dot_general" or node.how != "bilinear" or graph.contracts(i):
             continue
         operands = node.parents if len(node.parents) == 2 else node.parents * 2
-        back = [_origin(graph, parent) for parent in operands]
+        back = [origin(graph, parent) for parent in operands]
         scale = sum(log for _, log in back) + node.log_factor + _after(graph, i)
         found.append(Interaction(node.path, i, math.prod(node.contracted), scale, (back[0][0], back[1][0])))
     return tuple(found)
-
-
-def _origin(graph: Graph, node: int) -> tuple[tuple[int, ...], float]:
-    """The leaves whose contraction made this node, through linear steps and norms, and the known factors on the way."""
-    log, normed = 0.0, False
-    while True:
-        if graph.contracts(node):
-            return tuple(dict.fromkeys(site.leaf for site in graph.sites[node] if site.kind in CONTRACTING)), log
-        here = graph.nodes[node]
-        onwards = here.parents[0] if here.parents else None
-        if here.how in ("bilinear", "first") and here.op in ("mul", "div"):
-            onwards, norm = _normalized(graph, node)
-            log += 0.0 if normed else norm
-        elif here.how not in ("linear", "affine"):
-            onwards = None
-        if onwards is None:
-            return (), log
-        # A norm divides by whatever multiplies what it is taken of.
-        normed = normed or here.how in ("bilinear", "first")
-        log += 0.0 if normed else here.log_factor
-        node = onwards
-
-
-def _normalized(graph: Graph, node: int) -> tuple[int | None, float]:
-    """Of ``x / norm(x)`` the x, and the logarithm of what a norm makes of entries of order 1; `None` where it is no such quotient.
-
-    ``x / sqrt(mean(x²))`` has entries of order 1, ``x / sqrt(sum(x²))`` over d coordinates of order d^-1/2.
-    """
-    here = graph.nodes[node]
-    if len(here.parents) == 2:
-        for x, other in (here.parents, here.parents[::-1])[: 2 if here.op == "mul" else 1]:
-            log = _norm(graph, other, 1.0 if here.op == "mul" else -1.0)
-            if log is not None:
-                return x, log
-    return None, 0.0
-
-
-def _norm(graph: Graph, node: int, power: float) -> float | None:
-    """Logarithm of a power of a norm of entries of order 1; `None` if `node` is none."""
-    log = 0.0
-    while not graph.contracts(node):
-        here = graph.nodes[node]
-        log += power * here.log_factor
-        if here.op == "reduce_sum":
-            (inside,) = here.parents
-            squared = graph.nodes[inside]
-            log += power * math.log(math.prod(squared.shape) / max(1, math.prod(here.shape)))
-            # A norm is of degree 1 in what is summed as squares: 1/2 of the sum.
-            square = squared.op in ("square", "integer_pow") or (squared.op == "mul" and len(set(squared.parents)) == 1)
-            return log if square and abs(power) == 0.5 else None
-        if here.op in prim.POWERS and len(here.parents) == 1:
-            power *= prim.POWERS[here.op]
-        elif not here.parents or here.how not in ("linear", "affine", "homogeneous"):
-            return None
-        # A variance is a mean of squares less a square of the mean.
-        node = here.parents[0]
-    return None
 
 
 def _after(graph: Graph, node: int) -> float:
@@ -362,7 +274,7 @@ def _own_after(graph: Graph, node: int, taken: set[int]) -> tuple[float, bool]:
         here = graph.nodes[node]
         if here.op == "dot_general":
             # Queries with keys; attention weights with values are no product of two projections.
-            return log, here.how == "bilinear" and all(_origin(graph, parent)[0] for parent in here.parents)
+            return log, here.how == "bilinear" and not graph.contracts(node) and all(origin(graph, parent)[0] for parent in here.parents)
         if here.how not in ("linear", "affine", "homogeneous") or len(here.parents) != 1 or graph.contracts(node):
             break
         # A mean over coordinates that grow is a number of its own, and no factor that waits to be taken out.

@@ -9,7 +9,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from paperjax.trace import primitives as prim
 
@@ -304,3 +307,24 @@ def dependence(eqn: Any, inputs: Sequence[Value], signs: Sequence[bool]) -> tupl
             return ("nonlinear" if data[0] else "affine"), 0.0
         return ("homogeneous" if data[0] else "linear"), 0.0
     return "nonlinear", 0.0
+
+
+def unsliced(piece: Piece, path: tuple[int, ...]) -> Piece:
+    """A slice that a scan took, put back where it was among the scan's stacked results."""
+    n = len(piece.stack) - piece.scans.count(path)
+    return piece._replace(axes=(piece.stack[n:], *piece.axes), stack=piece.stack[:n], scans=piece.scans[:n])
+
+
+def effect_of(name: str, operand: int) -> str:
+    """What multiplying operand number `operand` does to the result; see `Site`."""
+    if name == "mul" or (name == "div" and operand == 0):
+        return "times"
+    if name == "select_n":
+        return "plus" if operand > 0 else "other"
+    return "plus" if name in (*prim.ADDITIVE, *prim.RESHAPING, *prim.KEEPING_AXES, *prim.LINEAR) else "other"
+
+
+def known_number(value: Any) -> Any:
+    """A known number without axes; `None` for anything else."""
+    known = np.shape(value) == () and not isinstance(value, Tracer) and not jnp.issubdtype(jnp.result_type(value), jax.dtypes.extended)
+    return value if known else None

@@ -6,15 +6,27 @@ What is known of a value on the way is in `values`. A parameter's sites are wher
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jax.extend import core as jex
 
 from paperjax.trace import primitives as prim
 from paperjax.trace.graph import Late, Node, Site, Unresolved, Walk, settled
-from paperjax.trace.values import Piece, Row, Tangled, Value, dependence, join, likely, moved, multiplied, parameters, reuse, union
+from paperjax.trace.values import (
+    Piece,
+    Row,
+    Tangled,
+    Value,
+    dependence,
+    effect_of,
+    join,
+    known_number,
+    likely,
+    moved,
+    multiplied,
+    parameters,
+    reuse,
+    union,
+    unsliced,
+)  # fmt: skip
 
 
 def walk(jaxpr: jex.ClosedJaxpr, n_leaves: int) -> Walk:
@@ -100,11 +112,11 @@ class _Walker:
     def jaxpr(self, jaxpr: jex.ClosedJaxpr, inputs: Sequence[Value], path: tuple[int, ...]) -> list[Value]:
         values: dict[Any, Value] = {}
         for var, const in zip(jaxpr.jaxpr.constvars, jaxpr.consts):
-            values[var] = Value(scalar=_number(const))
+            values[var] = Value(scalar=known_number(const))
         values.update(zip(jaxpr.jaxpr.invars, inputs))
 
         def read(atom: Any) -> Value:
-            return Value(scalar=_number(atom.val)) if isinstance(atom, jex.Literal) else values[atom]
+            return Value(scalar=known_number(atom.val)) if isinstance(atom, jex.Literal) else values[atom]
 
         for i, eqn in enumerate(jaxpr.jaxpr.eqns):
             outputs = self.equation(eqn, [read(atom) for atom in eqn.invars], (*path, i))
@@ -147,7 +159,7 @@ class _Walker:
                     reason = f"{name} is opaque: what it does to the leaf's axes is not known"
                     self.unknown_site([Tangled(leaf, reason) for leaf in value.leaves()], "product", eqn, path, outputs[0], parents[0])
                 else:
-                    self.elementwise_site(value, eqn, path, outputs[0], parents[0], _effect(name, i))
+                    self.elementwise_site(value, eqn, path, outputs[0], parents[0], effect_of(name, i))
                     if name == "mul" and len(eqn.outvars) == 1:
                         rank = len(eqn.outvars[0].aval.shape)
                         rows += tuple(Row(p, "times", outputs[0]) for p in value.pieces if p.linear and len(p.axes) == rank)
@@ -230,7 +242,10 @@ class _Walker:
                 over = union(row.piece.axes[a] for a in axes[i].contracted)
                 free = union(row.piece.axes[a] for a in axes[i].free)
                 other = inputs[1 - i]
-                if not over or any(o.kind in ("lookup", "constant") for o in other.rows):
+                # Of two vectors that are looked up neither is the other's weight; a matrix is a vector's.
+                left = union(o.piece.axes[a] for o in other.rows for a in axes[1 - i].free)
+                both = row.kind == "lookup" and set(free) - set(over) and not left
+                if not over or any(o.kind == "constant" or (o.kind == "lookup" and not both) for o in other.rows):
                     continue
                 if row.kind == "lookup":
                     operand = other.node
@@ -347,7 +362,7 @@ class _Walker:
         if value.node is not None:
             return Value(node=self.node("rows", path, var, (value.node,), "linear"))
         if value.pieces:
-            return Value(tuple(_unsliced(p, path) for p in value.pieces))
+            return Value(tuple(unsliced(p, path) for p in value.pieces))
         return Value(tangled=value.tangled)
 
     def cond(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
@@ -375,24 +390,3 @@ class _Walker:
 def _has_positions(value: Value, axes: prim.Contraction) -> bool:
     """Whether the data bring a free axis of their own into a product: one that runs over no axis of a parameter."""
     return any(not any(row.piece.axes[a] for row in value.rows) for a in axes.free)
-
-
-def _unsliced(piece: Piece, path: tuple[int, ...]) -> Piece:
-    """A slice that a scan took, put back where it was among the scan's stacked results."""
-    n = len(piece.stack) - piece.scans.count(path)
-    return piece._replace(axes=(piece.stack[n:], *piece.axes), stack=piece.stack[:n], scans=piece.scans[:n])
-
-
-def _effect(name: str, operand: int) -> str:
-    """What multiplying operand number `operand` does to the result; see `Site`."""
-    if name == "mul" or (name == "div" and operand == 0):
-        return "times"
-    if name == "select_n":
-        return "plus" if operand > 0 else "other"
-    return "plus" if name in (*prim.ADDITIVE, *prim.RESHAPING, *prim.KEEPING_AXES, *prim.LINEAR) else "other"
-
-
-def _number(value: Any) -> Any:
-    """A known number without axes; `None` for anything else."""
-    known = np.shape(value) == () and not isinstance(value, Tracer) and not jnp.issubdtype(jnp.result_type(value), jax.dtypes.extended)
-    return value if known else None

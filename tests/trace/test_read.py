@@ -198,6 +198,16 @@ def per_head_mix(width):
     return pair({"u": (5, width), "w": (width, width), "out": (width, 3)}, apply)
 
 
+def heads_one_by_one(width, n):
+    """A loop over heads that one leaf holds: its first axis is taken at 0, 1, 2, ..., and no head sees another."""
+
+    def apply(p, x):
+        h = x @ p["u"]
+        return jnp.concatenate([jnp.tanh(h @ p["w"][i]) for i in range(n)], -1) @ p["out"]
+
+    return pair({"u": (5, width), "w": (n, width, 4), "out": (4 * n, 3)}, apply)
+
+
 def fast_weights(width):
     """A matrix gated entry by entry by the data before it multiplies them."""
 
@@ -241,6 +251,8 @@ REFUSED = {
     "opaque": (opaque, WIDTHS, {"w": ("0, 1", "dot_general", "pure_callback")}, {"w": HIDDEN}, {"w": "hidden"}),
     "per-head mix": (per_head_mix, WIDTHS, {"w": ("0, 1", "dot_general", "axis 0 plays two parts")},
                      {"w": HIDDEN}, {"w": "hidden"}),
+    "heads one by one": (heads_one_by_one, EXPERTS, {"w": ("0", "dot_general", "at fixed places")},
+                         {"w": Use((1,), (0, 2))}, {"w": "hidden"}),
     "fast weights": (fast_weights, WIDTHS, {"w": ("0, 1", "mul", "several axes")}, {"w": HIDDEN}, {"w": "hidden"}),
     "through a constant": (through_a_constant, WIDTHS, {"w": ("0", "dot_general", "with a constant")}, {"w": HIDDEN},
                            {"w": "output"}),
@@ -289,6 +301,33 @@ def test_one_override_alone_leaves_the_other_leaf_in_doubt():
 def test_bad_overrides_are_named(uses, message):
     with pytest.raises(ValueError, match=message):
         read(pj.family(weight_norm, x=ROWS), *WIDTHS, uses=uses)
+
+
+def test_heads_and_copies_one_by_one_are_both_suggested():
+    with pytest.raises(ValueError, match=r"out=\(2,\), stack=\(0,\)\).* if axis 0 counts copies, with .*out=\(0, 2\)\)"):
+        read(pj.family(heads_one_by_one, x=ROWS), *EXPERTS)
+
+
+@pytest.mark.parametrize("loop", ["python", "fori"])
+def test_layers_that_one_leaf_holds_may_be_taken_one_by_one(loop):
+    def make(width, depth):
+        def apply(p, x):
+            h = x @ p["u"]
+            if loop == "fori":
+                h = jax.lax.fori_loop(0, depth, lambda i, h: jnp.tanh(h @ p["w"][i] + p["b"][i][None]), h)
+            for i in range(depth if loop == "python" else 0):
+                h = jnp.tanh(h @ p["w"][i] + p["b"][i][None])
+            return h @ p["out"]
+
+        return pair({"u": (5, width), "w": (depth, width, width), "b": (depth, width), "out": (width, 3)}, apply)
+
+    program = read(pj.family(make, x=ROWS), {"width": 8, "depth": 2}, {"width": 16, "depth": 4})
+    assert {leaf.path: leaf.role for leaf in program.leaves} == {
+        "['b']": "vector",
+        "['out']": "output",
+        "['u']": "input",
+        "['w']": "hidden",
+    }
 
 
 def test_a_finite_leaf_may_be_used_in_any_way():

@@ -65,6 +65,18 @@ def gathered_experts(p, x):
     return jnp.einsum("btd,bdf->btf", x, chosen)
 
 
+def expert_of_each_token(p, x):
+    """The same under vmap, by a single number for each token: its index names every axis of the leaf, and takes two of them whole."""
+    chosen = (x.sum(-1) > 0).astype(jnp.int32)
+    return jax.vmap(jax.vmap(lambda h, i: h @ p[0][i]))(x, chosen)
+
+
+def window_of_positions(p, x):
+    """Rows t, t + 1, t + 2 of a table, a start for each example."""
+    rows = jax.vmap(lambda start: jax.lax.dynamic_slice_in_dim(p[0], start, T))((x.sum((1, 2)) > 0).astype(jnp.int32))
+    return x + rows
+
+
 def sliced_expert(p, x):
     chosen = jax.lax.dynamic_index_in_dim(p[0], (x.sum() > 0).astype(jnp.int32), keepdims=False)
     return x @ chosen
@@ -141,6 +153,13 @@ RULES = {
     "layers stacked, then scanned": (stacked_inside, [(D, D), (D, D)], [[PRODUCT], [PRODUCT]]),
     "experts looked up": (gathered_experts, [(3, D, F)], [[("product", (1,), (2,), (0,))]]),
     "an expert sliced out": (sliced_expert, [(3, D, F)], [[("product", (1,), (2,), (0,))]]),
+    "an expert for each token": (expert_of_each_token, [(3, D, F)], [[("product", (1,), (2,), (0,))]]),
+    "a window of positions": (window_of_positions, [(8, D)], [[("lookup", (0,), (1,), ())]]),
+    "positions by single numbers": (
+        lambda p, x: x + jax.vmap(lambda i: p[0][i])(jnp.arange(T)),
+        [(8, D)],
+        [[("lookup", (0,), (1,), ())]],
+    ),
     "relative positions": (relative_positions, [(2 * T - 1, D)], [[("product", (1,), (), (0,))]]),
 }
 
@@ -215,8 +234,17 @@ def test_sums_over_copies_are_in_doubt_and_scores_are_not(apply, shapes, copies)
     assert all("share one input" in u.reason for u in found.unresolved)
 
 
-def test_embedding_by_tokens_is_a_lookup():
-    found, doubts = sites(lambda p, x: p[0][x], [(11, D)], INDEX)
+@pytest.mark.parametrize(
+    "row",
+    [
+        lambda p, x: p[0][x],
+        lambda p, x: jax.vmap(jax.vmap(lambda i: p[0][i]))(x),
+        lambda p, x: jax.vmap(jax.vmap(lambda i: jax.lax.dynamic_index_in_dim(p[0], i, keepdims=False)))(x),
+    ],
+    ids=["rows", "row by row", "slice by slice"],
+)
+def test_embedding_by_tokens_is_a_lookup(row):
+    found, doubts = sites(row, [(11, D)], INDEX)
     assert found == [[("lookup", (0,), (1,), ())]]
     assert not doubts
 

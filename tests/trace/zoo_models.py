@@ -129,6 +129,29 @@ EQX_MLP = {".first.weight": "input", ".first.bias": "vector", ".stack.weight": "
            ".norm.bias": "vector", ".last.weight": "output"}  # fmt: skip
 
 
+class EqxTokens(eqx.Module):
+    """Equinox's embedding takes one token, so a lookup under vmap; so does an expert chosen for each token."""
+
+    embed: eqx.nn.Embedding
+    experts: jax.Array
+    last: eqx.nn.Linear
+
+    def __init__(self, width: int, key: Any):
+        k = jax.random.split(key, 3)
+        self.embed = eqx.nn.Embedding(11, width, key=k[0])
+        self.experts = jax.random.normal(k[1], (3, width, width)) / width**0.5
+        self.last = eqx.nn.Linear(width, 3, use_bias=False, key=k[2])
+
+    def __call__(self, tokens: Any) -> Any:
+        def one(token: Any) -> Any:
+            return self.last(jnp.tanh(self.embed(token) @ self.experts[token % 3]))
+
+        return jax.vmap(one)(tokens)
+
+
+EQX_TOKENS = {".embed.weight": "embedding", ".experts": "hidden", ".last.weight": "output"}
+
+
 class GatedBlock(nn.Module):
     """SwiGLU with RMSNorm; the activation is homogeneous of no degree, the last matrix writes."""
 
@@ -515,6 +538,7 @@ ZOO: dict[str, Case] = {
         adds=((6, (".stack.bias", ".stack.weight")),),
         depth_ratio=3.0,
     ),
+    "equinox tokens": Case(lambda width: lambda key: EqxTokens(width, key), *WIDTH, TOKENS, EQX_TOKENS),
     "gated mlp": Case(
         GatedMLP, *deep(), ROWS, GATED_MLP, tuple((1, (f"['block_{i}']['down']['kernel']",)) for i in range(6)), depth_ratio=3.0
     ),

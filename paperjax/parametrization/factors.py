@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from paperjax.binding import nearest
 from paperjax.parametrization.abc import COLUMN_OF, Exponent, Parametrization
 from paperjax.trace.initial import Law
-from paperjax.trace.program import Leaf, Program, role_of
+from paperjax.trace.leaf import Leaf, role_of
+from paperjax.trace.program import Program
 
 # Which rule an optimizer of optax follows: updates proportional to the gradient; of a size of their own, entry by entry; or of a
 # spectral norm of their own. Not here, because neither holds: novograd and lars (one norm for a leaf), yogi (an initial accumulator
@@ -139,7 +140,7 @@ def leaf_factors(leaf: Leaf, in_branch: bool, scheme: Parametrization, rule: str
             return table[which].factor(fans, base)
 
         # What the model multiplies by itself (W / sqrt(n) x) is part of the multiplier that is wanted.
-        own = leaf.own_width[0] * (leaf.own_projection if scheme.attention is None else 1.0)
+        own = leaf.own * (leaf.own_projection if scheme.attention is None else 1.0)
         multiplier, eps = factor(scheme.a) / own, factor(scheme.eps)
         lr = factor(scheme.c["sgd" if rule == "sgd" else "adam"])
         init_scale = _init_scale(leaf, factor(scheme.b), base_law)
@@ -219,16 +220,19 @@ def _init_scale(leaf: Leaf, wanted: float, base: Law) -> float:
     return wanted * base.std / law.std
 
 
-def tied_factor(leaf: Leaf, scheme: Parametrization) -> float:
-    """The multiplier of the output use of a tied leaf: ``n^-((a + b)_output - (a + b)_input)``."""
-    ours, base = leaf.shape, leaf.base_shape
-    at = [role_of(site, leaf.infinite) for site in leaf.sites].index("output")
-    last = leaf.sites[at]
-    n = math.prod(ours[a] for a in last.inside) / math.prod(base[a] for a in last.inside)
+def use_factor(leaf: Leaf, site: int, scheme: Parametrization) -> float:
+    """What the result of one use of a leaf lacks, where the leaf's own factors serve the use that decides.
+
+    The model may multiply this use by something else; and the output use of a tied leaf wants ``n^-((a + b)_output - (a + b)_input)``.
+    """
+    # The leaf's own multiplier has already taken out what the model multiplies the deciding use by.
+    factor = leaf.own / leaf.own_width[site] if leaf.own_width else 1.0
+    if role_of(leaf.sites[site], leaf.infinite) != "output" or column(leaf) == "output":
+        return factor
+    last = leaf.sites[site]
+    n = math.prod(leaf.shape[a] for a in last.inside) / math.prod(leaf.base_shape[a] for a in last.inside)
     start = {column: scheme.a[column].power(column) + scheme.b[column].power(column) for column in ("input", "output")}
-    power = start["output"] - start["input"]
-    # The leaf's own multiplier has already taken out what the model multiplies its first use by.
-    return n**-power * leaf.own_width[0] / leaf.own_width[at]
+    return n ** -(start["output"] - start["input"]) * factor
 
 
 def branch_leaves(program: Program) -> frozenset[int]:

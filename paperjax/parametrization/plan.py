@@ -34,7 +34,7 @@ class PlannedLeaf:
         Roles joined by ``+``; for each axis, the sizes that make it grow.
     inside, out, stack
         Axes that are contracted (a convolution's window among them) or looked up, that are free, and that are run over one by one, at
-        the leaf's first use.
+        the use that decides for the leaf.
     rule
         Which optimizer's rule the leaf follows: the plan's, but ``"adam"`` for what is no matrix under Muon.
     init_std

@@ -11,12 +11,14 @@ import jax
 
 from paperjax.binding import nearest
 from paperjax.model import Family, family, split
-from paperjax.parametrization.abc import Parametrization
+from paperjax.parametrization.abc import COLUMN_OF, Parametrization
 from paperjax.parametrization.classify import classify
-from paperjax.parametrization.factors import DECAY_MODES, Factors, branch_leaves, is_matrix, leaf_factors, rule_of, tied_factor
+from paperjax.parametrization.factors import DECAY_MODES, Factors, branch_leaves, column, is_matrix, leaf_factors, rule_of, use_factor
 from paperjax.parametrization.plan import Plan, PlannedLeaf, Scaling
+from paperjax.trace.graph import Site
 from paperjax.trace.initial import Law
-from paperjax.trace.program import Leaf, Program, Use, read, role_of
+from paperjax.trace.leaf import Leaf, role_of
+from paperjax.trace.program import Program, Use, read
 from paperjax.trace.streams import Interaction
 
 
@@ -95,7 +97,7 @@ def plan(
     inside = branch_leaves(program)
     factors = [leaf_factors(leaf, i in inside, scheme, rule, weight_decay, program.depth_ratio) for i, leaf in enumerate(program.leaves)]
     factors, scalings = _with_branches(program, scheme, factors)
-    scalings += _attention(program, scheme) + _tied(program, scheme)
+    scalings += _attention(program, scheme) + _uses(program, scheme)
     _refuse_scaled_copies(program, scalings)
     rows = tuple(_row(leaf, f, rule) for leaf, f in zip(program.leaves, factors))
     sizes = tuple(base.items()), tuple(target.items())
@@ -103,7 +105,7 @@ def plan(
 
 
 def _row(leaf: Leaf, f: Factors, rule: str) -> PlannedLeaf:
-    first = leaf.sites[0] if leaf.sites else None
+    first = leaf.sites[leaf.deciding] if leaf.sites else None
     inside, out, stack = ((), (), ()) if first is None else (first.inside + first.window, first.out, first.stack)
     return PlannedLeaf(
         leaf.path,
@@ -255,15 +257,30 @@ def _warn_of_product(program: Program, found: Interaction, base_size: int) -> No
     )
 
 
-def _tied(program: Program, scheme: Parametrization) -> list[Scaling]:
-    scalings = []
-    for leaf in program.leaves:
-        roles = [role_of(site, leaf.infinite) for site in leaf.sites]
-        if "output" in roles and any(role in ("embedding", "input", "vector") for role in roles):
-            factor = tied_factor(leaf, scheme)
-            scalings += [
-                Scaling(site.path, site.op, None, factor, f"output use of tied {leaf.path}")
-                for site, role in zip(leaf.sites, roles)
-                if role == "output" and not math.isclose(factor, 1.0, rel_tol=1e-9)
-            ]
-    return scalings
+def _uses(program: Program, scheme: Parametrization) -> list[Scaling]:
+    """Factors on the results of single uses of a leaf: of the output use of tied weights, and against what the model multiplies one by."""
+    scalings: dict[tuple[int, ...], Scaling] = {}
+    for number, leaf in enumerate(program.leaves):
+        if len(leaf.sites) < 2 or column(leaf) is None:
+            continue
+        for k, site in enumerate(leaf.sites):
+            factor, role = use_factor(leaf, k, scheme), role_of(leaf.sites[k], leaf.infinite)
+            if role not in COLUMN_OF or math.isclose(factor, 1.0, rel_tol=1e-9):
+                continue
+            _refuse_shared_result(program, number, site)
+            why = f"{role} use of tied {leaf.path}" if len(leaf.roles) > 1 else f"one use of {leaf.path}, which others share"
+            scalings[site.path] = Scaling(site.path, site.op, None, factor, why)
+    return list(scalings.values())
+
+
+def _refuse_shared_result(program: Program, number: int, site: Site) -> None:
+    """A factor on the result of one use is a factor on the leaf there only if the leaf multiplies all of that result."""
+    path = program.leaves[number].path
+    others = [program.leaves[s.leaf].path for s in program.walk.sites if s.path == site.path and s.leaf != number]
+    if site.effect == "times" and not others:
+        return
+    what = f"joined with {others[0]}" if others else "added, or goes through a function of its own"
+    raise ValueError(
+        f"leaf {path} is used in several places that want different factors, and at one of them ({site.op}, equation {site.path} of apply) "
+        f"it is {what}, so no factor on the result stands for one on the leaf. Use two leaves, or multiply them apart from each other."
+    )

@@ -13,69 +13,13 @@ import jax.numpy as jnp
 from paperjax.binding import nearest
 from paperjax.model import Family, Model, check_model, family, join, split
 from paperjax.trace import primitives as prim
-from paperjax.trace.graph import Site, Walk
+from paperjax.trace.graph import Walk
 from paperjax.trace.initial import Law, read_laws
+from paperjax.trace.leaf import Leaf, roles_of
 from paperjax.trace.probe import Probe, Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
 from paperjax.trace.settle import Use, overridden, refuse_unresolved
 from paperjax.trace.streams import Interaction, ResidualAdd, branch_factor, interactions, own_factors, residual_adds
 from paperjax.trace.walk import walk
-
-ROLES = ("hidden", "input", "output", "vector", "embedding", "finite")
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """A trained leaf of the target network: what its axes are, and what it was at the base size.
-
-    Attributes
-    ----------
-    path, shape, dtype
-        As in the target's parameters.
-    base_shape
-        Its shape at the base sizes.
-    infinite
-        For each axis, the sizes that change it.
-    sites
-        Its uses by the data, in order.
-    roles
-        One role for each distinct use; two for tied weights.
-    law, base_law, narrow_law
-        Its entries at initialization: at the target, at the base, and at the base's widths with the target's depth.
-    own_width, own_depth
-        The factor that the model itself multiplies the leaf or its product by, target over base: from the widths, for each site, and from
-        the depth, for the first.
-    own_projection
-        Of a query's or key's projection that is written ``(x @ W) / sqrt(n)``: that factor, target over base. It is part of how the logits
-        are scaled as well (see `Program`), so it counts as the leaf's own only where a parametrization leaves the logits as they are.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: Any
-    base_shape: tuple[int, ...]
-    infinite: tuple[frozenset[str], ...]
-    sites: tuple[Site, ...]
-    roles: tuple[str, ...]
-    law: Law
-    base_law: Law
-    narrow_law: Law
-    own_width: tuple[float, ...] = ()
-    own_depth: float = 1.0
-    own_projection: float = 1.0
-
-    @property
-    def role(self) -> str:
-        """The role, or both of a tied leaf joined by ``+``."""
-        return "+".join(self.roles)
-
-    def fans(self, base: bool = False) -> tuple[int, int]:
-        """Fan-in and fan-out of its first use: products of the contracted and of the free axes.
-
-        Of a lookup the fan-in is 1; of an elementwise use both are what its axes amount to, fan-in 1.
-        """
-        shape, site = (self.base_shape if base else self.shape), self.sites[0]
-        inside = () if site.kind in ("lookup", "elementwise") else site.inside + site.window
-        return math.prod(shape[a] for a in inside), math.prod(shape[a] for a in site.out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,13 +173,8 @@ def read(
         narrow, part = pairs[i]
         sites = tuple(site for site in found.sites if site.leaf == i)
         infinite = axes[shape.path]
-        roles = tuple(dict.fromkeys(role_of(site, infinite) for site in sites)) or ("finite",)
-        leaves.append(
-            Leaf(
-                shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles, there.laws[i], small.laws[whole.index(part)],
-                there.laws[i],
-            )
-        )  # fmt: skip
+        laws = there.laws[i], small.laws[whole.index(part)], there.laws[i]
+        leaves.append(Leaf(shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles_of(sites, infinite), *laws))
     traced = (there, small, _narrow(fam, x, base, target, leaves, probe, there, small))
     settled = {id(t): t._replace(walk=_overridden_base(t.walk, t.shapes, shapes, uses)) for t in traced}
     leaves = _with_own_factors(leaves, [part for _, part in pairs], *(settled[id(t)] for t in traced))
@@ -281,9 +220,14 @@ def _with_own_factors(leaves: list[Leaf], parts: list[Shape], there: _Traced, sm
         if len(ours) != len(theirs) or not ours or not first:
             found.append(dataclasses.replace(leaf, narrow_law=between.laws[k], own_width=(1.0,) * len(leaf.sites)))
             continue
-        width = tuple(math.exp(a - b) for a, b in zip(ours, theirs))
+        leaf = dataclasses.replace(leaf, narrow_law=between.laws[k], own_width=tuple(math.exp(a - b) for a, b in zip(ours, theirs)))
         logits[i] = logs(there, i, 1)[0] - logs(between, k, 1)[0]
-        found.append(dataclasses.replace(leaf, narrow_law=between.laws[k], own_width=width, own_depth=math.exp(theirs[0] - first[0])))
+        # A leaf that layers share has more uses in a deeper network; the first of a kind is compared with the first.
+        at = (leaf.deciding,) * 2
+        if len(theirs) != len(first):
+            like = leaf.kind_of(leaf.deciding)
+            at = leaf.first_of(like), leaf.first_of(like, [site for site in small.walk.sites if site.leaf == at_small[part.path]])
+        found.append(dataclasses.replace(leaf, own_depth=math.exp(theirs[at[0]] - first[at[1]])))
     return _with_own_projections(found, interactions(there.walk), logits)
 
 
@@ -347,19 +291,6 @@ def _check_sizes(fam: Family, base: Mapping[str, Any], target: Mapping[str, Any]
                 f"base {name} = {value} is larger than the target's {target[name]}: exchange them, or choose a smaller base. "
                 "A base is the small network that was tuned."
             )
-
-
-def role_of(site: Site, infinite: tuple[frozenset[str], ...]) -> str:
-    """The role that one use gives a leaf whose axes are infinite for the sizes named; see `read`."""
-    inside = any(infinite[a] for a in site.inside)
-    out = any(infinite[a] for a in site.out)
-    if site.kind == "elementwise":
-        return "vector" if out else "finite"
-    if site.kind == "lookup":
-        return "embedding" if out else "finite"
-    if site.kind == "convolution" and site.groups > 1 and not inside and out:
-        return "vector"
-    return {(True, True): "hidden", (False, True): "input", (True, False): "output", (False, False): "finite"}[inside, out]
 
 
 def _scaled(

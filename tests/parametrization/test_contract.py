@@ -280,12 +280,12 @@ def test_a_leaf_used_in_two_ways_that_scale_differently():
     def twice(width):
         def apply(p, x):
             h = jnp.tanh(x @ p["u"]) @ p["w"]
-            return h * p["w"][0][None] @ p["v"]
+            return (h + p["w"][jnp.argmax(x, -1)]) @ p["v"]
 
         shapes = {"u": (3, width), "w": (width, width), "v": (width, 1)}
         return pj.Model(lambda key, x: {k: jax.random.normal(key, s) for k, s in shapes.items()}, apply)
 
-    with pytest.raises(ValueError, match=r"\['w'\] is used as hidden and as vector"):
+    with pytest.raises(ValueError, match=r"\['w'\] is used as hidden and as embedding"):
         make_plan(pj.family(twice, x=ROWS), pj.mup, base={"width": 4}, target={"width": 8})
 
 

@@ -143,7 +143,7 @@ def leaf_factors(leaf: Leaf, in_branch: bool, scheme: Parametrization, rule: str
         own = leaf.own * (leaf.own_projection if scheme.attention is None else 1.0)
         multiplier, eps = factor(scheme.a) / own, factor(scheme.eps)
         lr = factor(scheme.c["sgd" if rule == "sgd" else "adam"])
-        init_scale = _init_scale(leaf, factor(scheme.b), base_law)
+        init_scale = _init_scale(leaf, factor(scheme.b), factor(scheme.a), base_law)
         if rule == "muon" and is_matrix(leaf):
             lr *= _spectral_norm_of_signs(fans, base)
             # Muon compares eps with the Frobenius norm of the gradient, Adam with one entry.
@@ -200,11 +200,14 @@ def _finite_init_scale(leaf: Leaf, base: Law) -> float:
     return scale
 
 
-def _init_scale(leaf: Leaf, wanted: float, base: Law) -> float:
-    """Bring the model's own ratio of standard deviations, target over base, to the wanted one; constant leaves stay."""
+def _init_scale(leaf: Leaf, wanted: float, multiplier: float, base: Law) -> float:
+    """Bring the model's own ratio of standard deviations, target over base, to the wanted one.
+
+    A constant has no standard deviation to scale: what the table multiplies it by is taken out, so that gains of 1 are 1 in every form.
+    """
     law = leaf.law
     if law.kind == "constant" or base.kind == "constant":
-        return 1.0
+        return 1.0 if law.mean == 0 else 1.0 / multiplier
     if law.kind != "random" or base.kind != "random":
         told = law if law.kind != "random" else base
         raise ValueError(
@@ -214,7 +217,7 @@ def _init_scale(leaf: Leaf, wanted: float, base: Law) -> float:
             f"Say how: plan(..., init_std={{{leaf.path!r}: lambda fan_in, fan_out: ...}})."
         )
     if law.std == 0 or base.std == 0:
-        return 1.0
+        return 1.0 if law.mean == 0 else 1.0 / multiplier
     if abs(law.mean) > 0.1 * law.std and not math.isclose(law.mean, base.mean, rel_tol=1e-3):
         raise ValueError(f"leaf {leaf.path}: the mean of its initialization changes from {base.mean:.3g} to {law.mean:.3g} with its size.")
     return wanted * base.std / law.std

@@ -40,7 +40,8 @@ def plan(
         ``multiplier = n^-a``,  ``init_scale = n^-b · std_base / std_target``,  ``learning rate × n^-c``,
 
     where std is that of the model's own initialization, read from the trace of ``init``. So any sensible initialization comes out
-    right, and at the base the plan is the model itself.
+    right, and at the base the plan is the model itself. What starts at one number for all entries keeps it, multiplier included:
+    ``init_scale = n^a`` (gains of 1 are gains of 1 in every form of a parametrization), and zeros stay zeros.
 
     Parameters
     ----------

@@ -32,21 +32,68 @@ def double():
         yield
 
 
-def run(scheme, rule, optimizer=OPTIMIZERS):
-    plan = pj.plan(FAMILY, scheme, base={"width": 4}, target={"width": 32}, optimizer=rule)
+def normed(width):
+    """What starts at one number: gains of 1, biases of 0.3 and 0, logarithms of scales for each unit and for all; and a readout of ones."""
+
+    def init(key, x):
+        u, w = jax.random.split(key)
+        return {
+            "u": jax.random.normal(u, (3, width)), "b": jnp.full(width, 0.3), "gain": jnp.ones(width), "shift": jnp.zeros(width),
+            "w": jax.random.normal(w, (width, width)) / width**0.5, "log_scale": jnp.full(width, -0.5), "log_all": jnp.full((), 0.2),
+            "v": jnp.full((width, 2), 1 / width), "c": jnp.full(2, 0.1),
+        }  # fmt: skip
+
+    def apply(p, x):
+        h = x @ p["u"] + p["b"][None]
+        h = (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-6) * p["gain"][None] + p["shift"][None]
+        h = jnp.tanh(jnp.tanh(h) @ p["w"] * jnp.exp(p["log_scale"])[None])
+        return jnp.exp(p["log_all"]) * (h @ p["v"]) + p["c"][None]
+
+    return pj.Model(init, apply)
+
+
+NORMED = pj.family(normed, x=ROWS)
+
+
+def run(scheme, rule, optimizer=OPTIMIZERS, family=FAMILY):
+    plan = pj.plan(family, scheme, base={"width": 4}, target={"width": 32}, optimizer=rule)
     x, y = jnp.asarray(ROWS), jnp.asarray(TARGETS)
     return trajectory(plan.model.apply, plan.model.init(jax.random.key(0), x), optimizer[rule](plan), x, y)
 
 
 @functools.cache
-def reference(rule):
-    return run(pj.mup, rule)
+def reference(rule, family=FAMILY):
+    return run(pj.mup, rule, family=family)
+
+
+@pytest.mark.parametrize("family", [FAMILY, NORMED], ids=["mlp", "gains, biases, scales"])
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+@pytest.mark.parametrize("scheme", [pj.mup_table8, pj.mup_table9, pj.mean_field], ids=lambda s: s.name)
+def test_the_forms_of_mup_are_one_trajectory(scheme, rule, family):
+    assert distance(run(scheme, rule, family=family), reference(rule, family)) < 1e-10
+
+
+OWN = pj.abc("of one's own", a=(0.3, -0.2, 0.6), b=(-0.3, 0.7, 0.4), c_sgd=(-1.6, pj.Exponent(1.4, -1.0), -0.2), c_adam=(-0.3, 1.2, 0.4))
 
 
 @pytest.mark.parametrize("rule", OPTIMIZERS)
-@pytest.mark.parametrize("scheme", [pj.mup_table8, pj.mup_table9, pj.mean_field], ids=lambda s: s.name)
-def test_the_forms_of_mup_are_one_trajectory(scheme, rule):
-    assert distance(run(scheme, rule), reference(rule)) < 1e-10
+def test_constants_are_the_same_under_every_shift_and_in_a_form_of_ones_own(rule):
+    for scheme in (pj.mup.shifted((0.7, -0.3, 0.4)), OWN):
+        assert distance(run(scheme, rule, family=NORMED), reference(rule, NORMED)) < 1e-10
+    tx = {
+        "sgd": lambda plan: plan.optimizer(optax.sgd, 0.05, momentum=0.9, weight_decay=0.3),
+        "adam": lambda plan: plan.optimizer(optax.adamw, 0.02, eps=1e-3, weight_decay=0.5),
+    }
+    assert distance(run(pj.mup_table9, rule, tx, NORMED), run(pj.mup, rule, tx, NORMED)) < 1e-10
+
+
+@pytest.mark.parametrize("scheme", [pj.mup_table8, pj.mup_table9, pj.ntp, OWN], ids=lambda s: s.name)
+def test_what_starts_at_one_number_starts_there_under_every_plan(scheme):
+    plan = pj.plan(NORMED, scheme, base={"width": 4}, target={"width": 32})
+    ours, own = (net.init(jax.random.key(0), ROWS) for net in (plan.model, plan.network))
+    ours = jax.tree.map(jnp.multiply, ours, plan.factors("multiplier", ours))
+    for name in ("b", "gain", "shift", "log_scale", "log_all", "v", "c"):
+        np.testing.assert_allclose(ours[name], own[name], rtol=1e-12, err_msg=name)
 
 
 theta = st.floats(-1, 1)

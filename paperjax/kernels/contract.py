@@ -121,8 +121,8 @@ def _gram_of_one(a1: Any, a2: Any, b1: Any, b2: Any, outputs: str, lookup: bool,
 
 def _equal(first: Any, second: Any, dtype: Any) -> Any:
     """Whether two places look up the same row, ``(n, t, N, T)``."""
-    one = first[:, :, None, None]
-    return ((one == second) & (one >= 0)).astype(dtype)
+    one, two = first[:, :, None, None], second[None, None]
+    return ((one == two) & (one >= 0)).astype(dtype)
 
 
 def _gram_of_two(factors: Sequence[Factor], a: Pair, b: Pair, outputs: str) -> Any:
@@ -153,7 +153,9 @@ def _inner(first: tuple[Any, bool, str], second: tuple[Any, bool, str], kept: st
 
 def _coordinates(vectors: Any, rows: Any) -> Any:
     """Of each vector the coordinate that a row names; 0 for a row outside of the table."""
-    return jnp.where(rows >= 0, jnp.take(vectors, jnp.maximum(rows, 0), axis=-1), jnp.zeros((), vectors.dtype))
+    found = jnp.take(vectors, jnp.maximum(rows, 0), axis=-1)
+    there = (rows >= 0).reshape((1,) * (found.ndim - rows.ndim) + rows.shape)
+    return jnp.where(there, found, jnp.zeros((), vectors.dtype))
 
 
 def _placed(x: Any, names: str, kept: str) -> Any:

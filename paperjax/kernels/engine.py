@@ -1,5 +1,6 @@
 """Record batches and contract them to kernels, each leaf by its route."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -146,9 +147,7 @@ def coupled_kernel(model: Model, spec: Spec, weigh: Scale, params: Any, x1: Any,
     for leaf, path in enumerate(networks[0].paths):
         if spec.only is not None and path not in spec.only:
             continue
-        found = [
-            jax.jacrev(lambda v, net=net, x=x, leaf=leaf: outputs(net, v, leaf, x))(leaves[leaf]) for net, x in zip(networks, (x1, x2))
-        ]
+        found = [jax.jacrev(functools.partial(outputs, net, leaf, x))(leaves[leaf]) for net, x in zip(networks, (x1, x2))]
         if spec.wide:
             found = [g.astype(jnp.float64) for g in found]
         name = {None: "", "leaf": path, "layer": _parent(path)}[spec.per]

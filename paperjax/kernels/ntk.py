@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,12 @@ def ntk(
     *,
     outputs: str | int | tuple[int, ...] = "full",
     diagonal: bool = False,
-    per: Literal["leaf", "layer"] | None = None,
+    per: str | None = None,
     weights: PyTree | None = None,
     leaves: Sequence[str] | None = None,
     route: str | Mapping[str, str] = "auto",
     max_bytes: int | None = None,
-    accumulate: Literal["float64"] | None = None,
+    accumulate: str | None = None,
     coupled: bool = False,
     out: str | Path | None = None,
     progress: bool | None = None,
@@ -65,7 +65,8 @@ def ntk(
         ``"leaf"`` or ``"layer"``: the contributions by themselves, which add up to the whole. A layer is the module that a leaf belongs to;
         layers that are one leaf under a scan come apart.
     weights
-        One number for each leaf, a pytree like `params`. With ``plan.lr`` it is the kernel that training by SGD under a plan follows.
+        One number for each leaf, a pytree like `params`. With ``plan.factors("learning_rate", params)`` it is the kernel that training by
+        SGD under a plan follows.
     leaves
         Paths of the leaves that count; all by default.
     route
@@ -138,6 +139,8 @@ def ntk(
                 "is then one of whole batches. Use running averages (BatchNorm(use_running_average=True)), or pass coupled=True for the "
                 "kernel of x1 and x2 as they stand."
             )
+    if per not in (None, "leaf", "layer"):
+        raise ValueError(f"per = {per!r}: 'leaf', 'layer', or None for the whole kernel.")
     if accumulate not in (None, "float64"):
         raise ValueError(f"accumulate = {accumulate!r}: 'float64', or None for the network's own precision.")
     if accumulate and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
@@ -292,7 +295,7 @@ def _check_params(params: Any) -> tuple[str, ...]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
         name = jax.tree_util.keystr(path)
         paths.append(name)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+        if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.complexfloating):
             raise ValueError(
                 f"parameter {name} is complex: its kernel is not defined here (real and imaginary parts would train apart). Keep them as "
                 "two real leaves and build the complex numbers inside the model."
@@ -355,7 +358,9 @@ def _weights(params: Any, weights: Any) -> list[Any]:
     try:
         pairs = jax.tree.map(lambda leaf, weight: weight, params, weights)
     except ValueError as error:
-        raise ValueError(f"weights must be a pytree like params, one number for each leaf (plan.lr is one): {error}") from error
+        raise ValueError(
+            f"weights must be a pytree like params, one number for each leaf (such as plan.factors('learning_rate', params)): {error}"
+        ) from error
     trained = split(params)[0]
     flags = [leaf is not None for leaf in jax.tree.leaves(trained, is_leaf=lambda leaf: leaf is None)]
     found = jax.tree.leaves(pairs, is_leaf=lambda leaf: leaf is None)

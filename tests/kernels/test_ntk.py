@@ -1,0 +1,306 @@
+"""Forms, laws, blocks and refusals of the empirical kernel."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import paperjax as pj
+from paperjax.kernels import explain, ntk, operator
+from paperjax.model import Frozen, Model
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def dense(sizes, activation=jnp.tanh, dtype=jnp.float64):
+    def init(key, x):
+        keys = jax.random.split(key, len(sizes) - 1)
+        return [
+            {"w": jax.random.normal(k, (i, o), dtype) / jnp.sqrt(jnp.asarray(i, dtype)), "b": jnp.full((o,), 0.1, dtype)}
+            for k, i, o in zip(keys, sizes[:-1], sizes[1:])
+        ]
+
+    def apply(params, x):
+        for n, layer in enumerate(params):
+            x = x @ layer["w"] + layer["b"][None]
+            x = activation(x) if n + 1 < len(params) else x
+        return x
+
+    return Model(init, apply)
+
+
+MODEL = dense((3, 5, 4, 2))
+with jax.enable_x64(True):
+    X1 = jax.random.normal(jax.random.key(0), (6, 3), jnp.float64)
+    X2 = jax.random.normal(jax.random.key(1), (4, 3), jnp.float64)
+    PARAMS = MODEL.init(jax.random.key(2), X1)
+
+
+def brute(model, params, x1, x2):
+    def rows(x):
+        j = jax.jacobian(lambda p: model.apply(p, x))(params)
+        return np.concatenate([np.asarray(a).reshape(*a.shape[:2], -1) for a in jax.tree.leaves(j)], -1)
+
+    return np.einsum("nop,mqp->nmoq", rows(x1), rows(x2))
+
+
+@pytest.fixture(scope="module")
+def exact():
+    with jax.enable_x64(True):
+        return brute(MODEL, PARAMS, X1, X2)
+
+
+# Forms ---------------------------------------------------------------------------------------------------------------
+
+FORMS = {
+    "full": (lambda k: k, {}),
+    "trace": (lambda k: np.einsum("nmoo->nm", k), {"outputs": "trace"}),
+    "diagonal": (lambda k: np.einsum("nmoo->nmo", k), {"outputs": "diagonal"}),
+    "one output": (lambda k: k[:, :, 1, 1], {"outputs": 1}),
+    "one output from the end": (lambda k: k[:, :, 1, 1], {"outputs": (-1,)}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms(form, exact):
+    reduce, options = FORMS[form]
+    np.testing.assert_allclose(ntk(MODEL, PARAMS, X1, X2, **options), reduce(exact), rtol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_examples_with_themselves(form):
+    reduce, options = FORMS[form]
+    pairs = brute(MODEL, PARAMS, X1, X1)
+    wanted = np.stack([reduce(pairs[n : n + 1, n : n + 1])[0, 0] for n in range(6)])
+    np.testing.assert_allclose(ntk(MODEL, PARAMS, X1, diagonal=True, **options), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("per", ["leaf", "layer"])
+def test_contributions_add_up(per, exact):
+    parts = ntk(MODEL, PARAMS, X1, X2, per=per)
+    assert set(parts) == ({"[0]", "[1]", "[2]"} if per == "layer" else {f"[{n}]['{k}']" for n in range(3) for k in "wb"})
+    np.testing.assert_allclose(sum(parts.values()), exact, rtol=1e-12)
+
+
+def test_weights_are_those_of_a_plan():
+    plan = pj.plan(pj.family(lambda width: pj.models.mlp(width, 2, 1), x=X1), pj.mup, base={"width": 4}, target={"width": 16})
+    params = plan.model.init(jax.random.key(0), X1)
+    rates = plan.factors("learning_rate", params)
+    whole, parts = ntk(plan.model, params, X1, weights=rates), ntk(plan.model, params, X1, per="leaf")
+    factors = {jax.tree_util.keystr(p): float(v) for p, v in jax.tree_util.tree_leaves_with_path(rates)}
+    assert len(set(factors.values())) > 1
+    np.testing.assert_allclose(whole, sum(factors[path] * kernel for path, kernel in parts.items()), rtol=1e-10)
+
+
+def test_only_some_leaves(exact):
+    parts = ntk(MODEL, PARAMS, X1, X2, per="leaf")
+    np.testing.assert_allclose(ntk(MODEL, PARAMS, X1, X2, leaves=["[1]['w']"]), parts["[1]['w']"], rtol=1e-12)
+
+
+def test_outputs_of_several_axes_and_several_outputs(exact):
+    def both(params, x):
+        y = MODEL.apply(params, x)
+        return {"pair": y.reshape(-1, 2, 1), "first": y[:, 0]}
+
+    found = ntk(Model(MODEL.init, both), PARAMS, X1, X2)
+    assert found["pair"].shape == (6, 4, 2, 1, 2, 1)
+    np.testing.assert_allclose(found["pair"].reshape(6, 4, 2, 2), exact, rtol=1e-12)
+    np.testing.assert_allclose(found["first"], exact[:, :, 0, 0], rtol=1e-12)
+    pair = Model(MODEL.init, lambda params, x: both(params, x)["pair"])
+    np.testing.assert_allclose(ntk(pair, PARAMS, X1, X2, outputs=(1, 0)), exact[:, :, 1, 1], rtol=1e-12)
+
+
+def test_under_jit_and_derivatives_of_it(exact):
+    found = jax.jit(lambda p: ntk(MODEL, p, X1, X2))(PARAMS)
+    np.testing.assert_allclose(found, exact, rtol=1e-12)
+
+
+def test_float64_contraction_of_a_float32_network():
+    model = dense((3, 5, 4, 2), dtype=jnp.float32)
+    x = X1.astype(jnp.float32)
+    params = model.init(jax.random.key(2), x)
+    found = ntk(model, params, x, accumulate="float64")
+    assert found.dtype == jnp.float64
+    np.testing.assert_allclose(found, ntk(model, params, x), rtol=1e-4, atol=1e-5)
+
+
+def test_operator_is_the_kernel(exact):
+    v = jax.random.normal(jax.random.key(3), (4, 2), jnp.float64)
+    for batch in (1, 3, 256):
+        np.testing.assert_allclose(operator(MODEL, PARAMS, X1, X2, batch=batch)(v), np.einsum("nmop,mp->no", exact, v), rtol=1e-12)
+    with pytest.raises(ValueError, match=r"shape of the outputs, \(4, 2\)"):
+        operator(MODEL, PARAMS, X1, X2)(v[:3])
+
+
+# Laws ----------------------------------------------------------------------------------------------------------------
+
+SIZES = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3))
+
+
+@settings(max_examples=6)
+@given(SIZES, st.sampled_from([jnp.tanh, jax.nn.relu, jnp.sin]), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
+def test_laws_on_random_networks(sizes, activation, n, m, seed):
+    model, keys = dense(sizes, activation), jax.random.split(jax.random.key(seed), 3)
+    x1, x2 = (jax.random.normal(k, (size, sizes[0]), jnp.float64) for k, size in zip(keys, (n, m)))
+    params = model.init(keys[2], x1)
+    kernel = np.asarray(ntk(model, params, x1))
+    matrix = kernel.transpose(0, 2, 1, 3).reshape(n * sizes[-1], -1)
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-12 * np.abs(matrix).max())
+    assert np.linalg.eigvalsh(matrix).min() >= -1e-10 * np.abs(matrix).max()
+    across = np.asarray(ntk(model, params, x1, x2))
+    np.testing.assert_allclose(across, np.asarray(ntk(model, params, x2, x1)).transpose(1, 0, 3, 2), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(across, brute(model, params, x1, x2), rtol=1e-10, atol=1e-12)
+    order = np.random.default_rng(seed).permutation(n)
+    np.testing.assert_allclose(ntk(model, params, x1[order]), kernel[order][:, order], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [33, 64])
+@pytest.mark.parametrize("outputs", ["full", "diagonal"])
+def test_by_halves(n, outputs):
+    model = dense((3, 16, 8))
+    x = jax.random.normal(jax.random.key(0), (n, 3), jnp.float64)
+    params = model.init(jax.random.key(1), x)
+    np.testing.assert_allclose(ntk(model, params, x, outputs=outputs), ntk(model, params, x, x + 0, outputs=outputs), rtol=1e-12)
+
+
+# Blocks --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outputs", ["full", "trace", "diagonal"])
+@pytest.mark.parametrize("second", [None, X2])
+def test_blocks_change_nothing(outputs, second):
+    whole = ntk(MODEL, PARAMS, X1, second, outputs=outputs)
+    np.testing.assert_allclose(ntk(MODEL, PARAMS, X1, second, outputs=outputs, max_bytes=6000), whole, rtol=1e-12)
+
+
+def test_a_file_is_taken_up_again(tmp_path, monkeypatch):
+    from paperjax.kernels import programs
+
+    whole, path, calls = ntk(MODEL, PARAMS, X1), tmp_path / "kernel.npy", []
+    pair = programs.pair_program
+
+    def stopping(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return pair(*args)
+
+    monkeypatch.setattr(programs, "pair_program", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        ntk(MODEL, PARAMS, X1, max_bytes=6000, out=path)
+    found = ntk(MODEL, PARAMS, X1, max_bytes=6000, out=path)
+    assert isinstance(found, np.memmap)
+    np.testing.assert_allclose(found, whole, rtol=1e-12)
+    blocks = len(calls) - 1
+    ntk(MODEL, PARAMS, X1, max_bytes=6000, out=path)
+    assert len(calls) - 1 == blocks
+    with pytest.raises(ValueError, match="holds blocks of another kernel"):
+        ntk(MODEL, PARAMS, X1 + 1, max_bytes=6000, out=path)
+
+
+# Routes --------------------------------------------------------------------------------------------------------------
+
+
+def test_explain_says_how_each_leaf_is_used():
+    params = {"net": PARAMS, "gain": jnp.ones(2, jnp.float64), "seed": Frozen(jnp.arange(3))}
+
+    def apply(p, x):
+        return MODEL.apply(p["net"], x) * p["gain"][None]
+
+    model = Model(lambda key, x: params, apply)
+    table = explain(model, params, X1, measure=True)
+    by_path = {leaf.path: leaf for leaf in table.leaves}
+    assert by_path["['gain']"].use == "enters mul"
+    assert by_path["['gain']"].route == "jacobian"
+    assert by_path["['net'][1]['b']"].use == "bias of ['net'][1]['w']"
+    assert by_path["['net'][1]['w']"].use == "product, 5 x 4"
+    assert set(by_path["['net'][1]['w']"].measured) == {"gram", "gradients", "jacobian", "ntvp"}
+    assert "not trained: ['seed']" in str(table)
+    assert str(table).count("\n") > 7
+
+
+@pytest.mark.parametrize("route", ["jacobian", "ntvp", {"[0]['w']": "gradients", "[1]['w']": "ntvp", "[1]['b']": "jacobian"}])
+def test_routes_can_be_told(route, exact):
+    np.testing.assert_allclose(ntk(MODEL, PARAMS, X1, X2, route=route), exact, rtol=1e-12)
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+
+def bad_params(**changed):
+    return [{**PARAMS[0], **changed}, *PARAMS[1:]]
+
+
+REFUSED = {
+    "empty batch": (lambda: ntk(MODEL, PARAMS, X1[:0]), ValueError, "x1 has shape"),
+    "features differ": (lambda: ntk(MODEL, PARAMS, X1, X2[:, :2]), ValueError, r"examples of float64\[3\] and x2 of float64\[2\]"),
+    "NaN": (lambda: ntk(MODEL, bad_params(b=PARAMS[0]["b"] * jnp.nan), X1), ValueError, r"\[0\]\['b'\] holds NaN"),
+    "complex": (lambda: ntk(MODEL, bad_params(b=PARAMS[0]["b"].astype(complex)), X1), ValueError, r"\[0\]\['b'\] is complex"),
+    "no array": (lambda: ntk(Model(MODEL.init, lambda p, x: (MODEL.apply(p, x), "y")), PARAMS, X1), TypeError, "not an array"),
+    "classes": (lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x).argmax(1)), PARAMS, X1), TypeError, "int"),
+    "sum over the batch": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x - x.mean(0, keepdims=True))), PARAMS, X1),
+        ValueError,
+        "depend on each other: reduce_sum",
+    ),
+    "nothing trained": (lambda: ntk(MODEL, Frozen(PARAMS), X1), ValueError, "no trained parameter"),
+    "too little memory": (lambda: ntk(MODEL, PARAMS, X1, max_bytes=100), MemoryError, "Give max_bytes="),
+    "unknown output": (lambda: ntk(MODEL, PARAMS, X1, outputs=2), ValueError, "names no output"),
+    "unknown form": (lambda: ntk(MODEL, PARAMS, X1, outputs="traces"), ValueError, "trace"),
+    "unknown leaf": (lambda: ntk(MODEL, PARAMS, X1, leaves=["[0]['v']"]), ValueError, r"\[0\]\['w'\]|\[0\]\['b'\]"),
+    "unknown route": (lambda: ntk(MODEL, PARAMS, X1, route="jacobains"), ValueError, "jacobian"),
+    "route of an unknown leaf": (lambda: ntk(MODEL, PARAMS, X1, route={"[7]": "jacobian"}), ValueError, "not trained here"),
+    "weights of another shape": (lambda: ntk(MODEL, PARAMS, X1, weights={"w": 1.0}), ValueError, "pytree like params"),
+    "file and parts": (lambda: ntk(MODEL, PARAMS, X1, out="k.npy", per="leaf"), ValueError, "holds one array"),
+    "diagonal of two batches": (lambda: ntk(MODEL, PARAMS, X1, X2, diagonal=True), ValueError, "leave out x2"),
+    "unknown parts": (lambda: ntk(MODEL, PARAMS, X1, per="layers"), ValueError, "'leaf', 'layer'"),
+    "unknown precision": (lambda: ntk(MODEL, PARAMS, X1, accumulate="double"), ValueError, "float64"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(what):
+    call, error, message = REFUSED[what]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_loop_of_unknown_length_is_named():
+    def apply(params, x):
+        return jax.lax.while_loop(lambda state: state[0] < 3 + 0 * state[0], lambda s: (s[0] + 1, s[1] @ params), (0, x))[1]
+
+    with pytest.raises(ValueError, match="while_loop"):
+        ntk(Model(lambda key, x: jnp.eye(3), apply), jnp.eye(3), X1)
+
+
+def test_integers_among_the_parameters_are_said():
+    model = Model(MODEL.init, lambda p, x: MODEL.apply(p["net"], x))
+    with pytest.warns(UserWarning, match=r"do not count in the kernel: \['steps'\]"):
+        ntk(model, {"net": PARAMS, "steps": jnp.asarray(3)}, X1)
+
+
+def test_batch_statistics_when_allowed():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        batch_statistics()
+
+
+def batch_statistics():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.BatchNorm(use_running_average=False, param_dtype=jnp.float64)(nn.Dense(4, param_dtype=jnp.float64)(x))
+            return nn.Dense(2, param_dtype=jnp.float64)(nn.tanh(x))
+
+    model = pj.as_model(Net())
+    params = model.init(jax.random.key(0), X1)
+    with pytest.raises(ValueError, match="coupled=True"):
+        ntk(model, params, X1)
+    trained = params["params"]
+    other = {k: v for k, v in params.items() if k != "params"}
+    exact = brute(Model(model.init, lambda p, x: model.apply({"params": p, **other}, x)), trained, X1, X2)
+    np.testing.assert_allclose(ntk(model, params, X1, X2, coupled=True), exact, rtol=1e-10, atol=1e-12)
+    half = np.einsum("nmoo->nm", exact)
+    np.testing.assert_allclose(sum(ntk(model, params, X1, X2, coupled=True, per="leaf", outputs="trace").values()), half, rtol=1e-10)

@@ -83,6 +83,8 @@ class Node(NamedTuple):
         Axes of the two parents that a product of activations sums over, as sizes.
     repeats
         As for a `Site`.
+    pair
+        Of a sum of products that were made entry by entry, the activation that is those products, or the differences that it squares.
     """
 
     op: str
@@ -93,6 +95,7 @@ class Node(NamedTuple):
     log_factor: float = 0.0
     contracted: tuple[int, ...] = ()
     repeats: int = 1
+    pair: int | None = None
 
 
 class Unresolved(NamedTuple):
@@ -172,3 +175,27 @@ class Graph:
         scaled = node.op in ("mul", "div") and node.how == "linear" and not self.sites.get(i)
         moved = node.op in (*prim.RESHAPING, *prim.KEEPING_AXES, "carry", "carried", "row", "rows", "cond")
         return len(node.parents) == 1 and (moved or scaled)
+
+    def root(self, node: int) -> int:
+        """What an activation was before it was moved and multiplied by numbers."""
+        while self.moves(node):
+            node = self.nodes[node].parents[0]
+        return node
+
+    def made_of(self, node: int, of: int) -> bool:
+        """Whether one activation is made of another."""
+        return of == node or node in self.between(of, node)
+
+    def between(self, first: int, last: int) -> set[int]:
+        """Activations that are made of `first` and that `last` is made of, without `first` and with `last` if it is made of `first`."""
+        todo, back = [last], set()
+        while todo:
+            node = todo.pop()
+            if node > first and node not in back:
+                back.add(node)
+                todo.extend(self.nodes[node].parents)
+        found: set[int] = set()
+        for node in sorted(back):
+            if any(parent == first or parent in found for parent in self.nodes[node].parents):
+                found.add(node)
+        return found

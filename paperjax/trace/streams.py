@@ -5,12 +5,13 @@ between. A branch that starts from an earlier point of the same stream counts to
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import NamedTuple
 
+from paperjax.trace import primitives as prim
 from paperjax.trace.graph import CONTRACTING as CONTRACTING
 from paperjax.trace.graph import Graph, Walk
-from paperjax.trace.origins import origin
+from paperjax.trace.origins import normalized, origin
 
 
 class ResidualAdd(NamedTuple):
@@ -42,7 +43,7 @@ class ResidualAdd(NamedTuple):
 
 
 class Interaction(NamedTuple):
-    """A product of two activations, such as attention's queries with its keys.
+    """A product of two activations, such as attention's queries with its keys, or a squared distance of the two.
 
     Attributes
     ----------
@@ -54,6 +55,10 @@ class Interaction(NamedTuple):
         Logarithm of the known factors that multiply it, before and after, up to the next nonlinear function.
     leaves
         Leaves that made the two operands.
+    op
+        The primitive that sums.
+    operands
+        The two activations; twice the same of a product with itself.
     """
 
     path: tuple[int, ...]
@@ -61,6 +66,8 @@ class Interaction(NamedTuple):
     size: int
     log_scale: float
     leaves: tuple[tuple[int, ...], tuple[int, ...]]
+    op: str
+    operands: tuple[int, int]
 
 
 def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
@@ -221,18 +228,56 @@ def _power(graph: Graph, node: int, scaled: frozenset[int], power: Mapping[int, 
 
 
 def interactions(walk: Walk) -> tuple[Interaction, ...]:
-    """All products of two activations, in the order of execution."""
+    """All products of two activations that are summed over coordinates, in the order of execution."""
     graph = Graph(walk)
     found = []
     for i, node in enumerate(graph.nodes):
-        # Rows that the data look up of a weight and then multiply (experts) are a weight all the same.
-        if node.op != "dot_general" or node.how != "bilinear" or graph.contracts(i):
+        made = _multiplied(graph, i)
+        if made is None:
             continue
-        operands = node.parents if len(node.parents) == 2 else node.parents * 2
+        parents = graph.nodes[made].parents
+        operands = (parents[0], parents[-1])
         back = [origin(graph, parent) for parent in operands]
-        scale = sum(log for _, log in back) + node.log_factor + _after(graph, i)
-        found.append(Interaction(node.path, i, math.prod(node.contracted), scale, (back[0][0], back[1][0])))
+        # What multiplies the products one by one, before they are summed; twice, if it is squared.
+        steps = sorted(graph.between(made, i) - {i})
+        square = next((n for n in steps if graph.nodes[n].how in ("nonlinear", "bilinear")), made)
+        between = sum(graph.nodes[n].log_factor * (2 if n < square else 1) for n in steps)
+        scale = sum(log for _, log in back) + between + node.log_factor + _after(graph, i)
+        found.append(Interaction(node.path, i, math.prod(node.contracted), scale, (back[0][0], back[1][0]), node.op, operands))
     return tuple(found)
+
+
+def _multiplied(graph: Graph, i: int) -> int | None:
+    """Of a sum of products of two activations, the node whose parents they are; `None` of anything else."""
+    node = graph.nodes[i]
+    # Rows that the data look up of a weight and then multiply (experts) are a weight all the same.
+    if graph.contracts(i):
+        return None
+    if node.op == "dot_general":
+        return i if node.how == "bilinear" else None
+    if node.pair is None or normalized(graph, node.pair)[0] is not None or _normalizes(graph, i):
+        return None
+    first, last = graph.nodes[node.pair].parents
+    # Of an activation and its own mean the squared distance is a variance.
+    related = graph.nodes[node.pair].op == "sub" and (graph.made_of(first, last) or graph.made_of(last, first))
+    return None if related else node.pair
+
+
+def _normalizes(graph: Graph, total: int) -> bool:
+    """Whether a sum is taken off what it is a sum of, or divides it (a mean, a norm), or goes into a root."""
+    root, todo, seen = graph.root(graph.nodes[total].parents[0]), [total], set()
+    while todo:
+        node = todo.pop()
+        for child in graph.children[node]:
+            here = graph.nodes[child]
+            if here.op in prim.POWERS:
+                return True
+            if here.op in ("sub", "mul", "div") and any(graph.root(parent) == root for parent in here.parents if parent != node):
+                return True
+            if child not in seen and here.how in ("linear", "affine", "homogeneous") and not graph.contracts(child):
+                seen.add(child)
+                todo.append(child)
+    return False
 
 
 def _after(graph: Graph, node: int) -> float:
@@ -260,21 +305,22 @@ def own_factors(walk: Walk) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """
     graph = Graph(walk)
     taken: set[int] = set()
-    after = [(0.0, False) if site.told else _own_after(graph, site.node, taken) for site in walk.sites]
+    products = {_multiplied(graph, i) for i in range(len(graph.nodes))} - {None}
+    after = [(0.0, False) if site.told else _own_after(graph, site.node, taken, products) for site in walk.sites]
     before = [0.0 if site.told or site.effect != "times" else _own_before(graph, site.operand, taken) for site in walk.sites]
     own = tuple(site.log_factor + was + (0.0 if logits else log) for site, was, (log, logits) in zip(walk.sites, before, after))
     return own, tuple(log if logits else 0.0 for log, logits in after)
 
 
-def _own_after(graph: Graph, node: int, taken: set[int]) -> tuple[float, bool]:
+def _own_after(graph: Graph, node: int, taken: set[int], products: Set[int | None]) -> tuple[float, bool]:
     """Logarithm of the numbers after a use, and whether they lead into a product of two projections; `taken` gets the steps passed."""
     log = 0.0
     while len(graph.children[node]) == 1:
         node = graph.children[node][0]
         here = graph.nodes[node]
-        if here.op == "dot_general":
+        if here.op == "dot_general" or node in products:
             # Queries with keys; attention weights with values are no product of two projections.
-            return log, here.how == "bilinear" and not graph.contracts(node) and all(origin(graph, parent)[0] for parent in here.parents)
+            return log, node in products and all(origin(graph, parent)[0] for parent in here.parents)
         if here.how not in ("linear", "affine", "homogeneous") or len(here.parents) != 1 or graph.contracts(node):
             break
         # A mean over coordinates that grow is a number of its own, and no factor that waits to be taken out.

@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 from paperjax.trace import primitives as prim
+from paperjax.trace.pairs import Pair
 
 
 class Piece(NamedTuple):
@@ -79,13 +80,18 @@ class Row(NamedTuple):
 
 
 class Value(NamedTuple):
-    """What is known of a value; see the module. `scalar` is the number that all its entries equal, where they do and it is known."""
+    """What is known of a value; see the module. `scalar` is the number that all its entries equal, where they do and it is known.
+
+    Of an activation, `even` are the axes that it was broadcast over, and `pair` the two that it is an entry-by-entry product of.
+    """
 
     pieces: tuple[Piece, ...] = ()
     node: int | None = None
     tangled: tuple[Tangled, ...] = ()
     scalar: Any = None
     rows: tuple[Row, ...] = ()
+    even: frozenset[int] = frozenset()
+    pair: Pair | None = None
 
     @property
     def is_constant(self) -> bool:

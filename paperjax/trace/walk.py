@@ -10,6 +10,7 @@ from jax.extend import core as jex
 
 from paperjax.trace import primitives as prim
 from paperjax.trace.graph import Late, Node, Site, Unresolved, Walk, settled
+from paperjax.trace.pairs import even_axes, paired, summed
 from paperjax.trace.values import (
     Piece,
     Row,
@@ -150,7 +151,9 @@ class _Walker:
         parents = tuple(dict.fromkeys(value.node for value in inputs if value.node is not None))
         signs = [value.node is not None and self.nodes[value.node].how == "sign" for value in inputs]
         how, log_factor = dependence(eqn, inputs, signs)
-        outputs = [self.node(name, path, var, parents, how, log_factor=log_factor) for var in eqn.outvars]
+        sizes = summed(eqn, inputs[0])
+        more = {"contracted": sizes, "pair": inputs[0].pair.node} if sizes and inputs[0].pair else {}
+        outputs = [self.node(name, path, var, parents, how, log_factor=log_factor, **more) for var in eqn.outvars]
         opaque = name not in (*prim.ELEMENTWISE, *prim.RESHAPING, *prim.KEEPING_AXES, *prim.LINEAR, "dynamic_update_slice", "scatter")
         rows = self.rows(eqn, inputs, path, outputs[0])
         for i, value in enumerate(inputs):
@@ -163,7 +166,8 @@ class _Walker:
                     if name == "mul" and len(eqn.outvars) == 1:
                         rank = len(eqn.outvars[0].aval.shape)
                         rows += tuple(Row(p, "times", outputs[0]) for p in value.pieces if p.linear and len(p.axes) == rank)
-        return [Value(node=node, rows=rows) for node in outputs]
+        even, pair = even_axes(eqn, inputs), paired(eqn, inputs, outputs[0], how)
+        return [Value(node=node, rows=rows, even=even, pair=pair) for node in outputs]
 
     def rows(self, eqn: Any, inputs: list[Value], path: tuple[int, ...], node: int) -> tuple[Row, ...]:
         """What can still be told of the parameters' axes in the result of an equation on activations."""

@@ -28,7 +28,7 @@ TABLE_3["embedding+output"] = TABLE_3["embedding"]
 # their size, and what is 1/d already, stay.
 LOGITS = {"vit": [ROOT] * 2, "gpt, unrolled": [ROOT] * 6, "gpt, remat, scan axis 0": [ROOT], "gpt, remat, scan axis 1": [ROOT],
           "gpt, fused qkv": [ROOT] * 6, "gpt, unscaled logits": [0.5], "nnx transformer": [ROOT] * 2,
-          "gqa": [ROOT], "gqa, einsum": [ROOT], "gqa, repeated keys": [ROOT], "mqa": [ROOT]}  # fmt: skip
+          "gqa": [ROOT], "gqa, einsum": [ROOT], "gqa, repeated keys": [ROOT], "mqa": [ROOT], "two towers": [0.5]}  # fmt: skip
 TIED = {"gpt, tied, 1/d": [0.5], "gpt, tied, heads grow": [0.5]}
 
 

@@ -1,5 +1,7 @@
 """Residual adds and their writers: against hand-written expectations, and against what scaling the leaves does to the network."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -198,9 +200,39 @@ def test_scaling_the_writers_is_scaling_the_branch(name, x64):
         assert np.abs(by_leaves - apply(params, x)).max() > 1e-3
 
 
+def entry_by_entry(q, k):
+    return (q[:, :, None] * k[:, None]).sum(-1)
+
+
+def squared_distances(q, k):
+    return -((q[:, :, None] - k[:, None]) ** 2).sum(-1)
+
+
+SCORES = {
+    "einsum": lambda q, k: jnp.einsum("btd,bsd->bts", q, k),
+    "entry by entry": entry_by_entry,
+    "keys told apart": lambda q, k: (jnp.tile(q[:, :, None], (1, 1, 5, 1)) * jnp.broadcast_to(k[:, None], (4, 5, 5, 16))).sum(-1),
+    "summed in two steps": lambda q, k: (q[:, :, None] * k[:, None]).reshape(4, 5, 5, 2, 8).sum(-1).sum(-1),
+    "a mean, times their number": lambda q, k: (q[:, :, None] * k[:, None]).mean(-1) * 16,
+    "two halves": lambda q, k: (q[:, :, None, :8] * k[:, None, :, :8] + q[:, :, None, 8:] * k[:, None, :, 8:]).sum(-1) * 1.0,
+    "squared distances": squared_distances,
+    "squared half distances, times 4": lambda q, k: 4 * (((q[:, :, None] - k[:, None]) / 2) ** 2).sum(-1),
+    "distances by products": lambda q, k: (lambda d: (d * d).sum(-1))(q[:, :, None] - k[:, None]),
+}
+
+
+# A distance to a multiple is no multiple of the distance.
+WHERE = [
+    (scores, where)
+    for scores in SCORES
+    for where in ("before", "query", "after", "as an array")
+    if not ("distance" in scores and where == "query")
+]
+
+
+@pytest.mark.parametrize(("scores", "where"), WHERE)
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("where", ["before", "query", "after", "as an array"])
-def test_scale_of_logits_wherever_it_is_multiplied(power, where):
+def test_scale_of_logits_wherever_it_is_multiplied(power, where, scores):
     scale = 16.0**-power
 
     def apply(p, x):
@@ -209,7 +241,7 @@ def test_scale_of_logits_wherever_it_is_multiplied(power, where):
             q = q * scale
         if where == "before":
             q, k = q * scale**0.5, scale**0.5 * k
-        logits = jnp.einsum("btd,bsd->bts", q, k)
+        logits = SCORES[scores](q, k)
         if where == "after":
             logits = jnp.where(np.tri(5) > 0, logits / (1 / scale), -1e9)
         if where == "as an array":
@@ -217,11 +249,45 @@ def test_scale_of_logits_wherever_it_is_multiplied(power, where):
         return jnp.einsum("bts,bsd->btd", jax.nn.softmax(logits), x @ p["v"])
 
     found, names = walked(apply, numbers({"q": (D, 16), "k": (D, 16), "v": MATRIX}))
-    logits, values = interactions(found)
+    *parts, logits, values = interactions(found)
     assert [[names[i] for i in side] for side in logits.leaves] == [["q"], ["k"]]
-    assert logits.size == 16
+    assert math.prod(part.size for part in (*parts, logits)) == (8 if scores == "two halves" else 16)
+    assert logits.op == found.nodes[logits.node].op == ("dot_general" if scores == "einsum" else "reduce_sum")
     np.testing.assert_allclose(logits.log_scale, np.log(scale), atol=1e-6)
     assert (values.size, values.log_scale) == (5, 0.0)
+
+
+NO_PRODUCTS = {
+    "a gate for all coordinates": lambda p, x: ((x @ p["a"]) * jnp.tanh(x @ p["b"])[..., :1]).sum(-1),
+    "a gate that was spread over them": lambda p, x: ((x @ p["a"]) * jnp.broadcast_to(jnp.tanh(x @ p["b"])[..., :1], x.shape)).sum(-1),
+    "a norm of what is gated": lambda p, x: layer_norm((x @ p["a"]) * (x @ p["b"])),
+    "a variance": lambda p, x: ((x @ p["a"] - (x @ p["a"]).mean(-1, keepdims=True)) ** 2).sum(-1),
+    "flax's norms of a difference": lambda p, x: nn.LayerNorm(use_bias=False, use_scale=False).apply({}, x @ p["a"] - x @ p["b"]),
+    "a root mean square of a difference": lambda p, x: nn.RMSNorm(use_scale=False).apply({}, x @ p["a"] - x @ p["b"]),
+    "a length": lambda p, x: jnp.linalg.norm(x @ p["a"] - x @ p["b"], axis=-1),
+    "normed and summed": lambda p, x: (x @ p["a"] * jax.lax.rsqrt(((x @ p["a"]) ** 2).mean(-1, keepdims=True))).sum(-1),
+    "a share": lambda p, x: (lambda z: z / z.sum(-1, keepdims=True))((x @ p["a"]) * jnp.tanh(x @ p["b"])),
+    "a square": lambda p, x: (lambda z: (z * z).sum(-1))(x @ p["a"]),
+    "a sum of a sum": lambda p, x: (x @ p["a"] + x @ p["b"]).sum(-1),
+}
+
+
+@pytest.mark.parametrize("name", NO_PRODUCTS)
+def test_sums_that_are_no_products_of_two_activations(name):
+    found, _ = walked(NO_PRODUCTS[name], numbers({"a": MATRIX, "b": MATRIX}))
+    assert interactions(found) == ()
+
+
+def test_sums_over_positions_are_told_from_sums_over_coordinates():
+    """Attention without an einsum: scores sum over 16 coordinates, values over 5 positions."""
+
+    def apply(p, x):
+        q, k, v = (x @ p[name] for name in "qkv")
+        weights = jax.nn.softmax(entry_by_entry(q, k))
+        return (weights[..., None] * v[:, None]).sum(2)
+
+    found, _ = walked(apply, numbers({"q": (D, 16), "k": (D, 16), "v": MATRIX}))
+    assert [a.size for a in interactions(found)] == [16, 5]
 
 
 def test_flax_attention_and_jax_dot_product_attention_are_read():

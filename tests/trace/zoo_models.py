@@ -421,6 +421,24 @@ def einsum_attention(width: int, heads: int, unscaled: bool = False) -> Model:
 EINSUM = {"['in']": "input", "['q']": "hidden", "['kv']": "hidden", "['o']": "hidden", "['out']": "output"}
 
 
+def two_towers(width: int) -> Model:
+    """Two embeddings, each through a matrix; their product is written entry by entry and summed."""
+
+    def init(key: Any, x: Any) -> Any:
+        k = jax.random.split(key, 4)
+        tables = {name: jax.random.normal(k[i], (11, width)) for i, name in enumerate(("user", "item"))}
+        return tables | {name: jax.random.normal(k[2 + i], (width, width)) / width**0.5 for i, name in enumerate(("a", "b"))}
+
+    def apply(p: Any, x: Any) -> Any:
+        a, b = jnp.tanh(p["user"][x[:, 0]]) @ p["a"], jnp.tanh(p["item"][x[:, 1]]) @ p["b"]
+        return (a * b).sum(-1, keepdims=True)
+
+    return Model(init, apply)
+
+
+TWO_TOWERS = {"['user']": "embedding", "['item']": "embedding", "['a']": "hidden", "['b']": "hidden"}
+
+
 class SharedKeys(nn.Module):
     """Grouped queries (arXiv 2305.13245): four query heads on two heads of keys and values; their size grows."""
 
@@ -623,6 +641,7 @@ ZOO: dict[str, Case] = {
         )
         for name, style in (("gqa", "jax"), ("gqa, einsum", "einsum"), ("gqa, repeated keys", "repeat"), ("mqa", "one head"))
     },
+    "two towers": Case(two_towers, *WIDTH, TOKENS, TWO_TOWERS, interactions=((16, 0.0),)),
     "moe": Case(MoE, *WIDTH, SEQUENCE, MOE, adds=((1, ("['bias']", "['down']")),), interactions=((4, 0.0),)),
     "flax rnn": Case(FlaxRNN, *WIDTH, SEQUENCE, FLAX_RNN),
     "scan rnn": Case(scan_rnn, *WIDTH, SEQUENCE, SCAN_RNN),

@@ -1,0 +1,56 @@
+"""Where examples of a batch meet."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from paperjax.trace.batch import coupling
+from tests.trace.zoo_models import ZOO
+
+X, W = jnp.ones((4, 6, 3)), jnp.ones((3, 5))
+
+
+def running(w, x):
+    return jax.lax.scan(lambda total, row: (total + row, total), jnp.zeros(x.shape[1:]), x)[1] @ w
+
+
+MET = {
+    "mean": lambda w, x: (x - x.mean(0, keepdims=True)) @ w,
+    "merged with places": lambda w, x: (x.reshape(-1, 3) - x.reshape(-1, 3).max(0, keepdims=True)).reshape(x.shape) @ w,
+    "Gram matrix": lambda w, x: jnp.einsum("ntd,mtd->nm", x, x) @ (x @ w)[:, 0],
+    "roll": lambda w, x: jnp.roll(x, 1, 0) @ w,
+    "softmax over examples": lambda w, x: jax.nn.softmax(x @ w, axis=0),
+    "scan over examples": running,
+    "sorted": lambda w, x: jnp.sort(x @ w, axis=0),
+    "first example": lambda w, x: x @ w + (x[:1] @ w),
+    "cumulative": lambda w, x: jnp.cumsum(x @ w, axis=0),
+    "in jit": lambda w, x: jax.jit(lambda h: h - h.sum(0, keepdims=True))(x @ w),
+}
+APART = {
+    "product": lambda w, x: x @ w,
+    "mean over places": lambda w, x: x.mean(1) @ w,
+    "attention": lambda w, x: jax.nn.softmax(jnp.einsum("ntd,nsd->nts", x, x)) @ x @ w,
+    "map over examples": lambda w, x: jax.lax.map(lambda row: row @ w, x),
+    "merged and parted": lambda w, x: (x.reshape(-1, 3) @ w).reshape(*x.shape[:2], 5),
+    "moved": lambda w, x: jnp.moveaxis(jnp.moveaxis(x, 0, -1).sum(0), -1, 0) @ w,
+    "scan over places": lambda w, x: jax.lax.scan(lambda h, row: (h + row, None), jnp.zeros(x[:, 0].shape), x.swapaxes(0, 1))[0] @ w,
+}
+
+
+@pytest.mark.parametrize("name", MET)
+def test_met(name):
+    assert coupling(MET[name], W, X) is not None
+
+
+@pytest.mark.parametrize("name", APART)
+def test_apart(name):
+    assert coupling(APART[name], W, X) is None
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo(name):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        case = ZOO[name]
+        model = case.family(**case.base)
+        params = jax.eval_shape(model.init, jax.random.key(0), case.x)
+        assert (coupling(model.apply, params, case.x) is None) == (name != "resnet")

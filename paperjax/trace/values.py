@@ -263,7 +263,8 @@ def _distinct(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
 
 def log_of(value: Value) -> float:
     """Logarithm of the size of a known number; 0 of anything else."""
-    number = 0.0 if value.scalar is None else abs(float(value.scalar))
+    # NumPy's, which knows complex numbers and truth values.
+    number = 0.0 if value.scalar is None else float(np.abs(value.scalar))
     return math.log(number) if 0 < number < math.inf else 0.0
 
 

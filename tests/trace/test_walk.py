@@ -106,6 +106,9 @@ RULES = {
     "scaled, cast and negated": (lambda p, x: x @ (-(p[0].astype(jnp.float16) * 0.5) / 3).astype(jnp.float32), [(D, F)], [[PRODUCT]]),
     "masked": (lambda p, x: x @ jnp.where(np.tri(D, F) > 0, p[0], 0.0), [(D, F)], [[PRODUCT]]),
     "identity added": (lambda p, x: x @ (p[0] + jnp.eye(D)), [(D, D)], [[PRODUCT]]),
+    "turned in the complex plane": (lambda p, x: (x.astype(complex) @ p[0].astype(complex) * (1 + 1j)).real, [(D, F)], [[PRODUCT]]),
+    "real and imaginary part": (lambda p, x: jnp.abs(x.astype(complex) @ (p[0] + 1j * p[1])), [(D, F), (D, F)], [[PRODUCT], [PRODUCT]]),
+    "a phase": (lambda p, x: (x * jnp.exp(1j * p[0])).real, [(D,)], [[("elementwise", (), (0,), ())]]),
     "sliced in two": (lambda p, x: (x @ p[0][:, :2]) * (x @ p[0][:, 2:]), [(D, F)], [[PRODUCT] * 2]),
     "concatenated": (lambda p, x: x @ jnp.concatenate([p[0], p[1]], 1), [(D, F), (D, 2)], [[PRODUCT], [PRODUCT]]),
     "a weight times a number that is trained": (lambda p, x: x @ (p[0] * p[1]), [(D, F), ()], [[PRODUCT], None]),
@@ -173,6 +176,14 @@ def test_rule(name):
         if uses is not None:
             assert found[i] == uses
             assert i not in {leaf for leaf, _ in doubts}
+
+
+def test_a_complex_number_multiplies_by_its_absolute_value():
+    """|1 + i| = sqrt(2), |3 i| = 3."""
+    apply = lambda p, x: (x.astype(complex) @ (3j * p[0]) * (1 + 1j)).real  # noqa: E731
+    found = walk(prim.trace(apply, [jnp.zeros((D, F))], X), 1)
+    np.testing.assert_allclose(found.sites[0].log_factor, np.log(3), rtol=1e-6)
+    np.testing.assert_allclose(sum(node.log_factor for node in found.nodes), np.log(2) / 2, rtol=1e-6)
 
 
 def image(p, x):

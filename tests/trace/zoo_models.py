@@ -538,6 +538,39 @@ def scan_rnn(width: int) -> Model:
 SCAN_RNN = {"['start']": "vector", "['u']": "input", "['w']": "hidden", "['b']": "vector", "['v']": "output"}
 
 
+def lru(width: int, depth: int) -> Model:
+    """Linear recurrent units (arXiv 2303.06349, eqs. 1-7): complex diagonal recurrences, complex matrices in real and imaginary parts."""
+
+    def init(key: Any, x: Any) -> Any:
+        k = jax.random.split(key, 10)
+        matrices = {name: jax.random.normal(k[i], (depth, width, width)) / width**0.5 for i, name in enumerate(("br", "bi", "cr", "ci"))}
+        vectors = {name: 0.5 * jax.random.normal(k[4 + i], (depth, width)) for i, name in enumerate(("nu", "theta", "d"))}
+        return {
+            "block": matrices | vectors,
+            "embed": jax.random.normal(k[8], (x.shape[-1], width)),
+            "head": jax.random.normal(k[9], (width, 3)) / width,
+        }
+
+    def apply(p: Any, x: Any) -> Any:
+        def after(a: Any, b: Any) -> Any:
+            return a[0] * b[0], b[0] * a[1] + b[1]
+
+        def block(h: Any, w: Any) -> Any:
+            rate = jnp.exp(-jnp.exp(w["nu"]) + 1j * jnp.exp(w["theta"]))[None, None]
+            u = (h.astype(complex) @ (w["br"] + 1j * w["bi"])) * jnp.sqrt(1 - jnp.abs(rate) ** 2)
+            _, states = jax.lax.associative_scan(after, (jnp.broadcast_to(rate, u.shape), u), axis=1)
+            return h + jax.nn.gelu((states @ (w["cr"] + 1j * w["ci"])).real + h * w["d"][None, None]), None
+
+        h, _ = jax.lax.scan(block, x @ p["embed"], p["block"])
+        return h.mean(1) @ p["head"]
+
+    return Model(init, apply)
+
+
+LRU = {"['embed']": "input", "['head']": "output", **{f"['block']['{name}']": "hidden" for name in ("br", "bi", "cr", "ci")},
+       **{f"['block']['{name}']": "vector" for name in ("nu", "theta", "d")}}  # fmt: skip
+
+
 # The zoo ----------------------------------------------------------------------------------------------------------------
 
 
@@ -644,5 +677,7 @@ ZOO: dict[str, Case] = {
     "two towers": Case(two_towers, *WIDTH, TOKENS, TWO_TOWERS, interactions=((16, 0.0),)),
     "moe": Case(MoE, *WIDTH, SEQUENCE, MOE, adds=((1, ("['bias']", "['down']")),), interactions=((4, 0.0),)),
     "flax rnn": Case(FlaxRNN, *WIDTH, SEQUENCE, FLAX_RNN),
+    # The branch ends in a GELU, which no weight of it scales.
+    "lru": Case(lru, *deep(), SEQUENCE, LRU, ((6, ()),), 3.0),
     "scan rnn": Case(scan_rnn, *WIDTH, SEQUENCE, SCAN_RNN),
 }

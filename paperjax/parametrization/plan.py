@@ -16,10 +16,10 @@ from paperjax.binding import nearest
 from paperjax.model import Model, as_model, split
 from paperjax.parametrization.factors import Factors
 from paperjax.parametrization.optimizer import planned_optimizer
+from paperjax.parametrization.scaling import Scaling, scaled
 from paperjax.parametrization.show import render
-from paperjax.trace.interpret import rescaled
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,30 +62,6 @@ class PlannedLeaf:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scaling:
-    """A factor on one activation, where no factor of a leaf can stand for it: the output of a tied leaf, attention logits with the
-    wrong power of the head's width, a residual branch that ends in a function without homogeneity.
-
-    Attributes
-    ----------
-    path
-        Which equation of the trace of ``apply``.
-    op
-        Its primitive; a model whose trace has another there is refused.
-    operand
-        Which of its operands; ``None`` for its result.
-    factor, why
-        The number, and what it is for.
-    """
-
-    path: tuple[int, ...]
-    op: str
-    operand: int | None
-    factor: float
-    why: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Plan:
     """Per-leaf factors of a parametrization at a target size; see `plan`.
 
@@ -101,6 +77,8 @@ class Plan:
         Factors on activations.
     copies
         Given leaves that start as trained ones, which the plan scales like those: ``(path of the copy, path of the leaf)``.
+    wiring, batch
+        With factors on activations: how the equations of the trace that they stand in are wired, and which batch it was made with.
     network
         The target network without the plan; ``None`` in a plan read from JSON until `bind` gives it one.
     """
@@ -113,6 +91,8 @@ class Plan:
     leaves: tuple[PlannedLeaf, ...]
     scalings: tuple[Scaling, ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
+    wiring: str = ""
+    batch: str = ""
     network: Model | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -157,7 +137,8 @@ class Plan:
         """The target network with the plan's initialization and multipliers.
 
         ``init(key, x)`` is the network's own, each leaf times its ``init_scale``; ``apply(params, x)`` is the network's own at
-        ``multiplier * params``.
+        ``multiplier * params``. Factors on activations are found again where the batch's dtype or shape makes another trace of it, and
+        the batch is refused, when ``apply`` is called, where they are not.
 
         Raises
         ------
@@ -182,7 +163,7 @@ class Plan:
         def init(key: Any, x: Any) -> Any:
             return scale("init_scale", network.init(key, x))
 
-        inner = rescaled(network.apply, self.scalings) if self.scalings else network.apply
+        inner = scaled(network.apply, self) if self.scalings else network.apply
 
         def apply(params: Any, x: Any) -> Any:
             return inner(scale("multiplier", params), x)
@@ -249,7 +230,9 @@ class Plan:
             )
             for leaf in record.pop("leaves")
         )
-        scalings = tuple(Scaling(**{**s, "path": tuple(s["path"])}) for s in record.pop("scalings"))
+        scalings = tuple(
+            Scaling(**{**s, "path": tuple(s["path"]), "leaves": tuple(map(tuple, s["leaves"]))}) for s in record.pop("scalings")
+        )
         base, target, copies = (tuple((k, v) for k, v in record.pop(name)) for name in ("base", "target", "copies"))
         return Plan(**record, base=base, target=target, leaves=leaves, scalings=scalings, copies=copies)
 

@@ -14,7 +14,8 @@ from paperjax.model import Family, family, split
 from paperjax.parametrization.abc import COLUMN_OF, Parametrization
 from paperjax.parametrization.classify import classify
 from paperjax.parametrization.factors import DECAY_MODES, Factors, branch_leaves, column, is_matrix, leaf_factors, rule_of, use_factor
-from paperjax.parametrization.plan import Plan, PlannedLeaf, Scaling
+from paperjax.parametrization.plan import Plan, PlannedLeaf
+from paperjax.parametrization.scaling import Scaling, described, named
 from paperjax.trace.graph import Site
 from paperjax.trace.initial import Law
 from paperjax.trace.leaf import Leaf, role_of
@@ -102,7 +103,9 @@ def plan(
     _refuse_scaled_copies(program, scalings)
     rows = tuple(_row(leaf, f, rule) for leaf, f in zip(program.leaves, factors))
     sizes = tuple(base.items()), tuple(target.items())
-    return Plan(scheme.name, rule, weight_decay, *sizes, rows, tuple(scalings), program.copies, network=fam(**target))
+    places = named(scalings, program.walk, [leaf.path for leaf in program.leaves])
+    trace = (program.wiring, described(fam.x if x is None else x)) if scalings else ()
+    return Plan(scheme.name, rule, weight_decay, *sizes, rows, places, program.copies, *trace, network=fam(**target))
 
 
 def _row(leaf: Leaf, f: Factors, rule: str) -> PlannedLeaf:
@@ -208,7 +211,7 @@ def _with_branches(program: Program, scheme: Parametrization, factors: list[Fact
             for leaf in add.writers:
                 factors[leaf] = factors[leaf]._replace(multiplier=factors[leaf].multiplier * m)
         else:
-            scalings.append(Scaling(add.path, add.op, add.operand, m, "residual branch"))
+            scalings.append(Scaling(add.path, add.op, add.operand, m, "residual branch", "branch"))
     return factors, scalings
 
 
@@ -225,7 +228,8 @@ def _attention(program: Program, scheme: Parametrization) -> list[Scaling]:
             continue
         factor = (found.size / base_size) ** (-scheme.attention - exponent)
         if not math.isclose(factor, 1.0, rel_tol=1e-9):
-            scalings.append(Scaling(found.path, "dot_general", None, factor, f"logits of d^{exponent:.3g} to d^{-scheme.attention:.3g}"))
+            why = f"logits of d^{exponent:.3g} to d^{-scheme.attention:.3g}"
+            scalings.append(Scaling(found.path, "dot_general", None, factor, why, "product"))
     return scalings
 
 

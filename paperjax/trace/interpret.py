@@ -4,6 +4,8 @@ The function is traced anew and its equations are bound one by one; a path (equa
 to act. Loops, branches and rematerialized blocks are rebuilt only where a path leads into them.
 """
 
+import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,32 +38,32 @@ class Edit(NamedTuple):
     change: Callable[[Any], Any]
 
 
-def rescaled(apply: Callable[..., Any], scalings: Sequence[Any]) -> Callable[..., Any]:
-    """The same function with some values inside it multiplied by numbers.
+def rescaled(jaxpr: jex.ClosedJaxpr, args: Sequence[Any], scalings: Sequence[Any]) -> list[Any]:
+    """Run a trace with some values inside it multiplied by numbers.
 
     Parameters
     ----------
-    apply
-        A pure function of pytrees of arrays.
+    jaxpr, args
+        The trace, and its flat arguments.
     scalings
         Each has ``path``, ``op`` (the primitive expected there), ``operand`` (which operand; ``None`` for the result) and ``factor``.
 
     Returns
     -------
-    callable
-        Of the same arguments.
+    list
+        The flat results.
 
     Raises
     ------
     ValueError
-        When it is called, if another primitive stands at a path: the function is not the one that the paths were found in.
+        If another primitive stands at a path: the trace is not the one that the paths were found in.
 
     Examples
     --------
     >>> import types
     >>> double = types.SimpleNamespace(path=(0,), op="sin", operand=None, factor=2.0)
-    >>> rescaled(lambda x: jnp.sin(x) + 1, [double])(jnp.float32(0.0)), rescaled(jnp.sin, [double])(jnp.pi / 2)
-    (Array(1., dtype=float32), Array(2., dtype=float32))
+    >>> rescaled(jax.make_jaxpr(lambda x: jnp.sin(x) + 1)(0.0), [jnp.pi / 2], [double])[0].item()
+    3.0
     """
 
     def times(factor: float) -> Callable[[Any], Any]:
@@ -70,7 +72,44 @@ def rescaled(apply: Callable[..., Any], scalings: Sequence[Any]) -> Callable[...
     edits: dict[Path, list[Edit]] = {}
     for s in scalings:
         edits.setdefault(tuple(s.path), []).append(Edit(s.op, s.operand, times(s.factor)))
-    return edited(apply, edits, ())[0]
+    return _evaluate(jaxpr, args, (), _places(edits, ()), {})[0]
+
+
+def wiring_of(jaxpr: jex.ClosedJaxpr) -> str:
+    """A digest of which primitives a trace has and which result goes into which, whatever their shapes and dtypes.
+
+    Paths that were found in one trace are those of another of the same wiring.
+
+    Examples
+    --------
+    >>> short, long, cast = (jnp.ones(n, dtype) for n, dtype in ((2, "float32"), (9, "float32"), (2, "int8")))
+    >>> f = lambda x: jnp.sin(x.astype("float32"))
+    >>> wiring_of(jax.make_jaxpr(f)(short)) == wiring_of(jax.make_jaxpr(f)(long))
+    True
+    >>> wiring_of(jax.make_jaxpr(f)(short)) == wiring_of(jax.make_jaxpr(f)(cast))
+    False
+    """
+    # Layers that call one function share its jaxpr.
+    known: dict[int, str] = {}
+
+    def wired(closed: jex.ClosedJaxpr) -> str:
+        inner = closed.jaxpr
+        if id(inner) not in known:
+            count = itertools.count()
+            number = {var: str(next(count)) for var in (*inner.constvars, *inner.invars)}
+
+            def atoms(of: Sequence[Any]) -> list[str]:
+                return ["." if isinstance(atom, jex.Literal) else number[atom] for atom in of]
+
+            lines = []
+            for eqn in inner.eqns:
+                lines.append(" ".join([eqn.primitive.name, *atoms(eqn.invars), *map(wired, prim.inner_jaxprs(eqn))]))
+                number.update((var, str(next(count))) for var in eqn.outvars)
+            lines.append(" ".join(atoms(inner.outvars)))
+            known[id(inner)] = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        return known[id(inner)]
+
+    return wired(jaxpr)
 
 
 def edited(

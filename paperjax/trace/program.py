@@ -4,7 +4,7 @@ import dataclasses
 import math
 import numbers
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from paperjax.model import Family, Model, check_model, family, join, split
 from paperjax.trace import primitives as prim
 from paperjax.trace.graph import Walk
 from paperjax.trace.initial import Law, read_laws
+from paperjax.trace.interpret import wiring_of
 from paperjax.trace.leaf import Leaf, roles_of
 from paperjax.trace.probe import Probe, Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
 from paperjax.trace.settle import Use, overridden, refuse_unresolved
@@ -43,6 +44,8 @@ class Program:
     copies
         Given leaves that start as the same numbers as trained ones (`paperjax.transforms.center` keeps the network as it started), with
         those: ``(path of the copy, path of the leaf)``.
+    wiring
+        How the equations of the target's trace are wired, see `paperjax.trace.interpret.wiring_of`.
     """
 
     base: Mapping[str, Any]
@@ -54,32 +57,41 @@ class Program:
     interactions: tuple[tuple[Interaction, int, float], ...]
     walk: Walk
     copies: tuple[tuple[str, str], ...] = ()
+    wiring: str = ""
 
 
 def walk_model(model: Model, x: Any) -> tuple[Walk, Any]:
     """Walk the trace of ``apply`` of one model; the shapes of its parameters come along."""
     x = jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
     params = jax.eval_shape(model.init, jax.random.key(0), x)
-    return _walk(model, params, x), params
+    return _walk(model, params, x)[0], params
 
 
-def _walk(model: Model, params: Any, x: jax.ShapeDtypeStruct) -> Walk:
+def flat_apply(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """``apply`` as a function of the trained leaves, the given ones and the batch, in the order in which they are walked; and those."""
     trained, given = split(params)
     leaves, tree = jax.tree.flatten(trained)
     fixed, fixed_tree = jax.tree.flatten(given)
 
-    def apply(leaves: Any, fixed: Any, x: Any) -> Any:
-        return model.apply(join(jax.tree.unflatten(tree, leaves), jax.tree.unflatten(fixed_tree, fixed)), x)
+    def flat(leaves: Any, fixed: Any, x: Any) -> Any:
+        return apply(join(jax.tree.unflatten(tree, leaves), jax.tree.unflatten(fixed_tree, fixed)), x)
 
-    return walk(prim.trace(apply, leaves, fixed, x), len(leaves))
+    return flat, (leaves, fixed, x)
+
+
+def _walk(model: Model, params: Any, x: jax.ShapeDtypeStruct) -> tuple[Walk, str]:
+    fn, args = flat_apply(model.apply, params, x)
+    jaxpr = prim.trace(fn, *args)
+    return walk(jaxpr, len(args[0])), wiring_of(jaxpr)
 
 
 class _Traced(NamedTuple):
-    """One network: its leaves, their laws, its walk, copies of its leaves."""
+    """One network: its leaves, their laws, its walk, how its trace is wired, copies of its leaves."""
 
     shapes: tuple[Shape, ...]
     laws: tuple[Law, ...]
     walk: Walk
+    wiring: str
     copies: tuple[tuple[str, str], ...]
 
 
@@ -98,7 +110,7 @@ def _traced(model: Model, x: jax.ShapeDtypeStruct) -> _Traced:
     given = jax.tree_util.tree_leaves_with_path(split(params)[1])
     copied = [(jax.tree_util.keystr(path), drawn.get(id(var))) for (path, _), var in zip(given, jaxpr.jaxpr.outvars[len(leaves) :])]
     copies = tuple((path, leaf.path) for path, leaf in copied if leaf is not None)
-    return _Traced(shapes, tuple(read_laws(jaxpr, len(leaves))), _walk(model, params, x), copies)
+    return _Traced(shapes, tuple(read_laws(jaxpr, len(leaves))), *_walk(model, params, x), copies)
 
 
 def read(
@@ -184,7 +196,9 @@ def read(
     own = tuple(math.exp(branch_factor(found, add) - own_base[min(i, len(own_base) - 1)]) for i, add in enumerate(adds))
     scaled = _scaled(found, found_base, shapes, whole)
     _warn_of_fixed_heads(scaled, leaves)
-    return Program(dict(base), dict(target), tuple(leaves), adds, own, n / n_base if n_base else 1.0, scaled, found, there.copies)
+    return Program(
+        dict(base), dict(target), tuple(leaves), adds, own, n / n_base if n_base else 1.0, scaled, found, there.copies, there.wiring
+    )
 
 
 def _narrow(

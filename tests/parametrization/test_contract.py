@@ -83,7 +83,7 @@ def test_contract(scheme, rule):
     assert read == plan
     assert hash(read) == hash(plan)
     assert read.network is None
-    assert json.loads(plan.to_json())["format"] == 2
+    assert json.loads(plan.to_json())["format"] == 3
     assert dataclasses.replace(plan, name="another") != plan
 
     for leaf in plan.leaves:
@@ -268,7 +268,7 @@ def test_modes_and_schemes():
         make_plan(MLP, pj.depth_mup, base={"width": 4, "depth": 2}, target={"width": 8, "depth": 4})
     with pytest.raises(ValueError, match="it was read from a file"):
         _ = Plan.from_json(planned(pj.mup, "adam").to_json()).model
-    with pytest.raises(ValueError, match="no plan of format 2"):
+    with pytest.raises(ValueError, match="no plan of format 3"):
         Plan.from_json('{"format": 7}')
     with pytest.raises(ValueError, match="three exponents"):
         pj.abc("two", (0, 0), (0, 0.5, 1), (0, 0, 0), (0, 0, 0))

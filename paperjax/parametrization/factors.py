@@ -206,6 +206,8 @@ def _init_scale(leaf: Leaf, wanted: float, multiplier: float, base: Law) -> floa
     A constant has no standard deviation to scale: what the table multiplies it by is taken out, so that gains of 1 are 1 in every form.
     """
     law = leaf.law
+    if "given" in (law.kind, base.kind) or (math.isnan(law.mean) and law.kind == "constant" and column(leaf) != "input"):
+        raise ValueError(_undrawn(leaf))
     if law.kind == "constant" or base.kind == "constant":
         return 1.0 if law.mean == 0 else 1.0 / multiplier
     if law.kind != "random" or base.kind != "random":
@@ -221,6 +223,22 @@ def _init_scale(leaf: Leaf, wanted: float, multiplier: float, base: Law) -> floa
     if abs(law.mean) > 0.1 * law.std and not math.isclose(law.mean, base.mean, rel_tol=1e-3):
         raise ValueError(f"leaf {leaf.path}: the mean of its initialization changes from {base.mean:.3g} to {law.mean:.3g} with its size.")
     return wanted * base.std / law.std
+
+
+def _undrawn(leaf: Leaf) -> str:
+    told = f"init_std={{{leaf.path!r}: lambda fan_in, fan_out: ...}}, the standard deviation of its entries"
+    if "given" in (leaf.law.kind, leaf.base_law.kind, leaf.narrow_law.kind):
+        return (
+            f"leaf {leaf.path}: it starts at unequal numbers that init does not draw, so how they scale with width is not known, and every "
+            "key starts there. The family gives a network that has its parameters already (an nnx or Equinox instance), or init takes them "
+            "from NumPy. Give the constructor instead, lambda width: lambda key: Net(width, key=key) (rngs=rngs in nnx), or draw them from "
+            f"the key; or say how they scale: plan(..., {told})."
+        )
+    return (
+        f"leaf {leaf.path}: it starts at numbers that do not depend on the key and are not all one (an identity, say), and as {leaf.role} "
+        f"it should change with the width in a way that they do not tell. Say how they scale: plan(..., {told}). Of an identity that is "
+        "fan_in ** -0.5."
+    )
 
 
 def use_factor(leaf: Leaf, site: int, scheme: Parametrization) -> float:

@@ -25,8 +25,9 @@ class Law(NamedTuple):
     Attributes
     ----------
     kind
-        ``"random"`` (mean and std known), ``"constant"`` (the same numbers for every key), ``"data"`` (they depend on the batch) or
-        ``"unread"`` (random in a way that was not followed; `why` names the primitive).
+        ``"random"`` (mean and std known), ``"constant"`` (computed without the key), ``"given"`` (unequal numbers that ``init`` neither
+        draws nor computes: those of an instance, or of NumPy), ``"data"`` (they depend on the batch) or ``"unread"`` (random in a way that
+        was not followed; `why` names the primitive).
     mean, std
         NaN where not known; `mean` of a constant that is not one number is NaN too.
     """
@@ -48,7 +49,7 @@ class _Seen(NamedTuple):
     why: str = ""
 
 
-_KEY, _FIXED, _DATA, _UNIT = _Seen("key"), _Seen("constant"), _Seen("data"), _Seen("unit")
+_KEY, _FIXED, _DATA, _UNIT, _GIVEN = _Seen("key"), _Seen("constant"), _Seen("data"), _Seen("unit"), _Seen("given")
 
 
 def read_laws(jaxpr: jex.ClosedJaxpr, n: int) -> list[Law]:
@@ -69,8 +70,8 @@ def _law(seen: _Seen) -> Law:
         return Law("random", seen.mean, seen.std)
     if seen.kind == "constant":
         return Law("constant", math.nan if seen.entries is None else float(seen.entries), 0.0)
-    if seen.kind == "data":
-        return Law("data", why=seen.why)
+    if seen.kind in ("data", "given"):
+        return Law(seen.kind, why=seen.why)
     return Law("unread", why=seen.why or "a random key")
 
 
@@ -162,6 +163,8 @@ class _Reader:
             return _mixture(eqn, inputs)
         if kinds <= {"constant"}:
             return self.constant(eqn, inputs)
+        if kinds <= {"constant", "given"}:
+            return _GIVEN
         if "unit" in kinds and kinds <= {"unit", "moments", "constant"}:
             moments = [value for value in inputs if value.kind == "moments"]
             return moments[0] if name == "mul" and moments else _UNIT if not moments else _Seen("unread", why=name)
@@ -191,12 +194,12 @@ class _Reader:
 
 def _of_constant(value: Any) -> _Seen:
     if isinstance(value, Tracer):
-        return _FIXED
+        return _GIVEN if value.ndim else _FIXED
     if jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key):
         return _KEY
     array = np.asarray(value)
     equal = array.size > 0 and bool(np.all(array == array.flat[0]))
-    return _Seen("constant", array.flat[0] if equal else None)
+    return _Seen("constant", array.flat[0]) if equal else _GIVEN if array.size else _FIXED
 
 
 def _known(value: _Seen) -> bool:
@@ -227,7 +230,9 @@ def _mixture(eqn: Any, inputs: list[_Seen]) -> _Seen:
     laws = [_law(value) for value in inputs]
     if any(law.kind not in ("random", "constant") or math.isnan(law.mean) for law in laws):
         kinds = {law.kind for law in laws}
-        return _FIXED if kinds == {"constant"} else _Seen("unread", why="concatenate")
+        if kinds <= {"constant", "given"}:
+            return _GIVEN if "given" in kinds else _FIXED
+        return _Seen("unread", why="concatenate")
     sizes = np.array([math.prod(atom.aval.shape) for atom in eqn.invars], float)
     weights, means = sizes / sizes.sum(), np.array([law.mean for law in laws])
     mean = float(weights @ means)

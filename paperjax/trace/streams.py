@@ -9,6 +9,7 @@ from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 from paperjax.trace import primitives as prim
+from paperjax.trace.blocks import of_one_block
 from paperjax.trace.graph import CONTRACTING as CONTRACTING
 from paperjax.trace.graph import Graph, Walk
 from paperjax.trace.origins import normalized, origin
@@ -26,7 +27,7 @@ class ResidualAdd(NamedTuple):
     repeats
         How often it runs in one call (the lengths of the scans around it).
     leaves
-        Leaves used in the branch.
+        Leaves used in the branch, and those that serve its block alone (a modulation of both sublayers).
     writers
         Leaves in which the branch is linear and that together scale it: multiply each by c, and the branch is multiplied by c. Empty
         where there are none (a branch that ends in tanh, a weight used elsewhere too).
@@ -74,6 +75,7 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
     """All residual adds, in the order of execution."""
     graph = Graph(walk)
     found: dict[int, tuple[ResidualAdd, int]] = {}
+    branches: dict[int, set[int]] = {}
 
     def chain(node: int) -> set[int]:
         """Earlier points of the stream that runs through `node`, itself among them."""
@@ -99,13 +101,17 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
             # What is added to another stream in every block (an embedding of time) is no stream itself.
             foreign = any(n in found and found[n][1] not in members and not reach.get(found[n][1]) for n, r in reach.items() if r)
             if reach.get(branch) == CROSSED and not foreign:
-                inside = _inside(graph, i, reach)
-                leaves = tuple(dict.fromkeys(site.leaf for n in sorted(inside) for site in graph.sites.get(n, ())))
+                inside = branches[i] = _inside(graph, i, reach)
                 writers = _writers(graph, i, branch, inside)
                 operand = node.parents.index(branch)
-                found[i] = ResidualAdd(node.path, node.op, operand, i, branch, node.repeats, leaves, writers), stream
+                found[i] = ResidualAdd(node.path, node.op, operand, i, branch, node.repeats, (), writers), stream
                 break
-    return tuple(add for add, _ in found.values())
+    shared = of_one_block(graph, branches)
+
+    def leaves(add: int) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(site.leaf for n in sorted(branches[add] | shared[add]) for site in graph.sites.get(n, ())))
+
+    return tuple(add._replace(leaves=leaves(i)) for i, (add, _) in found.items())
 
 
 def _back(graph: Graph, branch: int, stream: set[int]) -> set[int]:

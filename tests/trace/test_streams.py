@@ -65,6 +65,52 @@ def conditioned(p, x):
     return h
 
 
+def modulated(blocks, first=False, apart=False):
+    """Blocks of two sublayers, each modulated (arXiv 2212.09748, figure 3): by one matrix for both, or by one for each."""
+
+    def apply(p, x):
+        def modulation(c, j):
+            return (c @ p[f"m{j}"], c @ p[f"n{j}"]) if apart else jnp.split(c @ p[f"m{j}"], 2, axis=-1)
+
+        c = jnp.tanh(x @ p["c"]).mean(1, keepdims=True)
+        ready = [modulation(c, j) for j in range(blocks)] if first else []
+        h = x @ p["u"]
+        for j in range(blocks):
+            one, two = ready[j] if first else modulation(c, j)
+            h = h + jnp.tanh(h * (1 + one)) @ p[f"a{j}"]
+            h = h + jnp.tanh(h * (1 + two) @ p[f"b{j}"]) @ p[f"d{j}"]
+        return h
+
+    names = {"u": MATRIX, "c": MATRIX} | {f"{name}{j}": MATRIX for j in range(blocks) for name in "abd"}
+    names |= {f"{name}{j}": MATRIX if apart else (D, 2 * D) for j in range(blocks) for name in ("mn" if apart else "m")}
+    adds = []
+    for j in range(blocks):
+        adds += [(1, (f"a{j}",), (f"a{j}", f"m{j}")), (1, (f"d{j}",), (f"b{j}", f"d{j}", f"{'n' if apart else 'm'}{j}"))]
+    return apply, names, adds
+
+
+def modulated_by_scan(p, x):
+    c = jnp.tanh(x @ p["c"])
+
+    def block(h, w):
+        one, two = jnp.split(c @ w["m"] + jnp.tanh(c @ p["t"]) @ w["e"], 2, axis=-1)
+        h = h + jnp.tanh(h * (1 + one)) @ w["a"]
+        return h + jnp.tanh(h * (1 + two)) @ w["b"], None
+
+    return jax.lax.scan(block, x @ p["u"], {name: p[name] for name in "abme"})[0]
+
+
+def seen_by_each_decoder(p, x):
+    """What each of two decoder blocks looks at is an encoder's, of two blocks itself."""
+    e = x @ p["u"]
+    for i in range(2):
+        e = e + jnp.tanh(e) @ p[f"e{i}"]
+    e, h = layer_norm(e) * p["g"], x @ p["v"]
+    for i in range(2):
+        h = h + jnp.tanh(h @ p[f"a{i}"] + e) @ p[f"b{i}"]
+    return h
+
+
 CASES = {
     # name: (apply, shapes, [(repeats, writers, leaves in the branch)])
     "pre-activation": (
@@ -153,6 +199,20 @@ CASES = {
     "scanned": (by_scan, {"a": (3, D, D), "b": (3, D, D)}, [(3, "b", "ab")]),
     "rematerialized and scanned": (by_remat_scan, {"u": MATRIX, "w": (4, D, D), "v": MATRIX}, [(4, "w", "w")]),
     "along time": (time_residual, {"w": MATRIX}, [(5, "", "w")]),
+    "modulated": modulated(2),
+    "modulated, all modulations made first": modulated(2, first=True),
+    "modulated, a matrix for each": modulated(2, apart=True),
+    "modulated, a matrix for each, made first": modulated(2, first=True, apart=True),
+    "modulated, scanned": (
+        modulated_by_scan,
+        dict.fromkeys("ab", (3, D, D)) | dict.fromkeys("em", (3, D, 2 * D)) | dict.fromkeys("ctu", MATRIX),
+        [(3, "a", "aem"), (3, "b", "bem")],
+    ),
+    "seen by each decoder": (
+        seen_by_each_decoder,
+        dict.fromkeys(("u", "v", "e0", "e1", "a0", "b0", "a1", "b1"), MATRIX) | {"g": VECTOR},
+        [(1, (n,), (n,)) for n in ("e0", "e1")] + [(1, (f"b{i}",), (f"a{i}", f"b{i}")) for i in range(2)],
+    ),
     "conditioned": (
         conditioned,
         dict.fromkeys(("u", "c", "a0", "b0", "a1", "b1"), MATRIX),

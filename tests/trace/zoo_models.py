@@ -183,6 +183,34 @@ GATED_MLP = {
 }  # fmt: skip
 
 
+class Modulated(nn.Module):
+    """Blocks of two sublayers whose shifts, scales and gates come from one projection of a condition, zero at first (arXiv 2212.09748)."""
+
+    width: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        norm = lambda h: nn.LayerNorm(use_scale=False, use_bias=False)(h)  # noqa: E731
+        condition = nn.silu(nn.Dense(self.width, name="condition")(x[:, :1]))
+        h = nn.Dense(self.width, name="embed")(x)
+        for i in range(self.depth):
+            modulation = nn.Dense(6 * self.width, kernel_init=nn.initializers.zeros, name=f"block_{i}_modulation")(condition)
+            shift, scale, gate, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
+            h = h + gate * nn.Dense(self.width, name=f"block_{i}_mix")(nn.gelu(norm(h) * (1 + scale) + shift))
+            z = nn.gelu(nn.Dense(2 * self.width, name=f"block_{i}_up")(norm(h) * (1 + scale_2) + shift_2))
+            h = h + gate_2 * nn.Dense(self.width, name=f"block_{i}_down")(z)
+        return nn.Dense(3, name="head")(norm(h))
+
+
+MODULATED = {
+    "['condition']['kernel']": "input", "['condition']['bias']": "vector", "['embed']['kernel']": "input", "['embed']['bias']": "vector",
+    "['head']['kernel']": "output", "['head']['bias']": "finite",
+    **{f"['block_{i}_{name}']['{kind}']": role for i in range(6) for name in ("modulation", "mix", "up", "down")
+       for kind, role in (("kernel", "hidden"), ("bias", "vector"))},
+}  # fmt: skip
+
+
 # Convolutional ----------------------------------------------------------------------------------------------------------
 
 
@@ -592,6 +620,14 @@ ZOO: dict[str, Case] = {
     "equinox tokens": Case(lambda width: lambda key: EqxTokens(width, key), *WIDTH, TOKENS, EQX_TOKENS),
     "gated mlp": Case(
         GatedMLP, *deep(), ROWS, GATED_MLP, tuple((1, (f"['block_{i}']['down']['kernel']",)) for i in range(6)), depth_ratio=3.0
+    ),
+    "modulated mlp": Case(
+        Modulated,
+        *deep(),
+        ROWS,
+        MODULATED,
+        tuple((1, tuple(f"['block_{i}_{n}']['{k}']" for k in ("bias", "kernel"))) for i in range(6) for n in ("mix", "down")),
+        depth_ratio=3.0,
     ),
     "cnn": Case(CNN, *WIDTH, IMAGES, CNN_ROLES),
     "resnet": Case(ResNet, *WIDTH, IMAGES, RESNET, adds=((1, ("['params']['b_0']['kernel']",)), (1, ("['params']['b_1']['kernel']",)))),

@@ -80,6 +80,7 @@ def test_a_traced_size_reaches_the_planned_network():
         ({"parametrization": None}, "relative to a base"),
         ({"base": {"widht": 4}}, "base names 'widht'.*width"),
         ({"base": {"width": 16}}, "base width = 16 is larger"),
+        ({"base": 16}, "base must be a dict of sizes"),
         ({"parametrization": "mup"}, "pj.mup"),
         ({"optimizer": optax.sgd(0.1), "grid": pj.grid(width=[4, 8], seed=2)}, "already built"),
     ],

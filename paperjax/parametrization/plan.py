@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -209,31 +209,21 @@ class Plan:
         Raises
         ------
         ValueError
-            If the text is of another format.
+            If the text is no JSON, of another format, lacks a field, has one that no plan has, or a factor that is no finite number.
         """
-        record = json.loads(text)
-        if record.pop("format", None) != FORMAT:
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"this text is no plan: it is not JSON ({error}). Write one with plan.to_json().") from error
+        if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
             raise ValueError(f"this is no plan of format {FORMAT}: write it anew with plan.to_json().")
-        leaves = tuple(
-            PlannedLeaf(
-                leaf["path"],
-                tuple(leaf["shape"]),
-                leaf["dtype"],
-                leaf["role"],
-                tuple(leaf["axes"]),
-                tuple(leaf["inside"]),
-                tuple(leaf["out"]),
-                tuple(leaf["stack"]),
-                leaf["rule"],
-                leaf["init_std"],
-                Factors(**leaf["factors"]),
-            )
-            for leaf in record.pop("leaves")
-        )
-        scalings = tuple(
-            Scaling(**{**s, "path": tuple(s["path"]), "leaves": tuple(map(tuple, s["leaves"]))}) for s in record.pop("scalings")
-        )
-        base, target, copies = (tuple((k, v) for k, v in record.pop(name)) for name in ("base", "target", "copies"))
+        _check_record(record, [f.name for f in dataclasses.fields(Plan) if f.name != "network"], "the plan")
+        try:
+            leaves = tuple(_leaf(leaf) for leaf in record.pop("leaves"))
+            scalings = tuple(_scaling(s) for s in record.pop("scalings"))
+            base, target, copies = (tuple((k, v) for k, v in record.pop(name)) for name in ("base", "target", "copies"))
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"a value of this plan has another form than plan.to_json() gives it: {error}. Write it anew.") from error
         return Plan(**record, base=base, target=target, leaves=leaves, scalings=scalings, copies=copies)
 
     # The optimizer ----------------------------------------------------------------------------------------------------
@@ -276,6 +266,37 @@ class Plan:
 
     def __hash__(self) -> int:
         return int.from_bytes(hashlib.sha256(self._json(repr).encode()).digest()[:8], "big")
+
+
+def _check_record(record: Any, names: Sequence[str], what: str) -> None:
+    if not isinstance(record, dict):
+        raise ValueError(f"{what} is {record!r}, not a record of its fields ({', '.join(names)}). Write it anew with plan.to_json().")
+    missing, more = [n for n in names if n not in record], [n for n in record if n not in names]
+    if missing:
+        raise ValueError(f"{what} lacks the field {missing[0]!r}: the file was cut or edited. Write it anew with plan.to_json().")
+    if more:
+        raise ValueError(f"{what} has a field {more[0]!r} that no plan has. {nearest(more[0], names)} Write it anew with plan.to_json().")
+
+
+def _leaf(record: Any) -> PlannedLeaf:
+    _check_record(record, [f.name for f in dataclasses.fields(PlannedLeaf)], "a leaf of the plan")
+    what = f"leaf {record['path']} of the plan"
+    _check_record(record["factors"], Factors._fields, f"{what}: its factors")
+    for name, value in record["factors"].items():
+        _check_number(value, f"{what}: its {name}")
+    tuples = {name: tuple(record[name]) for name in ("shape", "axes", "inside", "out", "stack")}
+    return PlannedLeaf(**{**record, **tuples, "factors": Factors(**record["factors"])})
+
+
+def _scaling(record: Any) -> Scaling:
+    _check_record(record, [f.name for f in dataclasses.fields(Scaling)], "a factor of the plan on an activation")
+    _check_number(record["factor"], "a factor of the plan on an activation")
+    return Scaling(**{**record, "path": tuple(record["path"]), "leaves": tuple(map(tuple, record["leaves"]))})
+
+
+def _check_number(value: Any, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{what} is {value!r}, not a finite number of at least 0. Write the plan anew with plan.to_json().")
 
 
 def _plain(value: Any) -> Any:

@@ -51,7 +51,8 @@ def plan(
     scheme
         A `Parametrization`: ``pj.mup``, ``pj.depth_mup``, ``pj.completep``, ``pj.ntp``, ... or your own by ``pj.abc``.
     base, target
-        Sizes by name. What differs between them goes to infinity.
+        Sizes by name. What differs between them goes to infinity. They may be equal: a grid of widths begins with the one that was tuned,
+        and there the plan is the model itself, all factors 1.
     optimizer
         A name in optax or a factory; only its family matters: ``"sgd"`` (momentum and Nesterov too), Adam-like, or ``"muon"``, where hidden
         matrices follow Muon and the rest Adam.
@@ -73,8 +74,11 @@ def plan(
     Raises
     ------
     ValueError
-        For a base that is not smaller, unknown sizes, an optimizer of unknown family, overrides of leaves that do not exist, a leaf
-        that cannot be resolved, a depth that grows without residual branches under a depth parametrization.
+        For a base that is larger, unknown sizes, an optimizer of unknown family, overrides of leaves that do not exist, a leaf
+        that cannot be resolved, a depth that grows without residual branches under a depth parametrization, a standard deviation that is
+        no finite number of at least 0.
+    TypeError
+        If sizes or overrides have another form.
 
     Examples
     --------
@@ -92,7 +96,7 @@ def plan(
     rule = rule_of(optimizer)
     _refuse_muon(scheme, rule)
     program = read(fam, base, target, x, uses)
-    program = _told(program, dict(init_std or {}))
+    program = _told(program, {} if init_std is None else init_std)
     if rule == "muon" or scheme.no_decay:
         program = _with_roles_at_the_base(program, fam, x, uses)
     _check_depth(program, scheme, fam, x)
@@ -165,24 +169,38 @@ def _with_roles_at_the_base(program: Program, fam: Family, x: Any, uses: Mapping
     return dataclasses.replace(program, leaves=tuple(map(known, program.leaves)))
 
 
-def _told(program: Program, init_std: dict[str, Callable[[int, int], float]]) -> Program:
+def _told(program: Program, init_std: Any) -> Program:
     """Replace laws by the standard deviations that the caller gives."""
+    if not isinstance(init_std, Mapping):
+        raise TypeError(f"init_std = {init_std!r}: give {{path: lambda fan_in, fan_out: std}}, with the paths that the plan prints.")
     paths = [leaf.path for leaf in program.leaves]
     for path in init_std:
         if path not in paths:
             raise ValueError(f"init_std names a leaf {path!r} that is not there. {nearest(path, paths)}")
-    leaves = tuple(
-        dataclasses.replace(
-            leaf,
-            law=Law("random", 0.0, float(init_std[leaf.path](*leaf.fans()))),
-            base_law=(there := Law("random", 0.0, float(init_std[leaf.path](*leaf.fans(base=True))))),
-            narrow_law=there,
+    leaves = []
+    for leaf in program.leaves:
+        if leaf.path in init_std:
+            ours, there = (Law("random", 0.0, _std(init_std[leaf.path], leaf, base)) for base in (False, True))
+            leaf = dataclasses.replace(leaf, law=ours, base_law=there, narrow_law=there)
+        leaves.append(leaf)
+    return dataclasses.replace(program, leaves=tuple(leaves))
+
+
+def _std(told: Any, leaf: Leaf, base: bool) -> float:
+    if not callable(told):
+        raise TypeError(
+            f"init_std[{leaf.path!r}] is {told!r}, and must be a function of the fans, whose change with the width is what counts: "
+            "lambda fan_in, fan_out: fan_in ** -0.5, say, or lambda fan_in, fan_out: 0.02."
         )
-        if leaf.path in init_std
-        else leaf
-        for leaf in program.leaves
-    )
-    return dataclasses.replace(program, leaves=leaves)
+    fans = leaf.fans(base=base)
+    std: Any = told(*fans)
+    number = isinstance(std, numbers.Real) or (hasattr(std, "item") and getattr(std, "ndim", None) == 0)
+    if not number or not math.isfinite(std) or std < 0:
+        raise ValueError(
+            f"init_std[{leaf.path!r}] gives {std!r} at fan_in = {fans[0]}, fan_out = {fans[1]}: a standard deviation is a finite number of "
+            "at least 0. Look for a quotient, a logarithm or a sign in it."
+        )
+    return float(std)
 
 
 def _check_depth(program: Program, scheme: Parametrization, fam: Family, x: Any) -> None:

@@ -142,6 +142,8 @@ def read(
     ValueError
         If a use of a leaf with an infinite axis cannot be resolved (the message lists leaf, axes, primitive and the override), if an
         override names no leaf, or if the sizes do not fit the family.
+    TypeError
+        If sizes or overrides have another form.
 
     Warns
     -----
@@ -166,6 +168,7 @@ def read(
     >>> program.leaves[3].shape, program.leaves[3].fans(), program.leaves[3].sites[0].op
     ((1048576, 1048576), (1048576, 1048576), 'dot_general')
     """
+    _check_forms({"base": base, "target": target}, uses)
     fam = fam if isinstance(fam, Family) else family(fam)
     x = fam.x if x is None else jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
     if x is None:
@@ -282,6 +285,20 @@ def _warn_of_fixed_heads(scaled: tuple[tuple[Interaction, int, float], ...], lea
                 stacklevel=3,
             )
             return
+
+
+def _check_forms(sizes: Mapping[str, Any], uses: Any) -> None:
+    for which, given in sizes.items():
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{which} = {given!r}: sizes are given by name, {which}=dict(width={given if isinstance(given, int) else 64}).")
+    if uses is not None and not isinstance(uses, Mapping):
+        raise TypeError(f"uses = {uses!r}: give {{path: pj.trace.Use(...)}}, with the paths that the plan prints.")
+    for path, use in (uses or {}).items():
+        if not isinstance(use, Use):
+            raise TypeError(
+                f"uses[{path!r}] is {use!r}, and must say what is done with each axis of the leaf: "
+                "pj.trace.Use(inside=(axes summed over), out=(free axes)); its role follows from which of them grow."
+            )
 
 
 def _check_sizes(fam: Family, base: Mapping[str, Any], target: Mapping[str, Any]) -> None:

@@ -40,9 +40,9 @@ _seen = {}
 
 
 def _read(fam, base, target, x, uses):
-    key = (id(fam), tuple(base.items()), tuple(target.items()))
-    if fam is not FAMILY or uses:
+    if fam is not FAMILY or uses or not isinstance(base, dict) or not isinstance(target, dict):
         return read(fam, base, target, x, uses)
+    key = (id(fam), tuple(base.items()), tuple(target.items()))
     if key not in _seen:
         _seen[key] = read(fam, base, target, x, uses)
     return _seen[key]

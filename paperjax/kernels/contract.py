@@ -46,20 +46,20 @@ def gram(term: Term, a: Pair, b: Pair, outputs: str) -> list[Any]:
     return found
 
 
-def jacobians(term: Term, a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
-    """The gradient of each output of each example, ``(N, O, k, j, i)``, of the leaf of a plain term and of its bias."""
-    a_NKTI, b_NOKTJ = _stacked(a, 2), _stacked(b, 3)
-    found = [jnp.einsum("nkti,noktj->nokji", a_NKTI, b_NOKTJ)]
-    if term.bias is not None:
-        scale = term.bias_scale / term.factors[0].product.value.scale
-        found.append(b_NOKTJ.sum(3) * jnp.asarray(scale, b_NOKTJ.dtype))
-    return found
-
-
 def jacobian_contraction(gradients: Pair, outputs: str) -> Any:
     """``sum_p J_nop J_mqp`` of gradients ``(N, O, *shape)``."""
     first, second = (g.reshape(*g.shape[:2], math.prod(g.shape[2:])) for g in gradients)
     return paired(first, second, outputs)
+
+
+def formed_contraction(gradients: Pair, outputs: str) -> Any:
+    """The same of gradients ``(N, ..., O, j)``."""
+    first, second = (g.reshape(g.shape[0], -1, *g.shape[-2:]) for g in gradients)
+    if outputs == "trace":
+        return rows_product(first, second, 3)
+    if outputs == "diagonal":
+        return jnp.einsum("nxoj,Nxoj->noN", first, second)
+    return paired(*(g.swapaxes(1, 2).reshape(g.shape[0], g.shape[2], -1) for g in (first, second)), outputs)
 
 
 def paired(first: Any, second: Any, outputs: str) -> Any:
@@ -77,8 +77,8 @@ def rows_product(first: Any, second: Any, summed: int) -> Any:
     return lax.dot_general(x, y, (((1,), (1,)), ((), ()))).reshape(*free[0], *free[1])
 
 
-def by_layers(fn: Callable[..., list[Any]], layers: int, a: Any, b: Any) -> list[Any]:
-    """Apply a function of recordings to each of the slices of the leaf by itself; they come first in the results."""
+def by_layers(fn: Callable[..., list[Any]], layers: int, parts: Sequence[Any], axes: Sequence[int]) -> list[Any]:
+    """Apply a function of recordings to each slice of the leaf by itself, given where `k` is in them; slices come first in the results."""
 
     def apart(tree: Any, axis: int) -> Any:
         def one(x: Any) -> Any:
@@ -87,7 +87,7 @@ def by_layers(fn: Callable[..., list[Any]], layers: int, a: Any, b: Any) -> list
 
         return jax.tree.map(one, tree)
 
-    return lax.map(lambda parts: fn(*parts), (apart(a, 1), apart(b, 2)))
+    return lax.map(lambda parts: fn(*parts), tuple(apart(part, axis) for part, axis in zip(parts, axes)))
 
 
 def _stacked(parts: Sequence[Any], axis: int) -> Any:
@@ -111,7 +111,7 @@ def _gram_of_one(a1: Any, a2: Any, b1: Any, b2: Any, outputs: str, lookup: bool,
         wide = paired(b1[:, :, 0], b2[:, :, 0], outputs)
         found = _placed(inner[:, 0, :, 0], "nN", out) * wide
         return [found, wide] if biased else [found]
-    kept = out.replace("n", "nt").replace("N", "NT")
+    kept = {"full": "notNOT", "trace": "ntNT", "diagonal": "ntoNT"}[outputs]
     wide = rows_product(b1, b2, 1) if outputs == "full" else jnp.einsum(f"n{o}tj,N{p}Tj->{kept}", b1, b2)
     over = tuple(axis for axis, name in enumerate(kept) if name in "tT")
     found = (_placed(inner, "ntNT", kept) * wide).sum(over)

@@ -9,25 +9,36 @@ from jax import lax
 from jax.extend import core as jex
 
 from paperjax.kernels import contract
-from paperjax.kernels.factors import Term
 from paperjax.kernels.features import Features, features
 from paperjax.kernels.network import Network, Spec, directions, flat, read
 from paperjax.kernels.routes import Choice
 from paperjax.model import Model
 
 
-def recorded(choices: tuple[Choice, ...], network: Network) -> tuple[list[Term], list[int], list[int]]:
-    """Terms that are recorded (by number), leaves whose gradients are taken, leaves by products with vectors."""
-    numbers = sorted({c.term for c in choices if c.term is not None})
-    gradients = sorted({c.leaf for c in choices if c.term is None and c.route == "jacobian"})
-    by_vectors = sorted({c.leaf for c in choices if c.term is None and c.route == "ntvp"})
-    return [network.terms.terms[n] for n in numbers], gradients, by_vectors
+class Recorded(NamedTuple):
+    """Numbers of the terms whose factors are kept, of those whose gradients are formed, and of the other leaves by route."""
+
+    kept: tuple[int, ...]
+    formed: tuple[int, ...]
+    gradients: tuple[int, ...]
+    vectors: tuple[int, ...]
+
+
+def recorded(choices: tuple[Choice, ...], network: Network) -> Recorded:
+    """What the routes need; a bias goes with its product."""
+    lead = {c.term: c.route for c in reversed(choices) if c.term is not None and network.terms.terms[c.term].leaf == c.leaf}
+    # Where only the bias is wanted, its product leads all the same.
+    lead |= {c.term: c.route for c in choices if c.term is not None and c.term not in lead}
+    numbers = [tuple(sorted(n for n, route in lead.items() if route == name)) for name in ("gram", "gradients")]
+    leaves = [tuple(sorted({c.leaf for c in choices if c.term is None and c.route == name})) for name in ("jacobian", "ntvp")]
+    return Recorded(*numbers, *leaves)
 
 
 def record(network: Network, spec: Spec, choices: tuple[Choice, ...], arguments: Any, x: Any) -> Features:
     """What the routes need of one batch."""
-    terms, gradients, _ = recorded(choices, network)
-    found = features(network.jaxpr, terms, gradients, arguments, len(network.shapes), x, directions(network, spec))
+    what = recorded(choices, network)
+    kept, formed = ([network.terms.terms[n] for n in numbers] for numbers in (what.kept, what.formed))
+    found = features(network.jaxpr, kept, formed, what.gradients, arguments, len(network.shapes), x, directions(network, spec))
     if spec.wide:
         found = jax.tree.map(lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, found)
     return found
@@ -56,8 +67,7 @@ def pairs(
 
     ``vectors(leaf numbers)`` gives the kernel of leaves that go by products with vectors.
     """
-    terms, gradients, by_vectors = recorded(choices, network)
-    numbers = sorted({c.term for c in choices if c.term is not None})
+    what = recorded(choices, network)
     total: dict[str, Any] = {}
 
     def add(leaf: int, kernel: Any, layers: int) -> None:
@@ -68,23 +78,25 @@ def pairs(
         else:
             _into(total, {None: "", "leaf": network.paths[leaf], "layer": _parent(network.paths[leaf])}[spec.per], kernel)
 
-    for n, (number, term) in enumerate(zip(numbers, terms)):
-        wanted = {c.leaf: c.route for c in choices if c.term == number}
-        route = wanted.get(term.leaf, "gram")
+    def add_term(number: int, one: Any, parts: tuple[Any, ...], axes: tuple[int, ...]) -> None:
+        term = network.terms.terms[number]
         layers = network.terms.layers.get(term.leaf, 0) if spec.per == "layer" else 0
-
-        def one(a: Any, b: Any, term: Term = term, route: str = route) -> list[Any]:
-            if route == "gram":
-                return contract.gram(term, a, b, spec.outputs)
-            found = [contract.jacobians(term, x, y) for x, y in zip(a, b)]
-            return [contract.jacobian_contraction(pair, spec.outputs) for pair in zip(*found)]
-
-        a, b = (first.a[n], second.a[n]), (first.b[n], second.b[n])
-        kernels = contract.by_layers(one, layers, a, b) if layers else one(a, b)
+        kernels = contract.by_layers(one, layers, parts, axes) if layers else one(*parts)
+        wanted = {c.leaf for c in choices if c.term == number}
         for leaf, kernel in zip((term.leaf, term.bias), kernels):
             if leaf in wanted:
                 add(leaf, kernel, layers)
-    for n, leaf in enumerate(gradients):
+
+    for n, number in enumerate(what.kept):
+        gram = functools.partial(contract.gram, network.terms.terms[number], outputs=spec.outputs)
+        add_term(number, gram, ((first.a[n], second.a[n]), (first.b[n], second.b[n])), (1, 2))
+    for n, number in enumerate(what.formed):
+
+        def formed(pairs: Any) -> list[Any]:
+            return [contract.formed_contraction(pair, spec.outputs) for pair in zip(*pairs)]
+
+        add_term(number, formed, ((first.formed[n], second.formed[n]),), (1,))
+    for n, leaf in enumerate(what.gradients):
         layers = network.terms.layers.get(leaf, 0) if spec.per == "layer" else 0
         pair = (first.gradients[n], second.gradients[n])
         if layers:
@@ -92,7 +104,7 @@ def pairs(
         else:
             kernel = contract.jacobian_contraction(pair, spec.outputs)
         add(leaf, kernel, layers)
-    for leaf in by_vectors:
+    for leaf in what.vectors:
         add(leaf, vectors(leaf), 0)
     return total
 

@@ -20,17 +20,28 @@ class Features(NamedTuple):
         For each term and each of its factors ``(N, k, t, i)``, or rows ``(N, k, t)`` of a lookup.
     b
         Likewise ``(N, O, k, t, j)``, with the number that the model multiplies the leaf by in it.
+    formed
+        For each term whose gradients are formed from its factors, those of its leaf, ``(N, k, i, O, j)``, and of its bias,
+        ``(N, k, O, j)``.
     gradients
         For each other leaf ``(N, O, *shape)``.
     """
 
     a: tuple[tuple[Any, ...], ...]
     b: tuple[tuple[Any, ...], ...]
+    formed: tuple[tuple[Any, ...], ...]
     gradients: tuple[Any, ...]
 
 
 def features(
-    jaxpr: jex.ClosedJaxpr, terms: Sequence[Term], others: Sequence[int], arguments: Sequence[Any], n_leaves: int, x: Any, directions: Any
+    jaxpr: jex.ClosedJaxpr,
+    kept: Sequence[Term],
+    formed: Sequence[Term],
+    others: Sequence[int],
+    arguments: Sequence[Any],
+    n_leaves: int,
+    x: Any,
+    directions: Any,
 ) -> Features:
     """Record one batch: a forward pass and a backward pass for each direction of the outputs, and no gradient but of the `others`.
 
@@ -38,8 +49,8 @@ def features(
     ----------
     jaxpr
         Trace of ``(*leaves, *given, x) -> y`` for a batch of one example.
-    terms, others
-        Leaves in factors, and leaves by their gradients.
+    kept, formed, others
+        Terms whose factors are wanted, terms whose gradients are, and leaves without factors.
     arguments
         The leaves and what is given.
     n_leaves
@@ -49,7 +60,7 @@ def features(
     directions
         ``(O, *out)``: of each, the gradient of the sum of the outputs times it is taken.
     """
-    factors = [factor for term in terms for factor in term.factors]
+    factors = [factor for term in (*kept, *formed) for factor in term.factors]
     taps = sorted({factor.tap for factor in factors})
     places = {factor.product.path: factor for factor in factors}
 
@@ -65,9 +76,14 @@ def features(
 
         y, pull, seen = jax.vjp(output, zeros, [arguments[leaf] for leaf in others], has_aux=True)
         cotangents, gradients = jax.vmap(pull)(directions.astype(y.dtype))
-        a = tuple(tuple(operands(f.product, seen[f.tap]) for f in term.factors) for term in terms)
-        b = tuple(tuple(_scaled(f, cotangents[f.product.path]) for f in term.factors) for term in terms)
-        return Features(a, b, tuple(gradients))
+
+        def of(terms: Sequence[Term]) -> tuple[Any, Any]:
+            a = tuple(tuple(operands(f.product, seen[f.tap]) for f in term.factors) for term in terms)
+            return a, tuple(tuple(_scaled(f, cotangents[f.product.path]) for f in term.factors) for term in terms)
+
+        # Formed here, once: blocks of a kernel share them.
+        gathered = tuple(_gradients(term, a, b) for term, a, b in zip(formed, *of(formed)))
+        return Features(*of(kept), gathered, tuple(gradients))
 
     return jax.vmap(one)(x)
 
@@ -81,3 +97,14 @@ def _scaled(factor: Factor, cotangents: Any) -> Any:
     found = jax.vmap(lambda b: results(factor.product, b))(cotangents)
     scale = factor.product.value.scale
     return found if scale == 1 else found * jnp.asarray(scale, found.dtype)
+
+
+def _gradients(term: Term, a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
+    """Gradients of one example from the factors of a plain term: of its leaf, and of its bias if it has one."""
+    a_KTI, b_OKTJ = jnp.concatenate(a, 1) if len(a) > 1 else a[0], jnp.concatenate(b, 2) if len(b) > 1 else b[0]
+    # With the outputs second to last XLA needs no copy of `b`, the larger one.
+    found = (jnp.einsum("kti,oktj->kioj", a_KTI, b_OKTJ),)
+    if term.bias is None:
+        return found
+    scale = term.bias_scale / term.factors[0].product.value.scale
+    return (*found, b_OKTJ.sum(2).swapaxes(0, 1) * jnp.asarray(scale, b_OKTJ.dtype))

@@ -79,6 +79,9 @@ class Worker:
         """Start the process and wait until it has imported what it needs."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
         env |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        if self.name != "paperjax":
+            # An old XLA ends at a flag that it does not know.
+            env.pop("XLA_FLAGS", None)
         command = [self.python, str(Path(__file__).with_name("ntk_workers.py")), self.name]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.answer(None)

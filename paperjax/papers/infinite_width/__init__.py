@@ -1,0 +1,1 @@
+"""Papers on networks whose width goes to infinity."""

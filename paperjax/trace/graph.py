@@ -186,16 +186,20 @@ class Graph:
         """Whether one activation is made of another."""
         return of == node or node in self.between(of, node)
 
+    def behind(self, node: int, after: int = -1) -> set[int]:
+        """All that an activation is made of, itself among it, but for what is not later than another."""
+        todo, found = [node], set()
+        while todo:
+            here = todo.pop()
+            if here > after and here not in found:
+                found.add(here)
+                todo.extend(self.nodes[here].parents)
+        return found
+
     def between(self, first: int, last: int) -> set[int]:
         """Activations that are made of `first` and that `last` is made of, without `first` and with `last` if it is made of `first`."""
-        todo, back = [last], set()
-        while todo:
-            node = todo.pop()
-            if node > first and node not in back:
-                back.add(node)
-                todo.extend(self.nodes[node].parents)
         found: set[int] = set()
-        for node in sorted(back):
+        for node in sorted(self.behind(last, first)):
             if any(parent == first or parent in found for parent in self.nodes[node].parents):
                 found.add(node)
         return found

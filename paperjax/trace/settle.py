@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from paperjax.binding import nearest
 from paperjax.trace.graph import Site, Unresolved, Walk
+from paperjax.trace.parts import LISTED, growing_lists
 from paperjax.trace.probe import Shape
 
 KINDS = ("product", "convolution", "lookup", "elementwise")
@@ -98,8 +99,9 @@ def refuse_unresolved(found: Walk, shapes: Sequence[Shape], axes: Axes, settled:
         With one line for each: leaf, axes, primitive, reason and the override that settles it.
     """
     lines = []
-    unclear = (*_problems(found, shapes, axes, settled), *_copies(found, shapes, axes, settled), *_partless(found, shapes, axes, settled))
-    for problem in dict.fromkeys((*found.unresolved, *unclear)):
+    lists = [u for u in growing_lists(found, shapes, axes) if shapes[u.leaf].path not in settled]
+    unclear = [*_problems(found, shapes, axes, settled), *_copies(found, shapes, axes, settled), *_partless(found, shapes, axes, settled)]
+    for problem in dict.fromkeys((*found.unresolved, *unclear, *lists)):
         shape, infinite = shapes[problem.leaf], axes[shapes[problem.leaf].path]
         growing = [axis for axis, names in enumerate(infinite) if names and problem.axis in (None, axis)]
         if growing:
@@ -126,6 +128,8 @@ def _example(problem: Unresolved, found: Walk, shape: Shape, infinite: tuple[fro
             taken = axis in (*uses[0].inside, *uses[0].out)
             other = uses[0] if taken else Use(inside, tuple(sorted((axis, *out))), stack, uses[0].kind)
             return f"{form % _written(copies)} if axis {axis} counts copies, with {form % _written(other)} if it does not"
+    if len(uses) == 1 and problem.reason == LISTED:
+        return f"{form % _written(uses[0])} if each is a copy by itself; heads belong in one leaf, with a first axis that counts them"
     known = problem in found.unresolved and all(site.effect == "other" for site in sites)
     if len(uses) == 1 and axis is None and known and _covers(uses[0], shape):
         use = uses[0]

@@ -303,33 +303,6 @@ def test_bad_overrides_are_named(uses, message):
         read(pj.family(weight_norm, x=ROWS), *WIDTHS, uses=uses)
 
 
-def test_heads_and_copies_one_by_one_are_both_suggested():
-    with pytest.raises(ValueError, match=r"out=\(2,\), stack=\(0,\)\).* if axis 0 counts copies, with .*out=\(0, 2\)\)"):
-        read(pj.family(heads_one_by_one, x=ROWS), *EXPERTS)
-
-
-@pytest.mark.parametrize("loop", ["python", "fori"])
-def test_layers_that_one_leaf_holds_may_be_taken_one_by_one(loop):
-    def make(width, depth):
-        def apply(p, x):
-            h = x @ p["u"]
-            if loop == "fori":
-                h = jax.lax.fori_loop(0, depth, lambda i, h: jnp.tanh(h @ p["w"][i] + p["b"][i][None]), h)
-            for i in range(depth if loop == "python" else 0):
-                h = jnp.tanh(h @ p["w"][i] + p["b"][i][None])
-            return h @ p["out"]
-
-        return pair({"u": (5, width), "w": (depth, width, width), "b": (depth, width), "out": (width, 3)}, apply)
-
-    program = read(pj.family(make, x=ROWS), {"width": 8, "depth": 2}, {"width": 16, "depth": 4})
-    assert {leaf.path: leaf.role for leaf in program.leaves} == {
-        "['b']": "vector",
-        "['out']": "output",
-        "['u']": "input",
-        "['w']": "hidden",
-    }
-
-
 def test_a_finite_leaf_may_be_used_in_any_way():
     """What does not grow needs no role: a weight-normed readout of fixed size."""
     program = read(pj.family(lambda width: weight_norm(8), x=ROWS), {"width": 1}, {"width": 2})

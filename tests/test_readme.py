@@ -104,6 +104,20 @@ def test_mup(here):
     names["tx"].init(names["params"])
 
 
+def test_kernel(here):
+    import jax.numpy as jnp
+
+    x = jax.random.normal(jax.random.key(0), (6, 3))
+    names = {"x1": x[:4], "x2": x[4:], "y": x[:4, :2]}
+    exec("import jax, paperjax as pj\nmodel = pj.models.mlp(8, 2, 2)", names)
+    names["params"] = names["model"].init(jax.random.key(1), x)
+    with jax.numpy_rank_promotion("allow"):
+        exec(BLOCKS[4].replace("depth=3", "depth=2"), names)
+    assert [k.shape for k in names["K"]] == [(4, 4, 2, 2), (2, 4, 2, 2)]
+    assert bool(jnp.isfinite(names["f_t"].test).all())
+    assert names["limit"].shape == (4, 4)
+
+
 def test_the_two_commands_are_there():
     for command in ("pip install . && paperjax run intrinsic-dimension", 'pip install ".[test]" && pytest'):
         assert re.search(rf"^{re.escape(command)}$", README, flags=re.MULTILINE)

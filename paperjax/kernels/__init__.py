@@ -17,8 +17,10 @@ from paperjax.kernels.spectrum import (
     movement,
     participation,
 )
+from paperjax.kernels.split import TrainTest, train_test
 
 __all__ = [
-    "Explanation", "Lanczos", "LeafRoute", "Spectrum", "alignment", "as_matrix", "cumulative_power", "effective_dimension", "eigenvalues",
-    "explain", "kernel_distance", "label_gradient_alignment", "lanczos", "movement", "ntk", "operator", "participation", "predict",
+    "Explanation", "Lanczos", "LeafRoute", "Spectrum", "TrainTest", "alignment", "as_matrix", "cumulative_power", "effective_dimension",
+    "eigenvalues", "explain", "kernel_distance", "label_gradient_alignment", "lanczos", "movement", "ntk", "operator", "participation",
+    "predict", "train_test",
 ]  # fmt: skip

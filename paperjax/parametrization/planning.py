@@ -247,7 +247,7 @@ def _attention(program: Program, scheme: Parametrization) -> list[Scaling]:
         factor = (found.size / base_size) ** (-scheme.attention - exponent)
         if not math.isclose(factor, 1.0, rel_tol=1e-9):
             why = f"logits of d^{exponent:.3g} to d^{-scheme.attention:.3g}"
-            scalings.append(Scaling(found.path, "dot_general", None, factor, why, "product"))
+            scalings.append(Scaling(found.path, found.op, None, factor, why, "product"))
     return scalings
 
 
@@ -266,7 +266,7 @@ def _learns(program: Program, node: int) -> bool:
 
 def _warn_of_product(program: Program, found: Interaction, base_size: int) -> None:
     """A product of two activations over coordinates that grow, of which the trace cannot tell how large its operands are."""
-    operands = program.walk.nodes[found.node].parents
+    operands = found.operands
     # Of an activation with itself it is a square, which a norm divides by again; given numbers (a frozen copy) do not learn.
     if len(set(operands)) == 1 or not all(_learns(program, node) for node in operands):
         return

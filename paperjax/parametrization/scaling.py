@@ -86,7 +86,7 @@ def places(found: Walk, paths: Sequence[str]) -> Mapping[tuple[str, Leaves], lis
         at.setdefault(("use", ((paths[site.leaf],),)), []).append((site.path, site.op, None))
     for product in interactions(found):
         leaves = tuple(tuple(paths[leaf] for leaf in side) for side in product.leaves)
-        at.setdefault(("product", leaves), []).append((product.path, "dot_general", None))
+        at.setdefault(("product", leaves), []).append((product.path, product.op, None))
     for add in residual_adds(found):
         at.setdefault(("branch", (tuple(paths[leaf] for leaf in add.leaves),)), []).append((add.path, add.op, add.operand))
     return at

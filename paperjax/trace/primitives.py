@@ -224,7 +224,7 @@ def mixed_axes(eqn: jex.JaxprEqn) -> list[tuple[int, int]]:
     if name == "fft":
         return [(0, axis) for axis in range(len(first) - len(p["fft_lengths"]), len(first))]
     if name.startswith(("reduce_", "argm")) and "axes" in p:
-        return [(0, axis) for axis in p["axes"]]
+        return [(0, int(axis)) for axis in p["axes"]]
     if name.startswith("cum"):
         return [(0, p["axis"])]
     return []

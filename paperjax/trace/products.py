@@ -200,7 +200,7 @@ class _Finder:
         if name in ("mul", "div") and len([v for v in operands if v is not None]) == 1:
             value = next(v for v in operands if v is not None)
             factor = numbers[1] if first is not None else numbers[0]
-            if factor is not None and (name == "mul" or (first is not None and factor != 0)):
+            if factor is not None and not np.iscomplexobj(factor) and (name == "mul" or (first is not None and factor != 0)):
                 factor = float(factor)
                 return [value._replace(scale=value.scale * factor if name == "mul" else value.scale / factor)], unknown
         for i, value in enumerate(operands):

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import paperjax as pj
-from paperjax.driver import _fewer_lanes
 from paperjax.devices import device_budget
+from paperjax.driver import _fewer_lanes
 from paperjax.layout import Layout, choose_layout, lay_out, mesh_of, replicate, spread, tree_bytes, work
 
 GPU = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 1000})

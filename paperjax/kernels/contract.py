@@ -59,7 +59,8 @@ def formed_contraction(gradients: Pair, outputs: str) -> Any:
         return rows_product(first, second, 3)
     if outputs == "diagonal":
         return jnp.einsum("nxoj,Nxoj->noN", first, second)
-    return paired(*(g.swapaxes(1, 2).reshape(g.shape[0], g.shape[2], -1) for g in (first, second)), outputs)
+    rows = [g.swapaxes(1, 2).reshape(g.shape[0], g.shape[2], -1) for g in (first, second)]
+    return paired(rows[0], rows[1], outputs)
 
 
 def paired(first: Any, second: Any, outputs: str) -> Any:

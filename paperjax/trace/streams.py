@@ -312,7 +312,9 @@ def own_factors(walk: Walk) -> tuple[tuple[float, ...], tuple[float, ...]]:
     graph = Graph(walk)
     taken: set[int] = set()
     products = {_multiplied(graph, i) for i in range(len(graph.nodes))} - {None}
-    after = [(0.0, False) if site.told else _own_after(graph, site.node, taken, products) for site in walk.sites]
+    # A number after ``x * exp(g)`` cannot be taken out of g: it belongs to the next use.
+    apart = [site.told or site.effect == "other" for site in walk.sites]
+    after = [(0.0, False) if no else _own_after(graph, site.node, taken, products) for site, no in zip(walk.sites, apart)]
     before = [0.0 if site.told or site.effect != "times" else _own_before(graph, site.operand, taken) for site in walk.sites]
     own = tuple(site.log_factor + was + (0.0 if logits else log) for site, was, (log, logits) in zip(walk.sites, before, after))
     return own, tuple(log if logits else 0.0 for log, logits in after)

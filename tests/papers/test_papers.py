@@ -92,8 +92,8 @@ def test_floors_import_down_only():
     floors = [
         {"adapters", "binding", "describe", "model", "params", "data", "checkpoint", "devices", "interrupts", "progress"},
         {"losses", "models", "trace", "transforms", "train", "grid"},
-        {"measures", "layout", "cell", "compiling", "parametrization", "planned"},
-        {"experiment", "driver", "result"},
+        {"measures", "kernels", "layout", "cell", "compiling", "parametrization", "planned"},
+        {"limits", "experiment", "driver", "result"},
         {"claims", "estimates"},
         {"report", "studies", "runner", "overrides", "finder", "doctor"},
         {"papers", "cli", "cli_family", "cli_studies"},

@@ -1,27 +1,34 @@
 """Strict settings for every test: types checked at run time, warnings are errors, no silent promotion of rank or dtype."""
 
 import os
+import pathlib
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jaxtyping
 
-import tests.typecheck  # noqa: F401  The hook finds it as an attribute of `tests`.
+import tests.typecheck  # The hook finds it as an attribute of `tests`.
 
 # Before paperjax is imported: jaxtyping's shapes and dtypes are checked by beartype, here and nowhere else.
+jaxtyping.jaxtyped = tests.typecheck.jaxtyped_in_public
 _hook = jaxtyping.install_import_hook("paperjax", "tests.typecheck.checked")
 
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_configure(config):
     # Compiling is what the quick tests spend their time on. The slow ones, and all processes of their own, compile as users do.
     if config.getoption("markexpr") == "not slow":
         jax.config.update("jax_disable_most_optimizations", True)
+        flags = os.environ.get("XLA_FLAGS")
+        os.environ["XLA_FLAGS"] = f"{flags or ''} --xla_cpu_use_fusion_emitters=false"
+        jax.devices()  # Here the flags are read, once; processes of their own are not to inherit them.
+        if flags is None:
+            del os.environ["XLA_FLAGS"]
+        else:
+            os.environ["XLA_FLAGS"] = flags
 
 
 import hypothesis  # noqa: E402
@@ -29,6 +36,14 @@ import pytest  # noqa: E402
 
 hypothesis.settings.register_profile("paperjax", max_examples=25, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("paperjax")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    if pathlib.Path(__file__).parent not in item.path.parents:
+        return (yield)  # Examples in docstrings run as their readers' sessions do.
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        return (yield)
 
 
 @pytest.fixture

@@ -398,6 +398,7 @@ def test_doctor_finds_a_wrong_product(capsys, monkeypatch):
     assert "WRONG" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(papers):
     """One CPU device per core, set by the command line; Ctrl-C ends it with 130, a message, and what was trained saved."""
     folder = papers("slow", **{"dict(quick=4, full=6)": "dict(quick=2_000_000_000, full=6)", "measure_at=steps + 1": "measure_at=2"})

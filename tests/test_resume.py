@@ -142,6 +142,7 @@ def test_a_finished_run_comes_back_without_training(whole, left, monkeypatch):
     xr.testing.assert_equal(exp.replace(save_every=100.0, max_bytes=10**9).run(), whole)
 
 
+@pytest.mark.slow
 def test_two_lanes_resume_with_the_same_bits_and_one_lane_with_a_warning(tmp_path, monkeypatch):
     two = {"layout": pj.Layout(2, 1, 1), "grid": pj.grid(lr=[0.05, 0.1, 0.2], width=2)}
     whole = experiment(**two).run()
@@ -303,6 +304,7 @@ pj.save(experiment(**many).run(), out + ".whole")
 """
 
 
+@pytest.mark.slow
 def test_after_kill_9_a_rerun_ends_with_the_same_bits(tmp_path):
     folder, out = tmp_path / "checkpoints", tmp_path / "result.nc"
     command = [sys.executable, "-c", PROGRAM, str(folder), str(out)]

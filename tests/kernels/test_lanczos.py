@@ -67,6 +67,7 @@ def test_lanczos_finds_what_one_run_cannot(matrix, k):
     check(run(matrix, k), matrix, k, 1e-5)
 
 
+@pytest.mark.slow
 def test_lanczos_says_what_has_not_converged(x64):
     matrix = np.diag(np.linspace(1.0, 2.0, 60))
     with pytest.warns(UserWarning, match="2 of 2 eigenpairs have not converged"):

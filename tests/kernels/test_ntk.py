@@ -140,6 +140,7 @@ def test_operator_is_the_kernel(exact):
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3))
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(SIZES, st.sampled_from([jnp.tanh, jax.nn.relu, jnp.sin]), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
 def test_laws_on_random_networks(sizes, activation, n, m, seed):
@@ -282,6 +283,7 @@ def test_integers_among_the_parameters_are_said():
         ntk(model, {"net": PARAMS, "steps": jnp.asarray(3)}, X1)
 
 
+@pytest.mark.slow
 def test_batch_statistics_when_allowed():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         batch_statistics()

@@ -10,7 +10,7 @@ from paperjax.kernels import predict
 from tests.kernels.problems import OUT, M, N, close, problem
 
 
-@pytest.mark.parametrize(("kind", "loss"), [("shared", "mse"), ("diagonal", "half_sum_of_squares")])
+@pytest.mark.parametrize(("kind", "loss"), [pytest.param("shared", "mse", marks=pytest.mark.slow), ("diagonal", "half_sum_of_squares")])
 def test_the_solver_agrees_with_the_closed_form(x64, kind, loss):
     (k, y, k_test), starts, _, _ = problem(kind)
     times = np.array([2.0, 0.0, 0.5])
@@ -50,6 +50,7 @@ def test_a_loss_of_ones_own_and_a_stiff_solver(x64):
     close(f(2.0).train, y + np.arcsinh(np.sinh(-y) * np.exp(-2.0 * np.array([1.0, 1e4]))), 1e-6)
 
 
+@pytest.mark.slow
 def test_friction_is_the_second_order_equation(x64):
     (k, y, k_test), starts, dense, _ = problem()
     friction, t = 0.7, 3.0

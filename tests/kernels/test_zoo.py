@@ -10,7 +10,7 @@ from paperjax.model import join, split
 from tests.trace.zoo_models import ZOO
 
 # The others compile for a quarter of a minute each.
-QUICK = ("linen mlp", "dict mlp", "equinox mlp", "scan rnn", "einsum attention")
+QUICK = ("linen mlp", "dict mlp", "scan rnn", "einsum attention")
 # A recurrence that starts from float32 zeros stays there; batch statistics are tested by themselves.
 SINGLE, COUPLED = ("flax rnn",), ("resnet",)
 NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ZOO if n not in COUPLED]

@@ -83,7 +83,7 @@ def see(name, covariances):
         return Seen(*(np.asarray(part)[: len(covariances)] for part in compiled(name)(*jnp.asarray(filled).T)))
 
 
-@pytest.fixture(params=[*CLOSED, *SMOOTH])
+@pytest.fixture(params=[*CLOSED, "tanh", pytest.param("softplus", marks=pytest.mark.slow)])
 def name(request, x64):
     return request.param
 

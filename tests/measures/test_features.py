@@ -76,6 +76,7 @@ class Linen(nn.Module):
         return jax.nn.log_softmax(nn.Dense(2, name="a")(h))
 
 
+@pytest.mark.slow
 def test_a_linen_network_against_its_own_record():
     x = jax.random.normal(jax.random.key(3), (4, 5, 5, 1))
     model = pj.as_model(Linen())
@@ -181,6 +182,7 @@ def test_a_recurrent_network_read_out_at_every_step():
     assert found == pytest.approx(relative(states(after, X), states(before, X)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_multipliers_of_a_plan_are_no_features():
     family = pj.family(lambda width: pj.models.mlp(width, 2, 2), x=X)
     model = pj.plan(family, pj.mup_table8, base=dict(width=4), target=dict(width=16), optimizer="sgd").model

@@ -29,7 +29,7 @@ def gram(model, params, x):
     return np.einsum("nop,mop->nm", flat, flat)
 
 
-@pytest.mark.parametrize("examples", [64, 3])
+@pytest.mark.parametrize("examples", [pytest.param(64, marks=pytest.mark.slow), 3])
 def test_against_jacobians(examples):
     model = pj.models.mlp(5, 2, 2, activation=jnp.tanh)
     after, before = two(model)

@@ -370,6 +370,7 @@ def test_residual_net_with_zero_branch_is_the_stream_alone(block):
     )
 
 
+@pytest.mark.slow
 def test_residual_stream_follows_its_infinite_depth_limit():
     """E|h^L|^2 = (1 + sigma^2 / 2L)^L |h^0|^2 for pre-activation ReLU blocks, by E relu(z)^2 = E z^2 / 2; sigma^2 = 2."""
     n, L = 128, 16

@@ -45,7 +45,7 @@ def test_gaussian_is_the_elementary_one(five_bits):
     np.testing.assert_allclose(answer.low, low, atol=2e-6)
 
 
-@pytest.mark.parametrize(("share", "worst"), [(1.0, 40), (0.0, 2)])
+@pytest.mark.parametrize(("share", "worst"), [pytest.param(1.0, 40, marks=pytest.mark.slow), (0.0, 2)])
 def test_worst_input_of_all(share, worst):
     """`models_needed` looks at some n only; the worst of all is among them, and is the one that the docstring names."""
     k, n = 40, np.arange(2, 41)

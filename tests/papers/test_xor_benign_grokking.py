@@ -129,6 +129,7 @@ def step_once(width):
     return model, {"first": first, "readout": frozen}, data, linear
 
 
+@pytest.mark.slow
 def test_one_step_gives_the_averaging_classifier():
     model, params, data, linear = step_once(40_000)
     f = np.asarray(model.apply(params, data.x_test), np.float64)

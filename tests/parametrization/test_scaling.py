@@ -68,7 +68,7 @@ BATCHES = {
     "as planned": lambda x: x, "bfloat16": lambda x: x.astype(jnp.bfloat16), "int8": lambda x: x.astype(np.int8),
     "uint16": lambda x: abs(x).astype(np.uint16), "longer": lambda x: np.concatenate([x, x], axis=1), "one row": lambda x: x[:1],
 }  # fmt: skip
-every_case = pytest.mark.parametrize("name", CASES)
+every_case = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ("logits", "tied") else n for n in CASES])
 
 
 def case(name):

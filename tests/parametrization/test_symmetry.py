@@ -135,6 +135,7 @@ def test_forms_differ_under_adam_without_the_factors_of_eps():
     assert distance(run(pj.mup_table8, "adam", {"adam": without}), run(pj.mup, "adam", {"adam": without})) > 0.1
 
 
+@pytest.mark.slow
 def test_lr_coupled_decay_and_momentum_keep_the_forms_one():
     tx = {
         "sgd": lambda plan: plan.optimizer(optax.sgd, 0.05, momentum=0.9, nesterov=True, weight_decay=0.3),

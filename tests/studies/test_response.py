@@ -60,6 +60,7 @@ def test_mup_is_flat_whatever_the_model_is_written_in(family, rule):
     np.testing.assert_allclose([change for _, change in found.values()], 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_attention_logits_are_scaled_by_one_over_d():
     x, _ = tokens()
     found = response(Transformer, pj.mup, "adam", x)
@@ -71,6 +72,7 @@ def test_attention_logits_are_scaled_by_one_over_d():
     np.testing.assert_allclose(next(v for name, v in as_it_is.items() if "·" in name), (0, 1.5), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_attention_under_sgd_has_no_prediction():
     x, _ = tokens()
     found = response(Transformer, pj.mup, "sgd", x)

@@ -198,4 +198,6 @@ def _times(value: Any, factor: float) -> Any:
     if callable(value):
         schedule: Callable[[Any], Any] = value
         return lambda step: schedule(step) * factor
+    if value is None or isinstance(value, (str, bytes)):
+        raise TypeError(f"plan.optimizer got {value!r} for a learning rate or a weight decay: give a number, or a schedule step -> number.")
     return value * factor

@@ -1,8 +1,9 @@
 """One layer that is written as a list of leaves whose results are put together: heads, one by one."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from paperjax.trace.graph import Graph, Unresolved, Walk
+from paperjax.trace.graph import CONTRACTING, Graph, Site, Unresolved, Walk
 from paperjax.trace.probe import Shape, pattern_of
 
 LISTED = "it is one of a list whose number grows, and whose results are put together: heads, or copies?"
@@ -24,6 +25,48 @@ def growing_lists(found: Walk, shapes: Sequence[Shape], axes: Mapping[str, tuple
             grown = {name for a in free for name in axes[shapes[leaf].path][a]}
             if grown != names:
                 yield Unresolved(leaf, op, LISTED)
+
+
+def summed_lists(found: Walk, shapes: Sequence[Shape], base_shapes: Sequence[Shape]) -> Iterator[Unresolved]:
+    """Leaves of a list whose results are added up, where their number grows: ``sum_j head_j @ o_j`` has ``heads * d`` terms, and not d.
+
+    What acts on what another of the list has acted on is no such list: the output may be a sum over layers.
+    """
+    graph = Graph(found)
+    here, there = (Counter(pattern_of(shape.path) for shape in of) for of in (shapes, base_shapes))
+    lists: dict[tuple[str, tuple[int, ...]], list[Site]] = {}
+    for site in found.sites:
+        pattern = pattern_of(shapes[site.leaf].path)
+        if here[pattern] > there[pattern] > 0 and site.kind in CONTRACTING and site.out and site.operand is not None:
+            lists.setdefault((pattern, shapes[site.leaf].shape), []).append(site)
+    for sites in lists.values():
+        at: dict[int, list[Site]] = {}
+        for site in sites:
+            for node in _sums(graph, site.node):
+                at.setdefault(node, []).append(site)
+        together = {a.leaf: a for members in at.values() for a in members if any(_apart(graph, a, b) for b in members)}
+        yield from (Unresolved(leaf, together[leaf].op, LISTED) for leaf in sorted(together))
+
+
+def _sums(graph: Graph, node: int) -> list[int]:
+    """Sums that an activation is a term of, as long as nothing else is made of it."""
+    found: list[int] = []
+    while len(graph.children[node]) == 1 and node not in graph.outputs:
+        node = graph.children[node][0]
+        op = graph.nodes[node].op
+        if op in ("add", "add_any", "sub", "reduce_sum"):
+            found.append(node)
+        elif not (graph.moves(node) or op in ("concatenate", "stack")):
+            break
+    return found
+
+
+def _apart(graph: Graph, a: Site, b: Site) -> bool:
+    """Whether two leaves act on activations neither of which is made of the other."""
+    if a.leaf == b.leaf or a.operand is None or b.operand is None:
+        return False
+    first, last = sorted((graph.root(a.operand), graph.root(b.operand)))
+    return first == last or not graph.made_of(last, first)
 
 
 def _elements(graph: Graph, joined: int, shapes: Sequence[Shape]) -> list[tuple[int, str, tuple[int, ...]]]:

@@ -182,7 +182,7 @@ def read(
     pairs, found, found_base = base_shapes(at, base, target, probe), there.walk, small.walk
     uses = dict(uses or {})
     found, found_base = overridden(found, shapes, uses), _overridden_base(found_base, whole, shapes, uses)
-    refuse_unresolved(found, shapes, axes, uses)
+    refuse_unresolved(found, shapes, whole, axes, uses)
     leaves = []
     for i, shape in enumerate(shapes):
         narrow, part = pairs[i]
@@ -278,8 +278,8 @@ def _warn_of_fixed_heads(scaled: tuple[tuple[Interaction, int, float], ...], lea
         made = [leaves[i] for side in found.leaves for i in side]
         if found.size == base_size and all(found.leaves) and all(leaf.roles == ("output",) for leaf in made):
             warnings.warn(
-                f"{', '.join(leaf.path for leaf in made)}: their products sum over {found.size} coordinates that do not grow, and neither "
-                "does the number of heads, while the width does. So they are of output type (infinite to finite) and follow the output's "
+                f"{', '.join(leaf.path for leaf in made)}: their products sum over {found.size} coordinates that do not grow, and no axis "
+                "of heads grows, while the width does. So they are of output type (infinite to finite) and follow the output's "
                 "rules. Let the heads or their size grow with the width if they should be hidden.",
                 UserWarning,
                 stacklevel=3,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from paperjax.binding import nearest
 from paperjax.trace.graph import Site, Unresolved, Walk
-from paperjax.trace.parts import LISTED, growing_lists
+from paperjax.trace.parts import LISTED, growing_lists, summed_lists
 from paperjax.trace.probe import Shape
 
 KINDS = ("product", "convolution", "lookup", "elementwise")
@@ -90,8 +90,8 @@ def _check(path: str, use: Use, shapes: Sequence[Shape]) -> None:
         raise ValueError(f"uses[{path!r}] gives an axis two parts: {use}. Each axis is inside, out or stack.")
 
 
-def refuse_unresolved(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping[str, Use]) -> None:
-    """Raise one error that lists every use of a leaf with an infinite axis that cannot be told.
+def refuse_unresolved(found: Walk, shapes: Sequence[Shape], base: Sequence[Shape], axes: Axes, settled: Mapping[str, Use]) -> None:
+    """Raise one error that lists every use of a leaf with an infinite axis that cannot be told; `base` has the leaves of the base.
 
     Raises
     ------
@@ -99,7 +99,8 @@ def refuse_unresolved(found: Walk, shapes: Sequence[Shape], axes: Axes, settled:
         With one line for each: leaf, axes, primitive, reason and the override that settles it.
     """
     lines = []
-    lists = [u for u in growing_lists(found, shapes, axes) if shapes[u.leaf].path not in settled]
+    listed = (*growing_lists(found, shapes, axes), *summed_lists(found, shapes, base))
+    lists = [u for u in listed if shapes[u.leaf].path not in settled]
     unclear = [*_problems(found, shapes, axes, settled), *_copies(found, shapes, axes, settled), *_partless(found, shapes, axes, settled)]
     for problem in dict.fromkeys((*found.unresolved, *unclear, *lists)):
         shape, infinite = shapes[problem.leaf], axes[shapes[problem.leaf].path]

@@ -223,3 +223,9 @@ def test_an_optax_without_muon_is_told(monkeypatch):
     monkeypatch.delattr(optax.contrib, "MuonDimensionNumbers")
     with pytest.raises(ValueError, match="MuonDimensionNumbers is needed"):
         muon_plan().optimizer("muon", 0.1)
+
+
+@pytest.mark.parametrize("rate", [None, "0.1"])
+def test_a_learning_rate_is_a_number_or_a_schedule(rate):
+    with pytest.raises(TypeError, match="give a number, or a schedule"):
+        muon_plan().optimizer(optax.contrib.muon, rate)

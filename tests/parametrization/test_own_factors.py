@@ -295,3 +295,31 @@ def test_without_branches_and_without_growing_depth_only_the_width_counts(scheme
     sizes = {"width": 4}, {"width": 16}
     deep, flat = (effective(perceptron(False), s, *sizes, X)[1] for s in (scheme, dataclasses.replace(scheme, depth=None)))
     assert [leaf.factors for leaf in deep.leaves] == [leaf.factors for leaf in flat.leaves]
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_numbers_after_a_use_that_bends_the_leaf_belong_to_the_next(rule):
+    """``h * exp(g) / sqrt(n) @ w`` is ``h * exp(g) @ (w / sqrt(n))``: g has the plan that it has where the factor stands after w."""
+
+    def family(early):
+        def make(width):
+            def init(key, x):
+                keys = jax.random.split(key, 3)
+                shapes = {"u": (5, width), "w": (width, width), "v": (width, 1)}
+                return {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items())} | {"g": jnp.zeros((1, width))}
+
+            def apply(p, x):
+                own = width**-0.5
+                h = jnp.tanh(x @ p["u"]) * jnp.exp(p["g"])
+                h = (h * own) @ p["w"] if early else (h @ p["w"]) * own
+                return jnp.tanh(h) @ p["v"] * own
+
+            return pj.Model(init, apply)
+
+        return pj.family(make, x=jnp.ones((2, 5)))
+
+    plans = [pj.plan(family(early), pj.mup, base=dict(width=16), target=dict(width=64), optimizer=rule) for early in (True, False)]
+    assert [leaf.factors for leaf in plans[0].leaves] == [leaf.factors for leaf in plans[1].leaves]
+    # Table 8 (arXiv 2203.03466): a vector's rate grows with the width under SGD, and stays under Adam; its gradient is that of h * exp(g).
+    rates = {leaf.path: leaf.factors.learning_rate for leaf in plans[0].leaves}
+    assert rates["['g']"] == pytest.approx(4.0 if rule == "sgd" else 1.0)

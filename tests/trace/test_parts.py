@@ -46,6 +46,63 @@ def test_heads_in_a_list_are_refused_where_their_number_grows():
     assert {roles[path] for path in uses} == {"output"}
 
 
+def summed_heads(width, n, how):
+    """Attention whose heads are a list, each of size 4 and with an output matrix of its own; the results are added up."""
+    shapes = {"u": (5, width), "out": (width, 3)}
+    for i in range(n):
+        shapes |= {f"{name}{i}": (width, 4) for name in "qkv"} | {f"o{i}": (4, width)}
+
+    def apply(p, x):
+        stream = h = x @ p["u"]
+        terms = []
+        for i in range(n):
+            q, k, v = (h @ p[f"{name}{i}"] for name in "qkv")
+            head = jnp.einsum("bts,bsd->btd", jax.nn.softmax(jnp.einsum("btd,bsd->bts", q, k) / 2.0), v)
+            terms.append(head @ p[f"o{i}"])
+        for term in terms if how == "one after the other" else ():
+            stream = stream + term
+        return (h + jnp.stack(terms).sum(0) if how == "stacked" else h + sum(terms) if how == "sum" else stream) @ p["out"]
+
+    return pair(shapes, apply)
+
+
+@pytest.mark.parametrize("how", ["sum", "stacked", "one after the other"])
+def test_heads_in_a_list_that_are_added_up_are_refused_where_their_number_grows(how):
+    """One leaf of shape (heads, 4, d) sums over all of d coordinates; d/4 leaves of shape (4, d) are the same function."""
+    with pytest.raises(ValueError, match="one of a list whose number grows") as refused:
+        read(pj.family(lambda width: summed_heads(width, width // 4, how), x=SEQUENCE), *WIDTHS)
+    assert {line.split()[0] for line in str(refused.value).splitlines()[1:]} >= {f"['o{i}']" for i in range(4)}
+    with pytest.warns(UserWarning, match="and no axis of heads grows"):
+        program = read(pj.family(lambda width: summed_heads(width, 2, how), x=SEQUENCE), *WIDTHS)
+    assert {leaf.path: leaf.role for leaf in program.leaves}["['o0']"] == "input"
+
+
+@pytest.mark.parametrize("kind", ["skips", "time"])
+def test_sums_over_layers_are_no_list_of_heads(kind):
+    """WaveNet's skip connections, and an embedding of time that every block's stream takes in by a matrix of its own."""
+
+    def make(width, depth):
+        shapes = {"u": (5, width), "out": (width, 3)}
+        for i in range(depth):
+            shapes |= {f"w{i}": (width, width), f"s{i}": (width if kind == "skips" else 5, width)}
+
+        def apply(p, x):
+            h, skips = x @ p["u"], []
+            for i in range(depth):
+                h = h + jnp.tanh(h @ p[f"w{i}"])
+                if kind == "time":
+                    h = h + jnp.sin(x) @ p[f"s{i}"]
+                skips.append(h @ p[f"s{i}"] if kind == "skips" else h)
+            return (sum(skips) if kind == "skips" else h) @ p["out"]
+
+        return pair(shapes, apply)
+
+    program = read(pj.family(make, x=ROWS), {"width": 8, "depth": 2}, {"width": 16, "depth": 4})
+    roles = {leaf.path: leaf.role for leaf in program.leaves}
+    assert roles["['s3']"] == ("hidden" if kind == "skips" else "input")
+    assert len(program.adds) == 4
+
+
 @pytest.mark.parametrize("grows", ["size", "nothing"])
 def test_heads_in_a_list_of_fixed_number_are_what_they_are(grows):
     def make(width):

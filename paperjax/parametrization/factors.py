@@ -113,19 +113,17 @@ def is_matrix(leaf: Leaf) -> bool:
     return leaf.roles == ("hidden",) and len({(s.inside, s.out, s.window) for s in leaf.sites}) == 1 and leaf.sites[0].groups == 1
 
 
-def leaf_factors(leaf: Leaf, in_branch: bool, scheme: Parametrization, rule: str, decay_mode: str, depth_ratio: float) -> Factors:
+def leaf_factors(leaf: Leaf, depth_ratio: float | None, scheme: Parametrization, rule: str, decay_mode: str) -> Factors:
     """The factors of one leaf under a parametrization, before residual multipliers.
 
     Parameters
     ----------
     leaf
         As the trace found it.
-    in_branch
-        Whether it is used in a residual branch.
+    depth_ratio
+        m, the number of residual branches such as it is used in over the base's; `None` outside of branches.
     scheme, rule, decay_mode
         Parametrization; the optimizer's rule; what happens to weight decay, see `plan`.
-    depth_ratio
-        m, the number of residual branches over the base's.
     """
     which = column(leaf)
     lr = eps = init_scale = multiplier = 1.0
@@ -152,7 +150,7 @@ def leaf_factors(leaf: Leaf, in_branch: bool, scheme: Parametrization, rule: str
             decay = factor(scheme.decay)
     if rule != "sgd" and _decayed_as(leaf) in scheme.no_decay:
         decay = 0.0
-    if in_branch and scheme.depth is not None:
+    if depth_ratio is not None and scheme.depth is not None:
         multiplier /= leaf.own_depth
         lr *= scheme.depth.learning_rate_factor(depth_ratio, rule)
         eps *= scheme.depth.eps_factor(depth_ratio)
@@ -256,6 +254,9 @@ def use_factor(leaf: Leaf, site: int, scheme: Parametrization) -> float:
     return n ** -(start["output"] - start["input"]) * factor
 
 
-def branch_leaves(program: Program) -> frozenset[int]:
-    """Numbers of the leaves that are used in some residual branch."""
-    return frozenset(leaf for add in program.adds for leaf in add.leaves)
+def depth_ratios(program: Program) -> dict[int, float]:
+    """For each leaf that is used in a residual branch, m, the number of such branches over the base's; of nested ones the innermost's."""
+    ratios: dict[int, float] = {}
+    for add, growth in sorted(zip(program.adds, program.growths), key=lambda pair: -len(pair[0].leaves)):
+        ratios |= dict.fromkeys(add.leaves, growth.whole)
+    return ratios

@@ -13,7 +13,7 @@ from paperjax.binding import nearest
 from paperjax.model import Family, family, split
 from paperjax.parametrization.abc import COLUMN_OF, Parametrization
 from paperjax.parametrization.classify import classify
-from paperjax.parametrization.factors import DECAY_MODES, Factors, branch_leaves, column, is_matrix, leaf_factors, rule_of, use_factor
+from paperjax.parametrization.factors import DECAY_MODES, Factors, column, depth_ratios, is_matrix, leaf_factors, rule_of, use_factor
 from paperjax.parametrization.plan import Plan, PlannedLeaf
 from paperjax.parametrization.scaling import Scaling, described, named
 from paperjax.trace.graph import Site
@@ -100,8 +100,8 @@ def plan(
     if rule == "muon" or scheme.no_decay:
         program = _with_roles_at_the_base(program, fam, x, uses)
     _check_depth(program, scheme, fam, x)
-    inside = branch_leaves(program)
-    factors = [leaf_factors(leaf, i in inside, scheme, rule, weight_decay, program.depth_ratio) for i, leaf in enumerate(program.leaves)]
+    ratios = depth_ratios(program)
+    factors = [leaf_factors(leaf, ratios.get(i), scheme, rule, weight_decay) for i, leaf in enumerate(program.leaves)]
     factors, scalings = _with_branches(program, scheme, factors)
     scalings += _attention(program, scheme) + _uses(program, scheme)
     _refuse_scaled_copies(program, scalings)
@@ -204,7 +204,23 @@ def _std(told: Any, leaf: Leaf, base: bool) -> float:
 
 
 def _check_depth(program: Program, scheme: Parametrization, fam: Family, x: Any) -> None:
-    if scheme.depth is None or program.adds:
+    if scheme.depth is None:
+        return
+    for add, growth, fades in zip(program.adds, program.growths, program.fading):
+        where = f"equation {add.path} of apply"
+        if growth.shared:
+            raise ValueError(
+                f"{', '.join(program.leaves[leaf].path for leaf in growth.shared)}: layers share it ({where}), and their number grows. "
+                f"{scheme.name} is for layers with weights of their own: what a shared one gets from all of them adds up. Use pj.mup, "
+                "which does not scale with depth, or give each layer its own."
+            )
+        if growth.whole != 1 and fades:
+            raise ValueError(
+                f"the residual stream is multiplied by a number at each add ({where}), so that early layers fade, or grow, exponentially "
+                f"with the number of layers. {scheme.name} is for h + f(h): take the number out of the stream, or use pj.mup, which does "
+                "not scale with depth."
+            )
+    if program.adds:
         return
     deeper = {n for leaf in program.leaves for site in leaf.sites for a in site.stack for n in leaf.infinite[a]}
     more = len(jax.tree.leaves(split(fam.shapes(x, **program.base))[0])) != len(program.leaves)
@@ -217,14 +233,16 @@ def _check_depth(program: Program, scheme: Parametrization, fam: Family, x: Any)
 
 def _with_branches(program: Program, scheme: Parametrization, factors: list[Factors]) -> tuple[list[Factors], list[Scaling]]:
     scalings: list[Scaling] = []
-    if scheme.depth is None or program.depth_ratio == 1:
+    if scheme.depth is None or all(growth.whole == 1 for growth in program.growths):
         return factors, scalings
-    wanted = scheme.depth.multiplier(program.depth_ratio)
     factors = list(factors)
     # A leaf that writes into two branches would be scaled twice.
     written = [leaf for add in program.adds for leaf in add.writers]
-    for add, own in zip(program.adds, program.own_branch):
+    for add, own, growth in zip(program.adds, program.own_branch, program.growths):
+        wanted = scheme.depth.multiplier(growth.inside)
         m = wanted / own
+        for leaf in add.beside:
+            factors[leaf] = factors[leaf]._replace(multiplier=factors[leaf].multiplier * wanted)
         if add.writers and all(written.count(leaf) == 1 for leaf in add.writers):
             for leaf in add.writers:
                 factors[leaf] = factors[leaf]._replace(multiplier=factors[leaf].multiplier * m)

@@ -91,8 +91,8 @@ def aligned(path: str, among: Sequence[Shape]) -> Shape | None:
     for shape in among:
         if shape.path == path:
             return shape
-    pattern, numbers_here = _numbers(path)
-    same = [(shape, _numbers(shape.path)[1]) for shape in among if _numbers(shape.path)[0] == pattern]
+    pattern, numbers_here = pattern_of(path), numbers_of(path)
+    same = [(shape, numbers_of(shape.path)) for shape in among if pattern_of(shape.path) == pattern]
     if not same:
         return None
     # The components further out decide first: a stage before a block within it.
@@ -122,8 +122,9 @@ def pattern_of(path: str) -> str:
 
 
 @functools.cache
-def _numbers(path: str) -> tuple[str, tuple[int, ...]]:
-    return pattern_of(path), tuple(int(n) for n in re.findall(r"\d+", path))
+def numbers_of(path: str) -> tuple[int, ...]:
+    """The numbers in a path, from the outside in."""
+    return tuple(int(n) for n in re.findall(r"\d+", path))
 
 
 def infinite_axes(at: Shapes, base: Mapping[str, Any], target: Mapping[str, Any]) -> Probe:

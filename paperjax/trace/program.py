@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from paperjax.binding import nearest
 from paperjax.model import Family, Model, check_model, family, join, split
 from paperjax.trace import primitives as prim
+from paperjax.trace.depth import Growth, growths, stream_factors
 from paperjax.trace.graph import Walk
 from paperjax.trace.initial import Law, read_laws
 from paperjax.trace.interpret import wiring_of
@@ -35,8 +36,10 @@ class Program:
         In the order of the flattened parameters.
     adds, own_branch
         Residual adds of the target; the factor that the model itself multiplies each branch by after its last function, target over base.
-    depth_ratio
-        Residual adds in one call of the target, over those of the base; 1 without any.
+    growths
+        For each residual add, how the number of its kind grows.
+    fading
+        For each residual add, whether the stream is multiplied by a number from one to the next.
     interactions
         Products of activations, with how each is scaled: ``(interaction, base size, exponent)``, the exponent -1/2 for 1/sqrt(d).
     walk
@@ -53,7 +56,8 @@ class Program:
     leaves: tuple[Leaf, ...]
     adds: tuple[ResidualAdd, ...]
     own_branch: tuple[float, ...]
-    depth_ratio: float
+    growths: tuple[Growth, ...]
+    fading: tuple[bool, ...]
     interactions: tuple[tuple[Interaction, int, float], ...]
     walk: Walk
     copies: tuple[tuple[str, str], ...] = ()
@@ -194,13 +198,15 @@ def read(
     settled = {id(t): t._replace(walk=_overridden_base(t.walk, t.shapes, shapes, uses)) for t in traced}
     leaves = _with_own_factors(leaves, [part for _, part in pairs], *(settled[id(t)] for t in traced))
     adds, base_adds = residual_adds(found), residual_adds(found_base)
-    n, n_base = (sum(add.repeats for add in a) for a in (adds, base_adds))
-    own_base = [branch_factor(found_base, add) for add in base_adds] or [0.0]
-    own = tuple(math.exp(branch_factor(found, add) - own_base[min(i, len(own_base) - 1)]) for i, add in enumerate(adds))
+    streams, base_streams = stream_factors(found, adds), stream_factors(found_base, base_adds)
+    own_base = [branch_factor(found_base, add) - log for add, (log, _) in zip(base_adds, base_streams)] or [0.0]
+    logs = [branch_factor(found, add) - log for add, (log, _) in zip(adds, streams)]
+    own = tuple(math.exp(log - own_base[min(i, len(own_base) - 1)]) for i, log in enumerate(logs))
+    grown = growths(found, adds, base_adds, shapes, whole)
     scaled = _scaled(found, found_base, shapes, whole)
     _warn_of_fixed_heads(scaled, leaves)
     return Program(
-        dict(base), dict(target), tuple(leaves), adds, own, n / n_base if n_base else 1.0, scaled, found, there.copies, there.wiring
+        dict(base), dict(target), tuple(leaves), adds, own, grown, tuple(f for _, f in streams), scaled, found, there.copies, there.wiring
     )
 
 

@@ -31,6 +31,8 @@ class ResidualAdd(NamedTuple):
     writers
         Leaves in which the branch is linear and that together scale it: multiply each by c, and the branch is multiplied by c. Empty
         where there are none (a branch that ends in tanh, a weight used elsewhere too).
+    beside
+        Leaves that are added to the stream right before or after the branch: ``(h + f(h)) + b`` is ``h + (f(h) + b)``.
     """
 
     path: tuple[int, ...]
@@ -41,6 +43,7 @@ class ResidualAdd(NamedTuple):
     repeats: int
     leaves: tuple[int, ...]
     writers: tuple[int, ...]
+    beside: tuple[int, ...] = ()
 
 
 class Interaction(NamedTuple):
@@ -84,7 +87,7 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
             members.add(node)
             if node in found:
                 node = found[node][1]
-            elif graph.moves(node):
+            elif graph.moves(node) or _added(graph, node):
                 node = graph.nodes[node].parents[0]
             else:
                 return members
@@ -111,7 +114,28 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
     def leaves(add: int) -> tuple[int, ...]:
         return tuple(dict.fromkeys(site.leaf for n in sorted(branches[add] | shared[add]) for site in graph.sites.get(n, ())))
 
-    return tuple(add._replace(leaves=leaves(i)) for i, (add, _) in found.items())
+    beside = {i: _beside(graph, i, stream) for i, (_, stream) in found.items()}
+    return tuple(add._replace(leaves=tuple(dict.fromkeys((*leaves(i), *beside[i]))), beside=beside[i]) for i, (add, _) in found.items())
+
+
+def _added(graph: Graph, node: int) -> tuple[int, ...]:
+    """Leaves that an activation adds to its one parent, if that is all it does."""
+    here, sites = graph.nodes[node], graph.sites.get(node, ())
+    alone = len(here.parents) == 1 and here.op in ("add", "add_any", "sub") and sites and all(site.effect == "plus" for site in sites)
+    return tuple(site.leaf for site in sites) if alone else ()
+
+
+def _beside(graph: Graph, add: int, stream: int) -> tuple[int, ...]:
+    found: list[int] = []
+    while len(graph.children[add]) == 1:
+        add = graph.children[add][0]
+        if not _added(graph, add) and not (graph.moves(add) and graph.nodes[add].log_factor == 0):
+            break
+        found += _added(graph, add)
+    while len(graph.children[stream]) == 1 and _added(graph, stream):
+        found += _added(graph, stream)
+        stream = graph.nodes[stream].parents[0]
+    return tuple(leaf for leaf in dict.fromkeys(found) if leaf in graph.used_once)
 
 
 def _back(graph: Graph, branch: int, stream: set[int]) -> set[int]:

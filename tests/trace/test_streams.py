@@ -128,8 +128,8 @@ CASES = {
     "post-activation, gain of the last norm": (
         lambda p, x: jax.nn.relu(x + batch_norm(jax.nn.relu(x @ p["a"]) @ p["b"]) * p["g"] + p["c"]),
         {"a": MATRIX, "b": MATRIX, "g": VECTOR, "c": VECTOR},
-        # (x + BN g) + c: the shift is added to the sum, outside the branch as Python groups it.
-        [(1, "g", "abg")],
+        # (x + BN g) + c is x + (BN g + c): the shift is the branch's, though Python groups it otherwise.
+        [(1, "g", "abcg")],
     ),
     "post-norm": (lambda p, x: layer_norm(layer_norm(x + x @ p["a"]) + x @ p["b"]), {"a": MATRIX, "b": MATRIX}, [(1, "a", "a")]),
     "two post-norm blocks": (

@@ -1,0 +1,117 @@
+"""How the number of residual branches grows, and whether the stream carries what they write unchanged."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from paperjax.trace.graph import Graph, Walk
+from paperjax.trace.probe import Shape, numbers_of, pattern_of
+from paperjax.trace.streams import ResidualAdd
+
+ROUNDING = 1e-9
+
+
+class Growth(NamedTuple):
+    """How many branches of one kind there are, over how many at the base.
+
+    Attributes
+    ----------
+    whole
+        In all of the network: what the learning rate of a leaf in the branch follows.
+    inside
+        For each branch that it is a part of itself (the inner adds of a residual group): what the multiplier follows.
+    shared
+        Leaves that more of the branches use than at the base: weights that layers share.
+    """
+
+    whole: float = 1.0
+    inside: float = 1.0
+    shared: tuple[int, ...] = ()
+
+
+def growths(
+    walk: Walk, adds: Sequence[ResidualAdd], base_adds: Sequence[ResidualAdd], shapes: Sequence[Shape], base_shapes: Sequence[Shape]
+) -> tuple[Growth, ...]:
+    """For each residual add, how the number of its kind grows.
+
+    Two adds are of a kind if the leaves in their branches have the same names but for the numbers of layers that grow: the layers of an
+    encoder are not those of its decoder, nor is a long skip over all of them one of them.
+    """
+    named = _without_growing_numbers([s.path for s in shapes], [s.path for s in base_shapes])
+    here = [frozenset(named(shapes[leaf].path) for leaf in add.leaves) for add in adds]
+    there = [frozenset(named(base_shapes[leaf].path) for leaf in add.leaves) for add in base_adds]
+
+    def count(kind: frozenset[str] | None, kinds: Sequence[frozenset[str]], among: Sequence[ResidualAdd]) -> int:
+        return sum(add.repeats for add, its in zip(among, kinds) if kind is None or its == kind)
+
+    # A layer whose like the base has not by name (names of its own, written out) is counted with all.
+    kinds = [kind if kind in there else None for kind in here]
+    whole = [count(kind, here, adds) / count(kind, there, base_adds) if base_adds else 1.0 for kind in kinds]
+    leaves = [frozenset(add.leaves) for add in adds]
+    looped = {site.leaf for site in walk.sites if site.reused}
+    uses = Counter(leaf for add in adds for leaf in add.leaves)
+    base_uses = Counter(base_shapes[leaf].path for add in base_adds for leaf in add.leaves)
+    found = []
+    for i, mine in enumerate(leaves):
+        around = [k for k, others in enumerate(leaves) if mine < others]
+        outer = min(around, key=lambda k: len(leaves[k]), default=None)
+        shared = [leaf for leaf in mine if uses[leaf] > base_uses[shapes[leaf].path] > 0 or (leaf in looped and adds[i].repeats > 1)]
+        shared = [leaf for leaf in shared if not _holds_layers(walk, leaf, shapes[leaf], base_shapes)]
+        found.append(Growth(whole[i], whole[i] / (1.0 if outer is None else whole[outer]), tuple(sorted(shared)) if whole[i] != 1 else ()))
+    return tuple(found)
+
+
+def _holds_layers(walk: Walk, leaf: int, shape: Shape, base_shapes: Sequence[Shape]) -> bool:
+    """Whether a leaf has an axis that grows and that no use sums over or leaves free: one of layers, taken one by one."""
+    sizes = next((like.shape for like in base_shapes if like.path == shape.path), shape.shape)
+    named = {axis for site in walk.sites if site.leaf == leaf for axis in (*site.inside, *site.out, *site.window)}
+    return any(a != b and axis not in named for axis, (a, b) in enumerate(zip(shape.shape, sizes)))
+
+
+def _without_growing_numbers(paths: Sequence[str], base_paths: Sequence[str]) -> Callable[[str], str]:
+    """A function that leaves out of a path those of its numbers that count layers whose number grows."""
+    values: dict[str, list[tuple[set[int], set[int]]]] = {}
+    for which, among in enumerate((paths, base_paths)):
+        for path in among:
+            numbers = numbers_of(path)
+            seen = values.setdefault(pattern_of(path), [(set(), set()) for _ in numbers])
+            for place, number in zip(seen, numbers):
+                place[which].add(number)
+
+    def named(path: str) -> str:
+        kept = [str(n) if here == there else "#" for n, (here, there) in zip(numbers_of(path), values[pattern_of(path)])]
+        return f"{pattern_of(path)} {' '.join(kept)}"
+
+    return named
+
+
+def stream_factors(walk: Walk, adds: Sequence[ResidualAdd]) -> tuple[tuple[float, bool], ...]:
+    """For each residual add, the logarithm of the known number on the stream's side, and whether the stream fades or grows by it.
+
+    It does where nothing but the number stands between one add and the next: ``(h + f(h)) / sqrt(2)``, layer after layer. After a norm
+    it is only a number for the branch to be compared with, ``norm(a h + f(h)) = norm(h + f(h) / a)``.
+    """
+    graph, by_node = Graph(walk), {add.node: add for add in adds}
+
+    def behind(node: int) -> tuple[int, float]:
+        """What an activation was before it was moved and multiplied by numbers, or the step of its loop began; and those numbers."""
+        log = 0.0
+        while graph.moves(node) and graph.nodes[node].op not in ("carry", "carried"):
+            log += graph.nodes[node].log_factor
+            node = graph.nodes[node].parents[0]
+        return node, log
+
+    before = {add.node: behind(graph.nodes[add.node].parents[1 - add.operand]) for add in adds}
+    fading = {node for node, (root, log) in before.items() if root in by_node and abs(log) > ROUNDING}
+    for end, here in enumerate(graph.nodes):
+        if here.op != "carried":
+            continue
+        node, total = behind(here.parents[0])
+        passed = []
+        while node in by_node:
+            passed.append(node)
+            node, log = before[node]
+            total += log
+        if graph.nodes[node].op == "carry" and graph.nodes[node].path == graph.nodes[end].path and abs(total) > ROUNDING:
+            fading.update(passed)
+    return tuple((before[add.node][1], add.node in fading) for add in adds)

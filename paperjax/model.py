@@ -63,7 +63,7 @@ def as_model(network: Any) -> Model:
           batch's statistics works, a running average never moves;
         - a Flax nnx constructor, a callable with the one required argument ``rngs``, such as
           ``lambda rngs: Net(64, rngs=rngs)``; or an nnx instance. Its state besides parameters is `Frozen` likewise; a
-          module that draws random numbers when called (active dropout) is refused;
+          module whose output depends on random numbers that it draws when called (active dropout) is refused;
         - an Equinox constructor, a callable with the one required argument ``key``; or an Equinox module. Equinox
           modules act on one example, so ``apply`` is ``jax.vmap`` of the module over the batch;
         - a bare pair ``(init, apply)`` with ``init(key, x)`` and ``apply(params, x)``; a Haiku transform is one after

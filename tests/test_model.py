@@ -344,22 +344,3 @@ def test_frozen_passes_through_jit_and_vmap():
     doubled = jax.jit(jax.vmap(lambda p: jax.tree.map(lambda leaf: 2 * leaf, p)))(params)
     assert isinstance(doubled["sign"], Frozen)
     np.testing.assert_array_equal(doubled["sign"].value, [2.0, -2.0])
-
-
-class _Dropped(nnx.Module):
-    def __init__(self, rate, rngs):
-        self.linear = nnx.Linear(3, 2, rngs=rngs)
-        self.dropout = nnx.Dropout(rate, rngs=rngs)
-
-    def __call__(self, x):
-        return self.dropout(self.linear(x))
-
-
-def test_nnx_randomness_at_call_is_refused():
-    x = jnp.ones((4, 3))
-    model = as_model(lambda rngs: _Dropped(0.5, rngs))
-    params = model.init(jax.random.key(0), x)
-    with pytest.raises(TypeError, match="draws random numbers when it is called"):
-        model.apply(params, x)
-    quiet = as_model(lambda rngs: _Dropped(0.0, rngs))
-    assert quiet.apply(quiet.init(jax.random.key(0), x), x).shape == (4, 2)

@@ -1,5 +1,7 @@
 """An nnx module that draws random numbers when it is called: refused where its output depends on them, and only there."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,8 @@ class Recurrent(nnx.Module):
 
     def __call__(self, x):
         first = None if self.carry_init is None else self.rnn.cell.initialize_carry((*x.shape[:1], 3), self.rnn.rngs, self.carry_init)
-        return self.out(self.rnn(x, initial_carry=first)[:, -1])
+        y: Any = self.rnn(x, initial_carry=first)
+        return self.out(y[:, -1])
 
 
 class BothWays(nnx.Module):

@@ -1,5 +1,6 @@
 """Networks of other libraries as a pair of pure functions; `paperjax.as_model` chooses among them."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from paperjax.binding import argument_names
 from paperjax.params import Frozen
+from paperjax.reach import reached
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -59,23 +61,44 @@ def from_nnx(make: Callable[..., Any], fixed: Any = None) -> Pair:
         pure, frozen = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
         return {"params": pure, "state": Frozen(frozen)} if jax.tree.leaves(frozen) else pure
 
-    def apply(params: PyTree, x: Array | np.ndarray) -> Array:
+    def merged(params: PyTree) -> Any:
         params_state, rest_state = jax.tree.map(lambda leaf: leaf, (params_template, rest_template))
         if isinstance(params.get("state"), Frozen):
             nnx.replace_by_pure_dict(rest_state, params["state"].value)
             params = params["params"]
         nnx.replace_by_pure_dict(params_state, params)
-        merged = nnx.merge(graph, params_state, rest_state)
-        before = jax.tree.leaves(nnx.state(merged, nnx.RngCount))
-        y = merged(x)
-        if any(a is not b for a, b in zip(before, jax.tree.leaves(nnx.state(merged, nnx.RngCount)))):
+        return nnx.merge(graph, params_state, rest_state)
+
+    # One more trace for each form of the arguments, not for each call.
+    @functools.lru_cache
+    def is_random(structure: Any, forms: tuple[jax.ShapeDtypeStruct, ...]) -> bool:
+        params, x = jax.tree.unflatten(structure, forms)
+        graph, keys, rest = nnx.split(merged(params), nnx.RngKey, ...)
+        jaxpr = jax.make_jaxpr(lambda keys, rest, x: nnx.merge(graph, keys, rest)(x))(keys, rest, x)
+        n_keys = len(jax.tree.leaves(keys))
+        return any(reached(jaxpr, [i < n_keys for i in range(len(jaxpr.jaxpr.invars))]))
+
+    def apply(params: PyTree, x: Array | np.ndarray) -> Array:
+        module = merged(params)
+        before = jax.tree.leaves(nnx.state(module, nnx.RngCount))
+        y = module(x)
+        moved = any(a is not b for a, b in zip(before, jax.tree.leaves(nnx.state(module, nnx.RngCount))))
+        # A recurrent cell draws a key for a first carry of zeros: what counts is what comes out.
+        if moved and is_random(*_forms((params, x))):
             raise TypeError(
-                "the nnx module draws random numbers when it is called (Dropout?), so apply(params, x) would use the same ones at every "
-                "step and in every measure. Turn that off: build it with deterministic=True, or rate=0."
+                "the nnx module draws random numbers when it is called (Dropout?) and its output depends on them, so apply(params, x) "
+                "would use the same ones at every step and in every measure. Turn that off: build it with deterministic=True, or rate=0."
             )
         return y
 
     return init, apply
+
+
+def _forms(tree: PyTree) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
+    """Structure of a tree, and shapes and dtypes of its leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    forms = map(jax.typeof, leaves)
+    return structure, tuple(jax.ShapeDtypeStruct(form.shape, form.dtype, weak_type=form.weak_type) for form in forms)
 
 
 def equinox_module() -> type | None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from paperjax.binding import nearest
-from paperjax.model import Family, family
+from paperjax.model import Family, batch_form, family
 from paperjax.parametrization import Parametrization, Plan, plan, tables
 from paperjax.trace.probe import refuse_unbuildable
 
@@ -107,7 +107,8 @@ def family_of(file: Any, where: str) -> Family:
         return found
     if not hasattr(file, "x"):
         raise ValueError(f"{where}: the family has no example batch. Write {name} = pj.family(fn, x=batch), or an x = batch beside it.")
-    return Family(found.make, *_batch(file)) if isinstance(found, Family) else family(found, file.x)
+    x = batch_form(file.x, f"{where}: x")
+    return Family(found.make, x) if isinstance(found, Family) else family(found, x)
 
 
 def refuse_sizes(fam: Family, *all_sizes: Mapping[str, Any]) -> None:
@@ -115,13 +116,6 @@ def refuse_sizes(fam: Family, *all_sizes: Mapping[str, Any]) -> None:
     for sizes in all_sizes:
         if set(sizes) <= set(fam.sizes):
             refuse_unbuildable(fam, sizes, fam.x)
-
-
-def _batch(file: Any) -> tuple[Any]:
-    import jax
-    import jax.numpy as jnp
-
-    return (jax.ShapeDtypeStruct(jnp.shape(file.x), jnp.result_type(file.x)),)
 
 
 def scheme_of(file: Any, name: str) -> Parametrization:

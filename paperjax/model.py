@@ -8,7 +8,7 @@ to a `Model`.
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -63,7 +63,7 @@ def as_model(network: Any) -> Model:
           batch's statistics works, a running average never moves;
         - a Flax nnx constructor, a callable with the one required argument ``rngs``, such as
           ``lambda rngs: Net(64, rngs=rngs)``; or an nnx instance. Its state besides parameters is `Frozen` likewise; a
-          module that draws random numbers when called (active dropout) is refused;
+          module whose output depends on random numbers that it draws when called (active dropout) is refused;
         - an Equinox constructor, a callable with the one required argument ``key``; or an Equinox module. Equinox
           modules act on one example, so ``apply`` is ``jax.vmap`` of the module over the batch;
         - a bare pair ``(init, apply)`` with ``init(key, x)`` and ``apply(params, x)``; a Haiku transform is one after
@@ -114,6 +114,44 @@ def as_model(network: Any) -> Model:
     )
 
 
+def batch_form(x: Any, what: str = "x") -> jax.ShapeDtypeStruct:
+    """Shape and dtype of a batch.
+
+    Parameters
+    ----------
+    x
+        One array, batch first, or its ``jax.ShapeDtypeStruct``.
+    what
+        How the message calls it.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else.
+
+    Examples
+    --------
+    >>> batch_form(jnp.ones((3, 2)))
+    ShapeDtypeStruct(shape=(3, 2), dtype=float32)
+    >>> batch_form({"tokens": jnp.ones((3, 2)), "mask": jnp.ones(3)})
+    Traceback (most recent call last):
+    ...
+    TypeError: x is a dict with 'tokens', 'mask', and must be one array, batch first, or its jax.ShapeDtypeStruct. ...
+    """
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        if len(x.shape) > 0:
+            return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+        got = "has shape ()"
+    elif isinstance(x, Mapping):
+        got = f"is a {type(x).__name__} with {', '.join(map(repr, x)) or 'nothing in it'}"
+    else:
+        got = f"is a {type(x).__name__}" + (f" of length {len(x)}" if isinstance(x, list | tuple) else "")
+    raise TypeError(
+        f"{what} {got}, and must be one array, batch first, or its jax.ShapeDtypeStruct. Numbers become one by np.asarray; a network "
+        "of several inputs takes them joined, jnp.concatenate([a, b], axis=1), and takes them apart in apply."
+    )
+
+
 def check_model(model: Model, x: Any, what: str = "the model") -> tuple[PyTree, jax.ShapeDtypeStruct]:
     """Refuse a model whose output is not one floating-point array with the batch first; nothing is computed.
 
@@ -134,7 +172,7 @@ def check_model(model: Model, x: Any, what: str = "the model") -> tuple[PyTree, 
     Raises
     ------
     TypeError
-        If the output is a list, a tuple or a dict, or not floating point.
+        If the output is a list, a tuple or a dict, or not floating point, or if `x` is not one array.
     ValueError
         If the output has no batch axis or another batch size than `x`, or a leaf has an axis of size 0.
 
@@ -143,7 +181,7 @@ def check_model(model: Model, x: Any, what: str = "the model") -> tuple[PyTree, 
     >>> check_model(Model(lambda key, x: jnp.ones((2, 3)), lambda w, x: x @ w), jnp.ones((5, 2)))[1].shape
     (5, 3)
     """
-    x = jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+    x = batch_form(x)
     params = jax.eval_shape(model.init, jax.random.key(0), x)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if 0 in leaf.shape:
@@ -217,6 +255,8 @@ class Family:
         ------
         ValueError
             If neither `x` nor the family's own example batch is there.
+        TypeError
+            If `x` is not one array.
         """
         x = self.x if x is None else x
         if x is None:
@@ -235,12 +275,17 @@ def family(fn: Callable[..., Any], x: Float[Array, "batch *features"] | Any = No
         a constructor of nnx modules, such as ``lambda width, rngs: nnx.Linear(3, width, rngs=rngs)``, and ``init`` draws
         the parameters. If it also takes ``key``, that is one more thing to be given: fixed randomness of the network.
     x
-        An example batch, of which only shape and dtype are kept. An `Experiment` uses its own data instead.
+        An example batch: one array, of which only shape and dtype are kept. An `Experiment` uses its own data instead.
 
     Returns
     -------
     Family
         ``family(width=64, depth=2)`` is a `Model`.
+
+    Raises
+    ------
+    TypeError
+        If `fn` is not callable, or `x` is not one array (or its ``jax.ShapeDtypeStruct``).
 
     Examples
     --------
@@ -255,4 +300,4 @@ def family(fn: Callable[..., Any], x: Float[Array, "batch *features"] | Any = No
         return fn
     if not callable(fn):
         raise TypeError(f"family needs a callable from sizes to a network, not {fn!r}. For one fixed network: family(lambda: network).")
-    return Family(fn, None if x is None else jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)))
+    return Family(fn, None if x is None else batch_form(x))

@@ -104,6 +104,15 @@ def test_a_study_names_the_width_that_the_family_fails_at(file, capsys, study):
     assert re.search(r"the family fails at width=18: AssertionError: assert self\.width % 4 == 0", capsys.readouterr().err)
 
 
+def test_a_files_batch_that_is_not_one_array_is_refused(tmp_path, capsys):
+    path = tmp_path / "nets.py"
+    path.write_text(FILE + "x = dict(a=jnp.ones((2, 5)))\nempty = pj.family(bare)\n")
+    for name in ("bare", "empty"):
+        assert main(["plan", f"{path}:{name}", "--base", "width=8", "--target", "width=16"]) == 2
+        # The width of the terminal breaks lines.
+        assert f"{name}: x is a dict with 'a', and must be one array" in " ".join(capsys.readouterr().err.split())
+
+
 def test_no_emoji_is_made_of_the_users_text(tmp_path, capsys):
     path = tmp_path / "nets.py"
     path.write_text(FILE + 'named = pj.abc(":fire: [bold]m[/bold]", a=(0, 0, 0), b=(0, 0.5, 1), c_sgd=(-1, 0, 1), c_adam=(0, 1, 1))\n')

@@ -271,6 +271,34 @@ def test_family_without_a_batch_says_how_to_give_one():
         family(linear).shapes(width=2)
 
 
+NO_BATCH = [
+    ({"a": X, "b": X}, "x is a dict with 'a', 'b', and must be one array"),
+    ({}, "x is a dict with nothing in it"),
+    ((X, X), "x is a tuple of length 2, and must be"),
+    ([[1.0, 2.0]], r"x is a list of length 1, .*np\.asarray"),
+    ("mnist", "x is a str"),
+    (3.0, "x is a float"),
+    (np.float32(3), r"x has shape \(\), and must be one array, batch first"),
+    (jax.ShapeDtypeStruct((), jnp.float32), r"x has shape \(\)"),
+]
+
+
+@pytest.mark.parametrize(("x", "message"), NO_BATCH)
+def test_a_batch_that_is_not_one_array_is_refused(x, message):
+    with pytest.raises(TypeError, match=message):
+        family(linear, x=x)
+    with pytest.raises(TypeError, match=message):
+        family(linear).shapes(x, width=2)
+    with pytest.raises(TypeError, match=message):
+        check_model(linear(2), x)
+
+
+@pytest.mark.parametrize("x", [X, jnp.asarray(X), jax.ShapeDtypeStruct(X.shape, X.dtype)])
+def test_a_batch_is_an_array_or_its_shape(x):
+    assert family(linear, x=x).x == jax.ShapeDtypeStruct((5, 3), jnp.float32)
+    assert jax.jit(lambda x: jnp.zeros(family(linear, x=x).shapes(width=2)["w"].shape))(X).shape == (3, 2)
+
+
 def test_family_names_itself_in_what_is_refused():
     with pytest.raises(TypeError, match=r"family\(width=3\): .*returns a list"):
         family(lambda width: outputting(lambda x: [x])).shapes(X, width=3)
@@ -344,22 +372,3 @@ def test_frozen_passes_through_jit_and_vmap():
     doubled = jax.jit(jax.vmap(lambda p: jax.tree.map(lambda leaf: 2 * leaf, p)))(params)
     assert isinstance(doubled["sign"], Frozen)
     np.testing.assert_array_equal(doubled["sign"].value, [2.0, -2.0])
-
-
-class _Dropped(nnx.Module):
-    def __init__(self, rate, rngs):
-        self.linear = nnx.Linear(3, 2, rngs=rngs)
-        self.dropout = nnx.Dropout(rate, rngs=rngs)
-
-    def __call__(self, x):
-        return self.dropout(self.linear(x))
-
-
-def test_nnx_randomness_at_call_is_refused():
-    x = jnp.ones((4, 3))
-    model = as_model(lambda rngs: _Dropped(0.5, rngs))
-    params = model.init(jax.random.key(0), x)
-    with pytest.raises(TypeError, match="draws random numbers when it is called"):
-        model.apply(params, x)
-    quiet = as_model(lambda rngs: _Dropped(0.0, rngs))
-    assert quiet.apply(quiet.init(jax.random.key(0), x), x).shape == (4, 2)

@@ -6,10 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from paperjax.model import Family, Model, as_model
+from paperjax.model import Family, Model, as_model, batch_form
 from paperjax.model import family as make_family
 from paperjax.parametrization import Parametrization, Plan, plan
 from paperjax.train import resolve_optimizer
@@ -110,7 +107,7 @@ def scaled(
                 f"{what}: the family takes no size {name!r}; it takes {', '.join(fam.sizes) or 'none'}. "
                 f"If it has another name there, rename it: pj.family(lambda {name}: ...)."
             )
-    batch = jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+    batch = batch_form(x, f"{what}: x")
     if parametrization is None:
         networks = {size: as_model(fam(**{**fixed, axis: size})) for size in sizes}
         return Scaled(axis, sizes, networks, {}, optimizer, settings, "as it is")

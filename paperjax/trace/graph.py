@@ -7,6 +7,7 @@ from paperjax.trace import primitives as prim
 from paperjax.trace.values import Row, Value
 
 CONTRACTING = ("product", "convolution", "lookup")
+WEIGHTED = "copies that share one input, and whose results are then weighted and summed; or a kernel that the data make, which sums over it"
 
 
 class Site(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the trace knows of JAX's primitives; no other module of the package names one.
+"""What the trace knows of JAX's primitives; no other module of the package names one, but for `paperjax.reach` below it.
 
 A primitive falls in one of a few classes by what it does to an array that holds a parameter: it moves its entries (`MOVES`),
 acts on each entry by itself (everything that keeps the shape), contracts axes, looks entries up, or calls another jaxpr. What is

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from paperjax.binding import nearest
-from paperjax.trace.graph import Site, Unresolved, Walk
+from paperjax.trace.graph import WEIGHTED, Graph, Site, Unresolved, Walk
 from paperjax.trace.parts import LISTED, growing_lists, summed_lists
 from paperjax.trace.probe import Shape
 
@@ -110,14 +110,16 @@ def refuse_unresolved(found: Walk, shapes: Sequence[Shape], base: Sequence[Shape
             lines.append(
                 f"  {shape.path} {shape.shape}, axis {', '.join(map(str, growing))} (grows with {names}): "
                 f"at {problem.op}, {problem.reason}. "
-                f"Settle it with {_example(problem, found, shape, infinite)}"
+                f"Settle it with {_example(problem, found, shapes, axes)}"
             )
     if lines:
         raise ValueError("the trace cannot tell how these leaves scale:\n" + "\n".join(dict.fromkeys(lines)))
 
 
-def _example(problem: Unresolved, found: Walk, shape: Shape, infinite: tuple[frozenset[str], ...]) -> str:
+def _example(problem: Unresolved, found: Walk, shapes: Sequence[Shape], axes: Axes) -> str:
     """The override that is meant, in numbers where the trace knows the axes and in words where only the caller does."""
+    shape = shapes[problem.leaf]
+    infinite = axes[shape.path]
     sites, axis = [site for site in found.sites if site.leaf == problem.leaf], problem.axis
     uses = list(dict.fromkeys(Use(site.inside, site.out, site.stack, site.kind) for site in sites))
     form = f"uses={{{shape.path!r}: pj.trace.%s}}"
@@ -128,7 +130,15 @@ def _example(problem: Unresolved, found: Walk, shape: Shape, infinite: tuple[fro
         if _covers(copies, shape):
             taken = axis in (*uses[0].inside, *uses[0].out)
             other = uses[0] if taken else Use(inside, tuple(sorted((axis, *out))), stack, uses[0].kind)
-            return f"{form % _written(copies)} if axis {axis} counts copies, with {form % _written(other)} if it does not"
+            counts = f"{form % _written(copies)} if axis {axis} counts copies"
+            if problem.reason != WEIGHTED or axis not in uses[0].out or not _made_into_kernel(found, sites):
+                return f"{counts}, with {form % _written(other)} if it does not"
+            # H in sum_i h_i sum_k x_k H_kio is a matrix that acts on the products x_k h_i.
+            kernel = f"{form % _written(Use(tuple(sorted((axis, *inside))), out, stack, uses[0].kind))} if the data make a kernel with it"
+            # The number of copies is no width: nothing else sums over it.
+            widths = {n for s in found.sites if s.leaf != problem.leaf for a in s.inside for n in axes[shapes[s.leaf].path][a]}
+            first = (kernel, counts) if infinite[axis] <= widths else (counts, kernel)
+            return ", with ".join((*first, f"{form % _written(other)} if neither"))
     if len(uses) == 1 and problem.reason == LISTED:
         return f"{form % _written(uses[0])} if each is a copy by itself; heads belong in one leaf, with a first axis that counts them"
     known = problem in found.unresolved and all(site.effect == "other" for site in sites)
@@ -138,6 +148,25 @@ def _example(problem: Unresolved, found: Walk, shape: Shape, infinite: tuple[fro
             return form % _written(use)
     words = "Use(inside=(axes summed over), out=(free axes), stack=(axes of copies), kind='product')"
     return f"{form % words}, the axes by number, or kind='elementwise' and no inside if its entries are added or multiplied one by one"
+
+
+def _made_into_kernel(found: Walk, sites: Sequence[Site]) -> bool:
+    """Whether the results of some uses go into a product with other activations, with no function before it and no softmax after it."""
+    graph = Graph(found)
+
+    def after(nodes: set[int]) -> set[int]:
+        """What is made of some activations, up to the first that is not linear in them."""
+        todo, seen = list(nodes), set()
+        while todo:
+            for child in set(graph.children[todo.pop()]) - seen:
+                seen.add(child)
+                if found.nodes[child].how in ("linear", "affine"):
+                    todo.append(child)
+        return seen
+
+    products = {i for i in after({site.node for site in sites}) if found.nodes[i].how == "bilinear" and found.nodes[i].contracted}
+    # Of queries and keys come scores, not a layer's result.
+    return bool(products) and not any(found.nodes[i].op == "exp" for i in after(products))
 
 
 def _covers(use: Use, shape: Shape) -> bool:
@@ -184,10 +213,11 @@ def _copies(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping[s
     yield from flagged
     # The copies' first layer may share one input, and then its axis of copies is free like any other. A size that is summed over is none.
     count -= {name for site in found.sites for axis in site.inside for name in axes[shapes[site.leaf].path][axis]}
+    known = {(u.leaf, u.axis) for u in found.unresolved}
     for site in found.sites:
         path = shapes[site.leaf].path
         for axis in site.out if path not in settled and site.leaf not in doubtful else ():
-            if axes[path][axis] and axes[path][axis] <= count:
+            if axes[path][axis] and axes[path][axis] <= count and (site.leaf, axis) not in known:
                 yield Unresolved(site.leaf, site.op, "copies that share one input, and whose number grows", axis)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from jax.extend import core as jex
 
 from paperjax.trace import primitives as prim
-from paperjax.trace.graph import Late, Node, Site, Unresolved, Walk, settled
+from paperjax.trace.graph import WEIGHTED, Late, Node, Site, Unresolved, Walk, settled
 from paperjax.trace.pairs import even_axes, paired, summed
 from paperjax.trace.values import (
     Piece,
@@ -260,8 +260,7 @@ class _Walker:
                     self.tangle([row.piece.leaf], eqn, "it is multiplied with a constant before it meets the data")
                 elif row.kind == "made" and set(free) - set(over) and not scores:
                     for axis in over:
-                        reason = "copies that share one input, and whose results are then weighted and summed"
-                        self.tangle([row.piece.leaf], eqn, reason, axis)
+                        self.tangle([row.piece.leaf], eqn, WEIGHTED, axis)
 
     def dot(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         return self.product(eqn, inputs, path, "product", (prim.dot_axes(eqn, 0), prim.dot_axes(eqn, 1)))

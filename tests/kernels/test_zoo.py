@@ -12,7 +12,7 @@ from tests.trace.zoo_models import ZOO
 # The others compile for a quarter of a minute each.
 QUICK = ("linen mlp", "dict mlp", "scan rnn", "einsum attention")
 # A recurrence that starts from float32 zeros stays there; batch statistics are tested by themselves.
-SINGLE, COUPLED = ("flax rnn",), ("resnet",)
+SINGLE, COUPLED = ("flax rnn", "nnx gru"), ("resnet",)
 NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ZOO if n not in COUPLED]
 
 
@@ -54,7 +54,7 @@ def by_brute_force(model, params, x1, x2):
 
 
 # Models that compute softmax or norms in float32 whatever comes in agree to its rounding only.
-TOLERANCE = {"nnx transformer": 1e-6, "gqa": 1e-6, "flax rnn": 1e-6}
+TOLERANCE = {"nnx transformer": 1e-6, "gqa": 1e-6, "flax rnn": 1e-6, "nnx gru": 1e-6}
 
 
 @pytest.mark.parametrize("name", NAMES)

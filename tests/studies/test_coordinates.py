@@ -180,3 +180,9 @@ def test_what_does_not_move_at_all_is_not_called_flat():
 def test_bad_input_is_refused_before_training(arguments, message):
     with pytest.raises(ValueError, match=message):
         coord_check(tanh_mlp, pj.mup, DATA, **arguments)
+
+
+@pytest.mark.parametrize("parametrization", [None, pj.mup])
+def test_inputs_that_are_not_one_array_are_refused(parametrization):
+    with pytest.raises(TypeError, match="coord_check: x is a dict with 'a', and must be one array"):
+        coord_check(tanh_mlp, parametrization, DATA, widths=[8, 16, 32, 64], x={"a": DATA[0]})

@@ -103,3 +103,72 @@ def test_no_number_is_taken_from_a_use_that_was_told():
     assert {leaf.factors.multiplier for leaf in plan.leaves} == {1.0}
     roles = {leaf.path: leaf.role for leaf in plan.leaves}
     assert (roles["['latents']"], roles["['attention']['query']['kernel']"]) == ("vector", "hidden")
+
+
+def data_make_the_kernel(n_out: int | None = None, bend=lambda kernel: kernel, spec: str = "bi,bio->bo"):
+    """CondConv (arXiv 1904.04971) without the convolution: four kernels are mixed by the data, and the mixture acts on the data."""
+
+    def make(width: int):
+        n = width if n_out is None else n_out
+        normal = jax.random.normal
+
+        def init(key, x):
+            k = jax.random.split(key, 4)
+            return {
+                "u": normal(k[0], (5, width)),
+                "w": normal(k[1], (width, width)) / width**0.5,
+                "H": normal(k[2], (4, width, n)) / width**0.5,
+                "v": normal(k[3], (n, 3)) / n**0.5,
+            }
+
+        def apply(p, x):
+            h, context = jnp.tanh(jnp.tanh(x @ p["u"]) @ p["w"]), x.reshape(x.shape[0], -1)[:, :4]
+            return jnp.tanh(jnp.einsum(spec, h, bend(jnp.einsum("bk,kio->bio", context, p["H"])))) @ p["v"]
+
+        return init, apply
+
+    return make
+
+
+KERNEL, COPIES, NEITHER = "inside=(0, 1), out=(2,)", "inside=(0,), out=(2,), stack=(1,)", "inside=(0,), out=(1, 2)"
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "suggested"),
+    [
+        (data_make_the_kernel(), ROWS, [KERNEL, COPIES, NEITHER]),
+        (data_make_the_kernel(spec="bti,bio->bto"), SEQUENCE, [KERNEL, COPIES, NEITHER]),
+        (data_make_the_kernel(n_out=7), ROWS, [KERNEL, COPIES, NEITHER]),
+        # Entries of tanh(W) are activations, and a sum over them is no sum over H.
+        (data_make_the_kernel(bend=jnp.tanh), ROWS, [COPIES, NEITHER]),
+    ],
+)
+def test_an_axis_that_is_summed_over_later_is_offered_as_such_first(make, x, suggested):
+    with pytest.raises(ValueError, match=r"\['H'\] .*, axis 1 .*a kernel that the data make.* if ") as refused:
+        read(pj.family(make, x=x), {"width": 8}, {"width": 32})
+    assert re.findall(r"\['H'\]\": pj\.trace\.Use\((.*?)\)\}", str(refused.value)) == suggested
+
+
+def test_the_first_override_of_a_kernel_that_the_data_make_gives_its_plan():
+    """sum_i h_i sum_k x_k H_kio is one matrix that acts on the 4 width products x_k h_i: hidden, learning rate 1/4 at 4 times the width."""
+    fam = pj.family(data_make_the_kernel(), x=ROWS)
+    with pytest.raises(ValueError, match="cannot tell") as refused:
+        read(fam, {"width": 8}, {"width": 32})
+    suggested = re.search(r"uses=(\{.*?\)\})", str(refused.value))
+    assert suggested is not None
+    with pytest.warns(UserWarning, match="a product of two activations"):
+        plan = pj.plan(fam, pj.mup, {"width": 8}, {"width": 32}, "adam", uses=eval(suggested[1], {"pj": pj}))
+    found = {leaf.path: leaf for leaf in plan.leaves}["['H']"]
+    assert (found.role, found.factors.learning_rate, found.factors.multiplier) == ("hidden", 0.25, 1.0)
+    assert found.factors.init_scale == pytest.approx(1.0)
+    # Written as one product, the trace needs no help and says the same.
+    at_once = pj.family(lambda width: (fam.make(width)[0], _at_once), x=ROWS)
+    alone = {leaf.path: leaf for leaf in pj.plan(at_once, pj.mup, {"width": 8}, {"width": 32}, "adam").leaves}["['H']"]
+    assert (alone.role, alone.factors) == (found.role, found.factors)
+
+
+def _at_once(p, x):
+    h = jnp.tanh(jnp.tanh(x @ p["u"]) @ p["w"])
+    return (
+        jnp.tanh(jnp.einsum("bj,jo->bo", (x[:, :4, None] * h[:, None]).reshape(len(x), -1), p["H"].reshape(-1, p["H"].shape[2]))) @ p["v"]
+    )

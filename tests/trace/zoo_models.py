@@ -538,6 +538,22 @@ FLAX_RNN = {
 }  # fmt: skip
 
 
+class NnxGRU(nnx.Module):
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.rnn = nnx.RNN(nnx.GRUCell(5, width, rngs=rngs), rngs=rngs)
+        self.head = nnx.Linear(width, 3, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.head(self.rnn(x)[:, -1])
+
+
+# Three gates in one kernel.
+NNX_GRU = under("['params']", {
+    "['rnn']['cell']['dense_i']['kernel']": "input", "['rnn']['cell']['dense_i']['bias']": "vector",
+    "['rnn']['cell']['dense_h']['kernel']": "hidden", "['head']['kernel']": "output", "['head']['bias']": "finite",
+})  # fmt: skip
+
+
 def scan_rnn(width: int) -> Model:
     """A tanh RNN by lax.scan, with a learned first state."""
 
@@ -713,6 +729,7 @@ ZOO: dict[str, Case] = {
     "two towers": Case(two_towers, *WIDTH, TOKENS, TWO_TOWERS, interactions=((16, 0.0),)),
     "moe": Case(MoE, *WIDTH, SEQUENCE, MOE, adds=((1, ("['bias']", "['down']")),), interactions=((4, 0.0),)),
     "flax rnn": Case(FlaxRNN, *WIDTH, SEQUENCE, FLAX_RNN),
+    "nnx gru": Case(lambda width: lambda rngs: NnxGRU(width, rngs), *WIDTH, SEQUENCE, NNX_GRU),
     # The branch ends in a GELU, which no weight of it scales.
     "lru": Case(lru, *deep(), SEQUENCE, LRU, ((6, ()),), 3.0),
     "scan rnn": Case(scan_rnn, *WIDTH, SEQUENCE, SCAN_RNN),

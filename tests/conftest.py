@@ -4,6 +4,8 @@ import os
 import pathlib
 
 os.environ.setdefault("MPLBACKEND", "agg")
+# As pj.cpu_devices has it for two devices: with no thread to spare, batched decompositions on both wait for each other, for ever.
+os.environ.setdefault("PJRT_NPROC", str(max(2, os.cpu_count() or 1) + 1))
 
 import jaxtyping
 
@@ -44,6 +46,15 @@ def pytest_runtest_protocol(item):
         return (yield)  # Examples in docstrings run as their readers' sessions do.
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         return (yield)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    """Compiled programs are maps of memory, of which a process may have 65,530; LLVM crashes at the next one."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > 15_000:
+        jax.clear_caches()
 
 
 @pytest.fixture

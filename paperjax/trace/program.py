@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from paperjax.binding import nearest
-from paperjax.model import Family, Model, check_model, family, join, split
+from paperjax.model import Family, Model, batch_form, check_model, family, join, split
 from paperjax.trace import primitives as prim
 from paperjax.trace.depth import Growth, growths, stream_factors
 from paperjax.trace.graph import Walk
@@ -66,7 +65,7 @@ class Program:
 
 def walk_model(model: Model, x: Any) -> tuple[Walk, Any]:
     """Walk the trace of ``apply`` of one model; the shapes of its parameters come along."""
-    x = jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+    x = batch_form(x)
     params = jax.eval_shape(model.init, jax.random.key(0), x)
     return _walk(model, params, x)[0], params
 
@@ -147,7 +146,7 @@ def read(
         If a use of a leaf with an infinite axis cannot be resolved (the message lists leaf, axes, primitive and the override), if an
         override names no leaf, or if the sizes do not fit the family.
     TypeError
-        If sizes or overrides have another form.
+        If sizes or overrides have another form, or `x` is not one array.
 
     Warns
     -----
@@ -162,6 +161,7 @@ def read(
 
     Examples
     --------
+    >>> import jax.numpy as jnp
     >>> def mlp(width):
     ...     sizes = {"u": (2, width), "w": (width, width), "b": (1, width), "v": (width, 1)}
     ...     init = lambda key, x: {name: jnp.zeros(size) for name, size in sizes.items()}
@@ -174,7 +174,7 @@ def read(
     """
     _check_forms({"base": base, "target": target}, uses)
     fam = fam if isinstance(fam, Family) else family(fam)
-    x = fam.x if x is None else jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+    x = fam.x if x is None else batch_form(x)
     if x is None:
         raise ValueError("the family has no example batch: pass x=batch here, or build it as family(fn, x=batch).")
     _check_sizes(fam, base, target)

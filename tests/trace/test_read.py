@@ -370,3 +370,11 @@ def test_a_size_is_probed_on_a_multiple_that_the_model_accepts():
 
 def test_sequences_are_not_part_of_a_family():
     assert read(pj.family(lambda width: nn.Dense(width), x=SEQUENCE), *WIDTHS).leaves[1].role == "input"
+
+
+@pytest.mark.parametrize("x", [{"a": ROWS}, (ROWS, ROWS), 3.0])
+def test_a_batch_that_is_not_one_array_is_refused(x):
+    case = ZOO["scan rnn"]
+    for entry in (lambda: read(case.make, case.base, case.target, x=x), lambda: pj.plan(case.make, pj.mup, case.base, case.target, x=x)):
+        with pytest.raises(TypeError, match=r"^x is a .*, and must be one array, batch first"):
+            entry()

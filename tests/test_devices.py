@@ -73,3 +73,26 @@ def test_importing_paperjax_imports_nothing_heavy():
     assert "paperjax.experiment" in found
     for name in HEAVY:
         assert not {m for m in found if m == name or m.startswith(name + ".")}, name
+
+
+STEPS_AND_FAULTS = """
+import resource
+import numpy as np, paperjax as pj
+pj.cpu_devices(2)
+x = np.ones((256, 64), np.float32)
+data = pj.data.Dataset(x, x[:, :10], x[:1], x[:1, :10], "ones", "made here")
+e = pj.Experiment(lambda: pj.models.mlp(256, 3, 10), data, grid=pj.grid(lr=[0.01] * 2, seed=2), steps=200, measure_at=1)
+e.run()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+e.run()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / (4 * 200))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_training_on_two_devices_gives_no_memory_back_at_every_step():
+    """A gradient of 256 by 256 is 64 pages: a step that gives its scratch memory back faults on them anew."""
+    done = python(STEPS_AND_FAULTS)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 32

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import numbers
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,11 +15,11 @@ from paperjax.parametrization.classify import classify
 from paperjax.parametrization.factors import DECAY_MODES, Factors, column, depth_ratios, is_matrix, leaf_factors, rule_of, use_factor
 from paperjax.parametrization.plan import Plan, PlannedLeaf
 from paperjax.parametrization.scaling import Scaling, described, named
+from paperjax.parametrization.unread import warn_of_product, warn_of_sums
 from paperjax.trace.graph import Site
 from paperjax.trace.initial import Law
 from paperjax.trace.leaf import Leaf, role_of
 from paperjax.trace.program import Program, Use, read
-from paperjax.trace.streams import Interaction
 
 
 def plan(
@@ -255,47 +254,19 @@ def _attention(program: Program, scheme: Parametrization) -> list[Scaling]:
     """Bring the power of a growing head's width in its logits to that of the parametrization."""
     if scheme.attention is None:
         return []
+    warn_of_sums(program)
     scalings = []
     for found, base_size, exponent in program.interactions:
         if found.size == base_size:
             continue
         if not all(found.leaves):
-            _warn_of_product(program, found, base_size)
+            warn_of_product(program, found, base_size, exponent)
             continue
         factor = (found.size / base_size) ** (-scheme.attention - exponent)
         if not math.isclose(factor, 1.0, rel_tol=1e-9):
             why = f"logits of d^{exponent:.3g} to d^{-scheme.attention:.3g}"
             scalings.append(Scaling(found.path, found.op, None, factor, why, "product"))
     return scalings
-
-
-def _learns(program: Program, node: int) -> bool:
-    """Whether a weight has a part in an activation."""
-    used, seen, todo = {site.node for site in program.walk.sites}, set(), [node]
-    while todo:
-        here = todo.pop()
-        if here in used:
-            return True
-        if here not in seen:
-            seen.add(here)
-            todo.extend(program.walk.nodes[here].parents)
-    return False
-
-
-def _warn_of_product(program: Program, found: Interaction, base_size: int) -> None:
-    """A product of two activations over coordinates that grow, of which the trace cannot tell how large its operands are."""
-    operands = found.operands
-    # Of an activation with itself it is a square, which a norm divides by again; given numbers (a frozen copy) do not learn.
-    if len(set(operands)) == 1 or not all(_learns(program, node) for node in operands):
-        return
-    warnings.warn(
-        f"a product of two activations (equation {found.path} of apply) sums over {found.size} coordinates, {base_size} at the base, and "
-        "between them and the weights stands a function, so how it grows with them could not be read. The plan leaves it as it is: if it "
-        "is to stay of order 1 while both learn (attention's logits), divide it by their number in the model. A coordinate check of what "
-        "follows it (pj.coord_check) shows whether it grows.",
-        UserWarning,
-        stacklevel=4,
-    )
 
 
 def _uses(program: Program, scheme: Parametrization) -> list[Scaling]:

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from paperjax.model import split
 from paperjax.trace.graph import Walk
+from paperjax.trace.interactions import interactions
 from paperjax.trace.interpret import Path, rescaled, wiring_of
 from paperjax.trace.program import flat_apply
-from paperjax.trace.streams import interactions, residual_adds
+from paperjax.trace.streams import residual_adds
 from paperjax.trace.walk import walk
 
 Leaves = tuple[tuple[str, ...], ...]

@@ -10,10 +10,12 @@ from jaxtyping import Array, Float, PyTree
 
 from paperjax.model import Model, split
 from paperjax.trace import primitives as prim
+from paperjax.trace.graph import CONTRACTING
+from paperjax.trace.interactions import interactions
 from paperjax.trace.interpret import edited
 from paperjax.trace.probe import pattern_of
 from paperjax.trace.program import walk_model
-from paperjax.trace.streams import CONTRACTING, interactions, residual_adds
+from paperjax.trace.streams import residual_adds
 from paperjax.trace.walk import Site, Walk
 
 

@@ -40,6 +40,11 @@ LINEAR = (
 )  # fmt: skip
 # The power of their operand that they are.
 POWERS = {"rsqrt": -0.5, "sqrt": 0.5}
+ROOTS = {power: name for name, power in POWERS.items()}
+# Conditions, and places: how large their operands are does not reach on.
+CHOICES = ("eq", "ge", "gt", "le", "lt", "ne", "and", "or", "not", "xor", "is_finite", "sign", "argmax", "argmin")
+# No entry of theirs is negative, so that a sum of n of them is of order n.
+POSITIVE = ("exp", "exp2", "logistic", "abs", "square")
 ELEMENTWISE = (
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp", "cos", "cosh",
     "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le",

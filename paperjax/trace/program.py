@@ -15,11 +15,14 @@ from paperjax.trace import primitives as prim
 from paperjax.trace.depth import Growth, growths, stream_factors
 from paperjax.trace.graph import Walk
 from paperjax.trace.initial import Law, read_laws
+from paperjax.trace.interactions import Interaction, interactions
 from paperjax.trace.interpret import wiring_of
 from paperjax.trace.leaf import Leaf, roles_of
+from paperjax.trace.own import own_factors
 from paperjax.trace.probe import Probe, Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
 from paperjax.trace.settle import Use, overridden, refuse_unresolved
-from paperjax.trace.streams import Interaction, ResidualAdd, branch_factor, interactions, own_factors, residual_adds
+from paperjax.trace.streams import ResidualAdd, branch_factor, residual_adds
+from paperjax.trace.sums import Pairs, Sum, growing_sums, unscaled
 from paperjax.trace.walk import walk
 
 
@@ -48,6 +51,8 @@ class Program:
         those: ``(path of the copy, path of the leaf)``.
     wiring
         How the equations of the target's trace are wired, see `paperjax.trace.interpret.wiring_of`.
+    sums
+        Sums of activations over coordinates that grow with a width and that no leaf weighs, with how each is scaled, as `interactions`.
     """
 
     base: Mapping[str, Any]
@@ -61,6 +66,7 @@ class Program:
     walk: Walk
     copies: tuple[tuple[str, str], ...] = ()
     wiring: str = ""
+    sums: tuple[tuple[Sum, int, float], ...] = ()
 
 
 def walk_model(model: Model, x: Any) -> tuple[Walk, Any]:
@@ -196,7 +202,10 @@ def read(
         leaves.append(Leaf(shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles_of(sites, infinite), *laws))
     traced = (there, small, _narrow(fam, x, base, target, leaves, probe, there, small))
     settled = {id(t): t._replace(walk=_overridden_base(t.walk, t.shapes, shapes, uses)) for t in traced}
-    leaves = _with_own_factors(leaves, [part for _, part in pairs], *(settled[id(t)] for t in traced))
+    there, small, narrow = (settled[id(t)] for t in traced)
+    wider = growing_sums(there.walk, narrow.walk, shapes, narrow.shapes)
+    leaves = _with_own_factors(leaves, [part for _, part in pairs], there, small, narrow, wider)
+    unweighed = unscaled(there.walk, narrow.walk, wider)
     adds, base_adds = residual_adds(found), residual_adds(found_base)
     streams, base_streams = stream_factors(found, adds), stream_factors(found_base, base_adds)
     own_base = [branch_factor(found_base, add) - log for add, (log, _) in zip(base_adds, base_streams)] or [0.0]
@@ -205,9 +214,8 @@ def read(
     grown = growths(found, adds, base_adds, shapes, whole)
     scaled = _scaled(found, found_base, shapes, whole)
     _warn_of_fixed_heads(scaled, leaves)
-    return Program(
-        dict(base), dict(target), tuple(leaves), adds, own, grown, tuple(f for _, f in streams), scaled, found, there.copies, there.wiring
-    )
+    fading = tuple(f for _, f in streams)
+    return Program(dict(base), dict(target), tuple(leaves), adds, own, grown, fading, scaled, found, there.copies, there.wiring, unweighed)
 
 
 def _narrow(
@@ -229,11 +237,14 @@ def _narrow(
     return there if len(deep) == len(probe.growing) else _traced(fam(**{**base, **deep}), x)
 
 
-def _with_own_factors(leaves: list[Leaf], parts: list[Shape], there: _Traced, small: _Traced, narrow: _Traced) -> list[Leaf]:
+def _with_own_factors(leaves: list[Leaf], parts: list[Shape], there: _Traced, small: _Traced, narrow: _Traced, wider: Pairs) -> list[Leaf]:
     def logs(traced: _Traced, leaf: int, which: int = 0) -> list[float]:
         return [log for site, log in zip(traced.walk.sites, own[id(traced)][which]) if site.leaf == leaf]
 
-    own = {id(traced): own_factors(traced.walk) for traced in (there, small, narrow)}
+    growing = {id(there): {a.node for a, _ in wider}, id(narrow): {b.node for _, b in wider}}
+    if wider and small is not narrow:
+        growing[id(small)] = {b.node for _, b in growing_sums(there.walk, small.walk, there.shapes, small.shapes)}
+    own = {id(traced): own_factors(traced.walk, growing.get(id(traced), frozenset())) for traced in (there, small, narrow)}
     at_small, at_narrow = ({shape.path: i for i, shape in enumerate(traced.shapes)} for traced in (small, narrow))
     found, logits = [], {}
     for i, (leaf, part) in enumerate(zip(leaves, parts)):

@@ -1,18 +1,15 @@
-"""Residual streams and products of activations, read from the graph of activations.
+"""Residual streams, read from the graph of activations.
 
 A residual add is an ``add`` one of whose operands (the stream) is an ancestor of the other (the branch) with a parameter contraction
 between. A branch that starts from an earlier point of the same stream counts too (parallel attention and MLP).
 """
 
-import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from paperjax.trace import primitives as prim
 from paperjax.trace.blocks import of_one_block
 from paperjax.trace.graph import CONTRACTING as CONTRACTING
 from paperjax.trace.graph import Graph, Walk
-from paperjax.trace.origins import normalized, origin
 
 
 class ResidualAdd(NamedTuple):
@@ -44,34 +41,6 @@ class ResidualAdd(NamedTuple):
     leaves: tuple[int, ...]
     writers: tuple[int, ...]
     beside: tuple[int, ...] = ()
-
-
-class Interaction(NamedTuple):
-    """A product of two activations, such as attention's queries with its keys, or a squared distance of the two.
-
-    Attributes
-    ----------
-    path, node
-        Where it stands, and what it makes.
-    size
-        Number of coordinates it sums over.
-    log_scale
-        Logarithm of the known factors that multiply it, before and after, up to the next nonlinear function.
-    leaves
-        Leaves that made the two operands.
-    op
-        The primitive that sums.
-    operands
-        The two activations; twice the same of a product with itself.
-    """
-
-    path: tuple[int, ...]
-    node: int
-    size: int
-    log_scale: float
-    leaves: tuple[tuple[int, ...], tuple[int, ...]]
-    op: str
-    operands: tuple[int, int]
 
 
 def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
@@ -255,127 +224,6 @@ def _power(graph: Graph, node: int, scaled: frozenset[int], power: Mapping[int, 
         terms |= {int(site.leaf in scaled) for site in sites if site.effect == "plus"}
         result = None if len(terms) > 1 else next(iter(terms), 0)
     return None if result is None else result + times.pop()
-
-
-def interactions(walk: Walk) -> tuple[Interaction, ...]:
-    """All products of two activations that are summed over coordinates, in the order of execution."""
-    graph = Graph(walk)
-    found = []
-    for i, node in enumerate(graph.nodes):
-        made = _multiplied(graph, i)
-        if made is None:
-            continue
-        parents = graph.nodes[made].parents
-        operands = (parents[0], parents[-1])
-        back = [origin(graph, parent) for parent in operands]
-        # What multiplies the products one by one, before they are summed; twice, if it is squared.
-        steps = sorted(graph.between(made, i) - {i})
-        square = next((n for n in steps if graph.nodes[n].how in ("nonlinear", "bilinear")), made)
-        between = sum(graph.nodes[n].log_factor * (2 if n < square else 1) for n in steps)
-        scale = sum(log for _, log in back) + between + node.log_factor + _after(graph, i)
-        found.append(Interaction(node.path, i, math.prod(node.contracted), scale, (back[0][0], back[1][0]), node.op, operands))
-    return tuple(found)
-
-
-def _multiplied(graph: Graph, i: int) -> int | None:
-    """Of a sum of products of two activations, the node whose parents they are; `None` of anything else."""
-    node = graph.nodes[i]
-    # Rows that the data look up of a weight and then multiply (experts) are a weight all the same.
-    if graph.contracts(i):
-        return None
-    if node.op == "dot_general":
-        return i if node.how == "bilinear" else None
-    if node.pair is None or normalized(graph, node.pair)[0] is not None or _normalizes(graph, i):
-        return None
-    first, last = graph.nodes[node.pair].parents
-    # Of an activation and its own mean the squared distance is a variance.
-    related = graph.nodes[node.pair].op == "sub" and (graph.made_of(first, last) or graph.made_of(last, first))
-    return None if related else node.pair
-
-
-def _normalizes(graph: Graph, total: int) -> bool:
-    """Whether a sum is taken off what it is a sum of, or divides it (a mean, a norm), or goes into a root."""
-    root, todo, seen = graph.root(graph.nodes[total].parents[0]), [total], set()
-    while todo:
-        node = todo.pop()
-        for child in graph.children[node]:
-            here = graph.nodes[child]
-            if here.op in prim.POWERS:
-                return True
-            if here.op in ("sub", "mul", "div") and any(graph.root(parent) == root for parent in here.parents if parent != node):
-                return True
-            if child not in seen and here.how in ("linear", "affine", "homogeneous") and not graph.contracts(child):
-                seen.add(child)
-                todo.append(child)
-    return False
-
-
-def _after(graph: Graph, node: int) -> float:
-    log = 0.0
-    while True:
-        children = [
-            c
-            for c in graph.children[node]
-            if graph.nodes[c].how in ("linear", "affine") and not graph.sites.get(c) and len(graph.nodes[c].parents) == 1
-        ]
-        # softmax subtracts the maximum: one linear child among nonlinear ones is followed, two different ones are not.
-        if len(children) != 1:
-            return log
-        node = children[0]
-        log += graph.nodes[node].log_factor
-
-
-def own_factors(walk: Walk) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """For each site, the logarithm of the known numbers that the model multiplies it by; and of those that may be the logits' instead.
-
-    Counted are the leaf's before the use, and the result's after it, followed through steps that are linear or homogeneous in it, up to
-    the next function, sum with another activation or product of activations; and what multiplies the data that goes in, if no earlier
-    use has it. Numbers between a projection and its product with another one (queries over sqrt(d)) scale the logits, so they belong to
-    the `Interaction`; they come apart, for `paperjax.trace.read` to judge.
-    """
-    graph = Graph(walk)
-    taken: set[int] = set()
-    products = {_multiplied(graph, i) for i in range(len(graph.nodes))} - {None}
-    # A number after ``x * exp(g)`` cannot be taken out of g: it belongs to the next use.
-    apart = [site.told or site.effect == "other" for site in walk.sites]
-    after = [(0.0, False) if no else _own_after(graph, site.node, taken, products) for site, no in zip(walk.sites, apart)]
-    before = [0.0 if site.told or site.effect != "times" else _own_before(graph, site.operand, taken) for site in walk.sites]
-    own = tuple(site.log_factor + was + (0.0 if logits else log) for site, was, (log, logits) in zip(walk.sites, before, after))
-    return own, tuple(log if logits else 0.0 for log, logits in after)
-
-
-def _own_after(graph: Graph, node: int, taken: set[int], products: Set[int | None]) -> tuple[float, bool]:
-    """Logarithm of the numbers after a use, and whether they lead into a product of two projections; `taken` gets the steps passed."""
-    log = 0.0
-    while len(graph.children[node]) == 1:
-        node = graph.children[node][0]
-        here = graph.nodes[node]
-        if here.op == "dot_general" or node in products:
-            # Queries with keys; attention weights with values are no product of two projections.
-            return log, node in products and all(origin(graph, parent)[0] for parent in here.parents)
-        if here.how not in ("linear", "affine", "homogeneous") or len(here.parents) != 1 or graph.contracts(node):
-            break
-        # A mean over coordinates that grow is a number of its own, and no factor that waits to be taken out.
-        if here.op == "reduce_sum":
-            break
-        log += here.log_factor
-        taken.add(node)
-    return log, False
-
-
-def _own_before(graph: Graph, node: int | None, taken: set[int]) -> float:
-    """Logarithm of the numbers that multiply an operand after its last function."""
-    log = 0.0
-    # What multiplies an earlier use (a gain) is that use's.
-    while node is not None and node not in taken and not graph.sites.get(node):
-        here = graph.nodes[node]
-        if here.op == "reduce_sum":
-            return 0.0
-        if here.how not in ("linear", "homogeneous") or len(here.parents) != 1:
-            break
-        log += here.log_factor
-        node = here.parents[0]
-    return log
 
 
 def branch_factor(walk: Walk, add: ResidualAdd) -> float:

@@ -268,6 +268,12 @@ def log_of(value: Value) -> float:
     return math.log(number) if 0 < number < math.inf else 0.0
 
 
+def as_root(name: str, inputs: Sequence[Value]) -> str:
+    """The primitive that a power with a known exponent is, ``x ** 0.5`` being ``sqrt(x)``; any other by its own name."""
+    known = name == "pow" and inputs[1].scalar is not None
+    return prim.ROOTS.get(np.asarray(inputs[1].scalar).item(), name) if known else name
+
+
 def dependence(eqn: Any, inputs: Sequence[Value], signs: Sequence[bool]) -> tuple[str, float]:
     """How a result depends on the activations that go in, and the logarithm of the known number that it multiplies them by.
 
@@ -301,7 +307,7 @@ def dependence(eqn: Any, inputs: Sequence[Value], signs: Sequence[bool]) -> tupl
             return ("bilinear" if name == "mul" else "first"), 0.0
         other = inputs[1] if data[0] else inputs[0]
         if name == "div" and not data[0]:
-            return "nonlinear", 0.0
+            return "nonlinear", log_of(other)
         return "linear", log_of(other) if name == "mul" else -log_of(other)
     if name in prim.HOMOGENEOUS or (name in ("max", "min") and all(d or v.is_zero for d, v in zip(data, inputs))):
         return "homogeneous", 0.0

@@ -16,6 +16,7 @@ from paperjax.trace.values import (
     Row,
     Tangled,
     Value,
+    as_root,
     dependence,
     effect_of,
     join,
@@ -153,7 +154,7 @@ class _Walker:
         how, log_factor = dependence(eqn, inputs, signs)
         sizes = summed(eqn, inputs[0])
         more = {"contracted": sizes, "pair": inputs[0].pair.node} if sizes and inputs[0].pair else {}
-        outputs = [self.node(name, path, var, parents, how, log_factor=log_factor, **more) for var in eqn.outvars]
+        outputs = [self.node(as_root(name, inputs), path, var, parents, how, log_factor=log_factor, **more) for var in eqn.outvars]
         opaque = name not in (*prim.ELEMENTWISE, *prim.RESHAPING, *prim.KEEPING_AXES, *prim.LINEAR, "dynamic_update_slice", "scatter")
         rows = self.rows(eqn, inputs, path, outputs[0])
         for i, value in enumerate(inputs):

@@ -156,8 +156,7 @@ def test_the_first_override_of_a_kernel_that_the_data_make_gives_its_plan():
         read(fam, {"width": 8}, {"width": 32})
     suggested = re.search(r"uses=(\{.*?\)\})", str(refused.value))
     assert suggested is not None
-    with pytest.warns(UserWarning, match="a product of two activations"):
-        plan = pj.plan(fam, pj.mup, {"width": 8}, {"width": 32}, "adam", uses=eval(suggested[1], {"pj": pj}))
+    plan = pj.plan(fam, pj.mup, {"width": 8}, {"width": 32}, "adam", uses=eval(suggested[1], {"pj": pj}))
     found = {leaf.path: leaf for leaf in plan.leaves}["['H']"]
     assert (found.role, found.factors.learning_rate, found.factors.multiplier) == ("hidden", 0.25, 1.0)
     assert found.factors.init_scale == pytest.approx(1.0)

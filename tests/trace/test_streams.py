@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from paperjax.trace import primitives as prim
+from paperjax.trace.interactions import interactions
 from paperjax.trace.interpret import Edit, edited
-from paperjax.trace.streams import interactions, residual_adds
+from paperjax.trace.streams import residual_adds
 from paperjax.trace.walk import walk
 
 D = 6

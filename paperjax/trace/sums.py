@@ -1,0 +1,142 @@
+"""Sums of activations over coordinates that grow and that no leaf's axis runs over: a committee's vote, a squared distance to prototypes.
+
+A leaf that has the axis is what brings such a sum to order 1; a sum that no leaf weighs is what the model makes of it, so a
+parametrization cannot scale it. Products of two activations, which attention is made of, are in `interactions`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from paperjax.trace import primitives as prim
+from paperjax.trace.graph import Graph, Walk
+from paperjax.trace.interactions import after, multiplied
+from paperjax.trace.origins import makers, own_size, summed_over
+from paperjax.trace.own import before, behind_uses
+from paperjax.trace.probe import Shape, pattern_of
+
+
+class Sum(NamedTuple):
+    """A sum of an activation over some of its coordinates, or of its squares.
+
+    Attributes
+    ----------
+    path, node
+        Where it stands, and what it makes.
+    size
+        Number of coordinates it sums over.
+    leaves
+        Leaves that made what it sums.
+    """
+
+    path: tuple[int, ...]
+    node: int
+    size: int
+    leaves: tuple[int, ...]
+
+
+Pairs = tuple[tuple[Sum, Sum], ...]
+
+
+def sums(walk: Walk) -> tuple[Sum, ...]:
+    """All sums of activations that no leaf weighs and leaves have made, in the order of execution."""
+    graph = Graph(walk)
+    found = [i for i, node in enumerate(graph.nodes) if node.op in ("reduce_sum", "dot_general") and _is_sum(graph, i)]
+    made = [Sum(graph.nodes[i].path, i, summed_over(graph, i), makers(graph, i)) for i in found]
+    return tuple(one for one in made if one.leaves)
+
+
+def _is_sum(graph: Graph, i: int) -> bool:
+    """Whether a sum is neither a product with a leaf nor one of two activations."""
+    node = graph.nodes[i]
+    with_itself = node.op == "dot_general" and node.how == "bilinear" and len(node.parents) == 1
+    return not graph.contracts(i) and (with_itself or (node.op == "reduce_sum" and multiplied(graph, i) is None))
+
+
+def growing_sums(found: Walk, other: Walk, shapes: Sequence[Shape], others: Sequence[Shape]) -> Pairs:
+    """Sums over more coordinates than another size of the network has, with their like there.
+
+    Alike are those that leaves of the same names but for the numbers of their layers made, in the same place among those.
+    """
+    if found is other:
+        return ()
+    ours, theirs = _by_names(sums(found), shapes), _by_names(sums(other), others)
+    # So many a layer; where there is no such number it cannot be said which is which.
+    alike = [names for names, same in ours.items() if names in theirs and len(same) % len(theirs[names]) == 0]
+    pairs = ((one, theirs[names][n % len(theirs[names])]) for names in alike for n, one in enumerate(ours[names]))
+    return tuple((a, b) for a, b in pairs if a.size != b.size)
+
+
+def _by_names(these: tuple[Sum, ...], of: Sequence[Shape]) -> dict[tuple[str, ...], list[Sum]]:
+    found: dict[tuple[str, ...], list[Sum]] = {}
+    for one in these:
+        found.setdefault(tuple(sorted({pattern_of(of[leaf].path) for leaf in one.leaves})), []).append(one)
+    return found
+
+
+def unscaled(found: Walk, other: Walk, pairs: Pairs) -> tuple[tuple[Sum, int, float], ...]:
+    """Growing sums that an output depends on, as ``(sum, coordinates of the other, exponent of the known factors)``.
+
+    Those factors stand before it and after it, up to the next function or leaf. Left out is what goes on only as a norm, or as a choice.
+    """
+    graph = Graph(found)
+    on = [(a, b) for a, b in pairs if not _normalizes(graph, a.node) and _reaches_on(graph, a.node)]
+    logs = _log_scales(found, [a for a, _ in on]), _log_scales(other, [b for _, b in on])
+    return tuple((a, b.size, (x - y) / math.log(a.size / b.size)) for (a, b), x, y in zip(on, *logs))
+
+
+def _log_scales(walk: Walk, these: list[Sum]) -> list[float]:
+    if not these:
+        return []
+    graph = Graph(walk)
+    # What is a leaf's own, the plan takes for an initialization.
+    _, taken = behind_uses(graph, walk, {one.node for one in these})
+    nodes = [graph.nodes[one.node] for one in these]
+    ahead = [before(graph, node.parents[0], taken) * (2 if node.op == "dot_general" else 1) for node in nodes]
+    return [log + node.log_factor + _after(graph, one, taken) for log, node, one in zip(ahead, nodes, these)]
+
+
+def _after(graph: Graph, total: Sum, taken: set[int]) -> float:
+    """Logarithm of the numbers after a sum; behind the next leaf only what makes a mean of it."""
+    log = after(graph, total.node)
+    child = next((c for c in graph.children[total.node] if graph.contracts(c)), None)
+    behind = 0.0 if child is None else after(graph, child)
+    free = child is not None and not set(graph.children[child]) & taken
+    return behind if free and math.isclose(behind, -math.log(total.size), rel_tol=1e-6) else log
+
+
+def _normalizes(graph: Graph, total: int) -> bool:
+    """Whether a sum divides something, or only its logarithm goes on."""
+    todo, seen = [(total, False)], {total}
+    while todo:
+        node, rooted = todo.pop()
+        for child in graph.children[node]:
+            here = graph.nodes[child]
+            below = here.op == "div" and here.parents[-1] == node and (len(here.parents) == 2 or here.how == "nonlinear")
+            if below or here.op in ("rsqrt", "log", "log1p", "pow"):
+                return True
+            # Of two lengths that are multiplied (a cosine's) the product divides.
+            onwards = here.how in ("linear", "affine", "homogeneous") or here.op in ("sqrt", "max", "min", "clamp", "select_n")
+            onwards = onwards or (rooted and here.op == "mul")
+            if child not in seen and onwards and not graph.contracts(child):
+                seen.add(child)
+                todo.append((child, rooted or here.op == "sqrt"))
+    return False
+
+
+def _reaches_on(graph: Graph, total: int) -> bool:
+    """Whether an output depends on how large a sum is: not where it only decides, and not through a norm of its multiples."""
+    # What is multiplied by c when the sum is, and all that depends on how large it is.
+    scaled, reached = {total}, {total}
+    for node in range(total + 1, len(graph.nodes)):
+        here = graph.nodes[node]
+        if not any(parent in reached for parent in here.parents) or here.op in prim.CHOICES:
+            continue
+        size = own_size(graph, node)
+        if size is not None and any(parent in scaled for parent in here.parents):
+            continue
+        reached.add(node)
+        added = any(site.effect != "times" for site in graph.sites.get(node, ()))
+        if here.how in ("linear", "homogeneous") and not added and all(parent in scaled for parent in here.parents):
+            scaled.add(node)
+    return bool(reached & graph.outputs)

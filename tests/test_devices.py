@@ -81,7 +81,7 @@ import numpy as np, paperjax as pj
 pj.cpu_devices(2)
 x = np.ones((256, 64), np.float32)
 data = pj.data.Dataset(x, x[:, :10], x[:1], x[:1, :10], "ones", "made here")
-e = pj.Experiment(lambda: pj.models.mlp(256, 3, 10), data, grid=pj.grid(lr=[0.01] * 2, seed=2), steps=200, measure_at=1)
+e = pj.Experiment(lambda: pj.models.mlp(256, 3, 10), data, grid=pj.grid(lr=[0.01, 0.02], seed=2), steps=200, measure_at=1)
 e.run()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 e.run()

@@ -18,6 +18,8 @@ _hook = jaxtyping.install_import_hook("paperjax", "tests.typecheck.checked")
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_configure(config):
@@ -42,9 +44,10 @@ hypothesis.settings.load_profile("paperjax")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    if pathlib.Path(__file__).parent not in item.path.parents:
-        return (yield)  # Examples in docstrings run as their readers' sessions do.
-    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+    if pathlib.Path(__file__).parent in item.path.parents:
+        return (yield)
+    # Examples in docstrings run as their readers' sessions do.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         return (yield)
 
 

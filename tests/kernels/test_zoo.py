@@ -54,7 +54,7 @@ def by_brute_force(model, params, x1, x2):
 
 
 # Models that compute softmax or norms in float32 whatever comes in agree to its rounding only.
-TOLERANCE = {"nnx transformer": 1e-6, "gqa": 1e-6, "flax rnn": 1e-6, "nnx gru": 1e-6}
+TOLERANCE = {"nnx transformer": 1e-6, "gqa": 1e-6, "mqa": 1e-6, "flax rnn": 1e-6, "nnx gru": 1e-6}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from paperjax.cell import CellFunctions
-from paperjax.layout import Layout, cells_sharding, lay_out, tree_bytes
+from paperjax.devices import compiler_options
+from paperjax.layout import Layout, cells_sharding, lay_out, primitives, spread, tree_bytes
 
 # Random number generation is most of a set-up, and LLVM takes seconds to optimize it on CPU for a program that runs once. Not
 # optimized at all it runs about ten times slower, which is nothing for small cells: 4 MiB of normals take 60 ms.
@@ -20,6 +21,30 @@ SMALL_BYTES = 2**22
 # XLA splits products (the first) and elementwise loops (the second) of a program over the cores. At 256x3 with 256 rows, two lanes on two
 # cores are 6 % faster without the latter.
 ONE_THREAD = {"xla_cpu_multi_thread_eigen": False, "xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+# On CPU these may wait, on a thread of the one pool that all devices share, for other threads of it. Where every device's program does so
+# at once, none is left to wait for. A larger pool has threads to spare, and splits every product for more threads than there are cores:
+# 10 % of the time of a step.
+WAIT_IN_POOL = frozenset(
+    {
+        "cholesky",
+        "eig",
+        "eigh",
+        "fft",
+        "geqrf",
+        "geqp3",
+        "hessenberg",
+        "householder_product",
+        "lu",
+        "ormqr",
+        "qr",
+        "schur",
+        "svd",
+        "triangular_solve",
+        "tridiagonal",
+        "tridiagonal_solve",
+        "ffi_call",
+    }
+)
 
 
 class Compiled(NamedTuple):
@@ -30,7 +55,7 @@ class Compiled(NamedTuple):
     setup
         ``(axes, data) -> (state, constants)``.
     advance
-        ``(state, axes, constants, data, first, n_steps) -> state``; the old state's memory is given away.
+        ``(axes, state, constants, data, first, n_steps) -> state``; the old state's memory is given away.
     measure
         ``(axes, state, constants, data, step) -> {name: values}``.
     """
@@ -65,35 +90,42 @@ def compile_cells(functions: CellFunctions, layout: Layout, mesh: Mesh, axes: Py
     -------
     Compiled
     """
+    device = mesh.devices.flat[0]
+    on_cpu, many = device.platform == "cpu", layout.lanes > 1
+    common = compiler_options(device.platform)
 
     def over_mesh(tree: PyTree) -> PyTree:
-        if layout.lanes == 1:
-            return tree
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=cells_sharding(mesh, a.shape)), tree)
+        return (
+            jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=cells_sharding(mesh, a.shape)), tree) if many else tree
+        )
 
-    def lower(fn: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
-        return jax.jit(fn, donate_argnums=donate).lower(*args)
+    def program(fn: Callable[..., Any], per_cell: int, options: dict[str, Any], *args: Any, donate: tuple[int, ...] = ()) -> "Future[Any]":
+        def over(layout: Layout) -> Any:
+            run = lay_out(lambda cell, *shared: fn(*cell, *shared), layout, mesh)
+            return jax.jit(lambda *args: run(args[:per_cell], *args[per_cell:]), donate_argnums=donate)
 
-    setup_all = lay_out(functions.setup, layout, mesh)
-    advance_all = lay_out(lambda cell, data, first, n: functions.advance(*cell, data, first, n), layout, mesh)
-    measure_all = lay_out(lambda cell, data, step: functions.measure(*cell, data, step), layout, mesh)
+        traced = over(layout).trace(*args)
+        if on_cpu and many and primitives(traced.jaxpr.jaxpr) & WAIT_IN_POOL:
+            here = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
+            single = over(Layout(1, layout.lanes * layout.map, layout.vmap)).lower(*here)
+            return pool.submit(lambda: _on_first(single.compile(compiler_options={**options, **common}), mesh))
+        lowered = traced.lower()
+        return pool.submit(lambda: lowered.compile(compiler_options={**options, **common}))
 
-    def advance(state: Any, axes: Any, constants: Any, data: Any, first: Any, n: Any) -> Any:
-        return advance_all((axes, state, constants), data, first, n)
-
-    def measure(axes: Any, state: Any, constants: Any, data: Any, step: Any) -> Any:
-        return measure_all((axes, state, constants), data, step)
-
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    setup_all = lay_out(lambda axes, data: functions.setup(axes, data), layout, mesh)
     state, constants = over_mesh(jax.eval_shape(setup_all, axes, data))
-    level = SETUP_LEVELS["small" if tree_bytes((state, constants)) <= SMALL_BYTES else "large"]
-    setup_options: dict[str, Any] | None = {"xla_backend_optimization_level": level} if on_cpu else None
+    zero = np.int32(0) if many else jax.ShapeDtypeStruct((), jnp.int32)
+    small = tree_bytes((state, constants)) <= SMALL_BYTES
+    level = {"xla_backend_optimization_level": SETUP_LEVELS["small" if small else "large"]} if on_cpu else {}
     # One lane per core: a lane that splits its own loops over all cores is in the others' way.
-    options: dict[str, Any] | None = dict(ONE_THREAD) if on_cpu and layout.lanes > 1 else None
-    zero = jax.ShapeDtypeStruct((), jnp.int32) if layout.lanes == 1 else np.int32(0)
-    lowered = (
-        (lower(setup_all, axes, data), setup_options),
-        (lower(advance, state, axes, constants, data, zero, zero, donate=(0,)), options),
-        (lower(measure, axes, state, constants, data, zero), options),
+    busy = ONE_THREAD if on_cpu and many else {}
+    return Compiled(
+        program(functions.setup, 1, level, axes, data),
+        program(functions.advance, 3, busy, axes, state, constants, data, zero, zero, donate=(1,)),
+        program(functions.measure, 3, busy, axes, state, constants, data, zero),
     )
-    return Compiled(*(pool.submit(program.compile, compiler_options=chosen) for program, chosen in lowered))
+
+
+def _on_first(compiled: Any, mesh: Mesh) -> Callable[..., Any]:
+    """All lanes' cells on the first device, one after another."""
+    return lambda *args: spread(compiled(*jax.device_put(args, mesh.devices.flat[0])), mesh)

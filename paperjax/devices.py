@@ -18,10 +18,12 @@ def cpu_devices(n: int | None = None) -> int:
         import paperjax as pj
         pj.cpu_devices()
 
-    XLA gets one thread more than it would have (the environment variable ``PJRT_NPROC``, unless it is set): with none to spare,
-    batched decompositions on several devices wait for each other. And the C library keeps up to 1 GiB of memory that is freed, where it
-    is glibc and the environment variable ``MALLOC_TRIM_THRESHOLD_`` is not set: devices of one process wait for each other where each
-    step gives memory back.
+    The C library keeps up to 1 GiB of memory that is freed, where it is glibc and the environment variable ``MALLOC_TRIM_THRESHOLD_`` is
+    not set: devices of one process wait for each other where each step gives memory back.
+
+    In programs of your own that run decompositions or FFTs on all devices at once (``shard_map``), XLA's threads may wait for each other
+    for ever; the environment variable ``PJRT_NPROC``, set to more than there are devices before JAX starts, gives it threads to spare.
+    An Experiment runs such cells one after another instead.
 
     Parameters
     ----------
@@ -60,9 +62,6 @@ def cpu_devices(n: int | None = None) -> int:
             "(jax.devices(), jax.random.key(...), any array)."
         ) from error
     if n > 1:
-        # A batched SVD or FFT runs on a thread of XLA's one pool and waits there for other threads of the pool. With as many threads as
-        # devices all of them wait, for ever; one more works them off. A second one costs a few per cent where every core is busy.
-        os.environ.setdefault("PJRT_NPROC", str(max(n, os.cpu_count() or 1) + 1))
         _keep_freed_memory()
     return n
 
@@ -81,6 +80,20 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**30)
         mallopt(top_pad, 2**26)
         mallopt(mmap_max, 0)
+
+
+def compiler_options(platform: str) -> dict[str, Any]:
+    """What every program is compiled with on a platform (``"cpu"``, ``"gpu"``, ``"tpu"``), for ``jax.jit(..., compiler_options=)``.
+
+    On CPU, matrix products are Eigen's. XLA's others (YNNPACK, jaxlib 0.10.2) are wrong by per cents in some batches of attention's
+    backward pass, and splits those of each device over all cores, where two devices are in each other's way.
+
+    Examples
+    --------
+    >>> compiler_options("gpu")
+    {}
+    """
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if platform == "cpu" else {}
 
 
 def device_budget(devices: Sequence[Any]) -> int:

@@ -212,7 +212,7 @@ class _Run:
                 while at.step < self.points[at.point]:
                     n = min(self.points[at.point] - at.step, max(1, int(steps_per_call)))
                     before = time.perf_counter()
-                    state = timed(advance, state, axes, constants, shared, np.int32(at.step), np.int32(n))
+                    state = timed(advance, axes, state, constants, shared, np.int32(at.step), np.int32(n))
                     seconds = time.perf_counter() - before
                     # A single quick step says little about the next thousand.
                     measured = SECONDS_PER_CALL * n / max(seconds, 1e-6) if n > 1 or seconds > 0.1 else math.inf

@@ -194,6 +194,18 @@ def _count(jaxpr: Any) -> tuple[float, float]:
     return flops, size
 
 
+def primitives(jaxpr: Any) -> frozenset[str]:
+    """Names of all primitives of a jaxpr and of those inside it.
+
+    Examples
+    --------
+    >>> sorted(primitives(jax.make_jaxpr(jax.jit(lambda x: jnp.sin(x) + 1.0))(1.0).jaxpr))
+    ['add', 'jit', 'sin']
+    """
+    inner = (primitives(sub) for eqn in jaxpr.eqns for value in eqn.params.values() for sub in _jaxprs(value))
+    return frozenset({eqn.primitive.name for eqn in jaxpr.eqns}).union(*inner)
+
+
 def _jaxprs(value: Any) -> list[Any]:
     if hasattr(value, "jaxpr") and hasattr(value.jaxpr, "eqns"):
         return [value.jaxpr]

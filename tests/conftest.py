@@ -4,8 +4,6 @@ import os
 import pathlib
 
 os.environ.setdefault("MPLBACKEND", "agg")
-# As pj.cpu_devices has it for two devices: with no thread to spare, batched decompositions on both wait for each other, for ever.
-os.environ.setdefault("PJRT_NPROC", str(max(2, os.cpu_count() or 1) + 1))
 
 import jaxtyping
 

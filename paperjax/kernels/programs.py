@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
+from paperjax.devices import compiler_options
 from paperjax.kernels.engine import Scale, by_vectors, coupled_kernel, pairs, record
 from paperjax.kernels.features import Features
 from paperjax.kernels.network import Network, Spec, flat, n_outputs, read, result_shape, routes, shaped, sizes_of
@@ -107,17 +108,13 @@ def halves(this: Task, found: Features, x: Any) -> dict[str, Any]:
     return {name: whole(blocks) for name, blocks in kernels.items()}
 
 
-# XLA's YNNPACK products on CPU (jaxlib 0.10.2) are wrong by per cents in some batches of attention's backward pass; Eigen's are right.
-OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
-
-
 def program(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile a function, with what its platform needs; inside of another program it is part of that."""
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
         @functools.cache
         def compiled(platform: str) -> Callable[..., Any]:
-            return jax.jit(fn, static_argnames=static, compiler_options=OPTIONS.get(platform))
+            return jax.jit(fn, static_argnames=static, compiler_options=compiler_options(platform))
 
         @functools.wraps(fn)
         def call(*args: Any) -> Any:

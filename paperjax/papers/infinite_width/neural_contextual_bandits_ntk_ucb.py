@@ -264,7 +264,7 @@ def gains(result: "xarray.Dataset", d: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of points, and information gains, ``(seed, points)``."""
     here = result.isel(step=0)
     here = here.sel(d=d) if "d" in here.dims else here
-    return here.points.transpose("seed", ...).values[0], here.gain.transpose("seed", ...).values.astype(np.float64)
+    return here.points.transpose("seed", ...).values[0].astype(np.float64), here.gain.transpose("seed", ...).values.astype(np.float64)
 
 
 def farthest(estimates: Sequence[Estimate], number: float) -> Estimate:

@@ -1,12 +1,15 @@
 """How many devices JAX sees on a CPU (one call, before JAX starts), and how much memory there is."""
 
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+
+YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 
 
 def cpu_devices(n: int | None = None) -> int:
@@ -93,7 +96,19 @@ def compiler_options(platform: str) -> dict[str, Any]:
     >>> compiler_options("gpu")
     {}
     """
-    return {"xla_cpu_experimental_ynn_fusion_type": ""} if platform == "cpu" else {}
+    return {YNNPACK: ""} if platform == "cpu" and _has_option(YNNPACK) else {}
+
+
+@functools.cache
+def _has_option(name: str) -> bool:
+    """Whether this XLA knows a compile option: one that has none of those products has no option for them."""
+    try:
+        jax.jit(lambda: 0, compiler_options={name: ""}).lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return False
+    return True
 
 
 def device_budget(devices: Sequence[Any]) -> int:

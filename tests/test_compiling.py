@@ -1,0 +1,55 @@
+"""Cells over several devices: what each program runs on, and that it changes no number."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paperjax.cell import CellFunctions
+from paperjax.compiling import compile_cells
+from paperjax.devices import _has_option, compiler_options
+from paperjax.layout import Layout, mesh_of, replicate, spread
+
+
+def functions(measure):
+    return CellFunctions(
+        lambda axes, data: (data * axes["a"], axes["a"]),
+        lambda axes, state, constants, data, first, n: state + n.astype(jnp.float32) * constants,
+        lambda axes, state, constants, data, step: {"m": measure(state) + step.astype(jnp.float32)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("measure", "devices"),
+    [
+        (jnp.sum, 2),
+        (lambda a: jnp.linalg.svd(a, compute_uv=False).max(), 1),
+        (lambda a: jnp.abs(jnp.fft.fft(a)).max(), 1),
+        (lambda a: jax.jit(lambda a: jnp.linalg.eigvalsh(a @ a.T))(a).max(), 1),
+    ],
+    ids=["sum", "svd", "fft", "eigh inside jit"],
+)
+def test_programs_whose_devices_would_wait_for_each_other_have_one(measure, devices):
+    layout = Layout(2, 2, 1)
+    mesh = mesh_of(layout, jax.devices("cpu"))
+    axes, data = spread({"a": np.arange(1.0, 5.0, dtype=np.float32)}, mesh), replicate(jnp.eye(3) + 1.0, mesh)
+    with ThreadPoolExecutor(1) as pool:
+        setup, advance, measured = compile_cells(functions(measure), layout, mesh, axes, data, pool).wait()
+    state, constants = setup(axes, data)
+    state = advance(axes, state, constants, data, np.int32(0), np.int32(3))
+    found = measured(axes, state, constants, data, np.int32(7))
+    expected = [measure((jnp.eye(3) + 1.0) * a + 3 * a) + 7 for a in (1.0, 2.0, 3.0, 4.0)]
+    np.testing.assert_allclose(found["m"], expected, rtol=1e-5)
+    assert len(found["m"].sharding.device_set) == 2, "results lie where those of other programs do"
+    # A program over both devices is XLA's own; one on the first has its arguments carried there.
+    assert isinstance(measured, jax.stages.Compiled) == (devices == 2)
+    assert isinstance(advance, jax.stages.Compiled), "training has no decomposition, and keeps both devices"
+
+
+def test_products_on_cpu_are_eigens_where_xla_has_others():
+    assert not _has_option("xla_no_such_option")
+    options = compiler_options("cpu")
+    a = jnp.ones((64, 64))
+    assert "ynn" not in jax.jit(lambda a: a @ a, compiler_options=options).lower(a).compile().as_text()

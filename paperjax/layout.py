@@ -194,6 +194,31 @@ def _count(jaxpr: Any) -> tuple[float, float]:
     return flops, size
 
 
+def peak_bytes(fn: Callable[..., Any], *args: Any) -> int:
+    """Bytes of the intermediate values of ``fn(*args)`` that are alive at once, at most, if nothing is fused; nothing is run.
+
+    Examples
+    --------
+    >>> x = jax.ShapeDtypeStruct((100,), jnp.float32)
+    >>> peak_bytes(lambda x: jnp.sin(jnp.sin(jnp.sin(x))), x)  # A value and the next one.
+    800
+    """
+    return int(_peak(jax.make_jaxpr(fn)(*args).jaxpr))
+
+
+def _peak(jaxpr: Any) -> float:
+    last = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.invars if not hasattr(v, "val")}
+    last |= {v: len(jaxpr.eqns) for v in jaxpr.outvars if not hasattr(v, "val")}
+    alive: dict[Any, int] = {}
+    most = 0.0
+    for i, eqn in enumerate(jaxpr.eqns):
+        inner = [_peak(sub) for value in eqn.params.values() for sub in _jaxprs(value)]
+        alive |= {v: math.prod(v.aval.shape) * _itemsize(v.aval.dtype) for v in eqn.outvars}
+        most = max(most, sum(alive.values()) + max(inner, default=0.0))
+        alive = {v: size for v, size in alive.items() if last.get(v, -1) > i}
+    return most
+
+
 def primitives(jaxpr: Any) -> frozenset[str]:
     """Names of all primitives of a jaxpr and of those inside it.
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import paperjax as pj
 from paperjax.devices import device_budget
 from paperjax.driver import _fewer_lanes
-from paperjax.layout import Layout, choose_layout, lay_out, mesh_of, replicate, spread, tree_bytes, work
+from paperjax.layout import Layout, choose_layout, lay_out, mesh_of, peak_bytes, replicate, spread, tree_bytes, work
 
 GPU = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 1000})
 CPU = SimpleNamespace(platform="cpu")
@@ -151,3 +151,11 @@ def test_the_work_of_a_training_step_is_near_three_forward_passes():
     assert products <= forward <= 1.2 * products
     assert 2.5 * products < backward < 3.5 * products
     assert bytes_at_work >= 4 * 3 * 32 * 64
+
+
+def test_the_peak_of_a_chain_is_two_of_its_values_and_of_a_sum_all():
+    x = jax.ShapeDtypeStruct((50,), jnp.float32)
+    assert peak_bytes(lambda x: jnp.cos(jnp.exp(jnp.sin(x))), x) == 2 * 200
+    # Both factors are there until the product is.
+    assert peak_bytes(lambda x: jnp.sin(x) * jnp.cos(x), x) == 3 * 200
+    assert peak_bytes(jax.jit(lambda x: jnp.sin(jnp.sin(x))), x) >= 2 * 200

@@ -23,6 +23,8 @@ class BlockPlan(NamedTuple):
         Examples of the two batches.
     block
         Examples of either batch in one block; the last ones are filled up with copies, so that one program does for all.
+    at_once
+        How many examples go through the network together.
     symmetric
         Whether the batches are one: blocks below the diagonal are not computed.
     block_bytes
@@ -32,13 +34,14 @@ class BlockPlan(NamedTuple):
 
     Examples
     --------
-    >>> print(BlockPlan(1000, 1000, 250, True, 2**20, 4 * 10**6))
-    kernel of 1000 x 1000 examples (3.815 MiB) in 10 blocks of 250 x 250, 1 MiB each; the lower half by symmetry
+    >>> print(BlockPlan(1000, 1000, (500, 100), 50, True, 2**20, 4 * 10**6))
+    kernel of 1000 x 1000 examples (3.815 MiB) in 15 blocks of 500 x 100, 1 MiB each; the lower half by symmetry
     """
 
     rows: int
     columns: int
-    block: int
+    block: tuple[int, int]
+    at_once: int
     symmetric: bool
     block_bytes: int
     result_bytes: int
@@ -46,26 +49,34 @@ class BlockPlan(NamedTuple):
     @property
     def pairs(self) -> list[tuple[int, int]]:
         """First examples of each block, row by row."""
-        across = range(0, self.columns, self.block)
-        return [(i, j) for i in range(0, self.rows, self.block) for j in across if not self.symmetric or j >= i]
+        high, broad = self.block
+        across = range(0, self.columns, broad)
+        return [(i, j) for i in range(0, self.rows, high) for j in across if not self.symmetric or j + broad > i]
 
     def __str__(self) -> str:
         half = "; the lower half by symmetry" if self.symmetric and len(self.pairs) > 1 else ""
         return (
-            f"kernel of {self.rows} x {self.columns} examples ({_mb(self.result_bytes)}) in {len(self.pairs)} blocks of {self.block} x "
-            f"{self.block}, {_mb(self.block_bytes)} each{half}"
+            f"kernel of {self.rows} x {self.columns} examples ({_mb(self.result_bytes)}) in {len(self.pairs)} blocks of {self.block[0]} x "
+            f"{self.block[1]}, {_mb(self.block_bytes)} each{half}"
         )
 
 
-def plan_blocks(rows: int, columns: int, symmetric: bool, bytes_of: Callable[[int, int], int], max_bytes: int, result: int) -> BlockPlan:
-    """The largest blocks that fit in a budget.
+def plan_blocks(
+    rows: int, columns: int, symmetric: bool, bytes_of: Callable[[int, int, int], int], at_once: int, max_bytes: int, result: int
+) -> BlockPlan:
+    """Blocks that fit in a budget and record as little as they can.
+
+    What is recorded of the rows of a block is kept while blocks beside it are computed, and that of the columns is recorded for each block
+    anew, ``rows columns / height`` examples in all: blocks are as high as they can be, and as broad as goes through the network at once.
 
     Parameters
     ----------
     rows, columns, symmetric
         See `BlockPlan`.
     bytes_of
-        ``(n, m) -> bytes`` that a block of n by m examples needs.
+        ``(n, m, at_once) -> bytes`` that a block of n by m examples needs, with so many going through the network together.
+    at_once
+        How many that should be, where not all can.
     max_bytes
         The budget.
     result
@@ -78,33 +89,47 @@ def plan_blocks(rows: int, columns: int, symmetric: bool, bytes_of: Callable[[in
 
     Examples
     --------
-    >>> plan_blocks(1000, 1000, True, lambda n, m: 8 * n * m, 8 * 300**2, 8 * 10**6).block
-    250
+    >>> plan_blocks(1000, 1000, True, lambda n, m, at_once: 8 * n * m, 100, 8 * 10**5, 8 * 10**6).block
+    (1000, 100)
+    >>> plan_blocks(1000, 1000, True, lambda n, m, at_once: 8 * n * m, 100, 8 * 60**2, 8 * 10**6).block
+    (59, 59)
     """
-    least = bytes_of(1, 1)
+    together = max(rows, columns)
+    whole = bytes_of(rows, columns, together)
+    if whole <= max_bytes:
+        return BlockPlan(rows, columns, (rows, columns), together, symmetric, whole, result)
+    least = bytes_of(1, 1, 1)
     if least > max_bytes:
         raise MemoryError(
             f"a single pair of examples needs about {_mb(least)} ({least} bytes), and max_bytes is {_mb(max_bytes)}. "
             f"Give max_bytes={least} or more, or ask for less: outputs='trace', one output, or leaves=."
         )
-    large = max(rows, columns)
-    low, high = (large if bytes_of(rows, columns) <= max_bytes else 1), large
-    while low < high:
-        middle = (low + high + 1) // 2
-        if bytes_of(min(middle, rows), min(middle, columns)) <= max_bytes:
-            low = middle
-        else:
-            high = middle - 1
+
+    def largest(fits: Callable[[int], bool], most: int) -> int:
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        return low
+
+    broad = min(at_once, columns)
+    high = largest(lambda n: bytes_of(n, broad, broad) <= max_bytes, rows)
+    if high < broad:
+        broad = largest(lambda n: bytes_of(min(n, rows), n, n) <= max_bytes, broad)
+        high = min(broad, rows)
     # Even blocks waste little on filling up the last.
-    block = math.ceil(large / math.ceil(large / low))
-    return BlockPlan(rows, columns, block, symmetric, bytes_of(min(block, rows), min(block, columns)), result)
+    block = (math.ceil(rows / math.ceil(rows / high)), math.ceil(columns / math.ceil(columns / broad)))
+    return BlockPlan(rows, columns, block, block[1], symmetric, bytes_of(*block, block[1]), result)
 
 
 class Store:
     """A kernel in a NumPy file, with a note beside it of which blocks are there."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any, plan: BlockPlan, fingerprint: str):
-        self.note, wanted = path.with_suffix(path.suffix + ".json"), {"fingerprint": fingerprint, "shape": list(shape), "block": plan.block}
+        self.note, wanted = (
+            path.with_suffix(path.suffix + ".json"),
+            {"fingerprint": fingerprint, "shape": list(shape), "block": list(plan.block)},
+        )
         self.wanted, self.done = wanted, set()
         if path.exists() and self.note.exists():
             found = json.loads(self.note.read_text())
@@ -183,21 +208,26 @@ def run_blocks(
     """
     _say(str(plan), show)
     last, row = -1, None
-    with progress_bar("kernel", float(plan.rows * plan.columns), show) as bar:
+    high, broad = plan.block
+
+    def cells(i: int, j: int) -> tuple[int, int]:
+        return min(high, plan.rows - i), min(broad, plan.columns - j)
+
+    with progress_bar("kernel", float(sum(math.prod(cells(i, j)) for i, j in plan.pairs)), show) as bar:
         for i, j in plan.pairs:
-            rows, columns = min(plan.block, plan.rows - i), min(plan.block, plan.columns - j)
+            rows, columns = cells(i, j)
             if store is None or (i, j) not in store.done:
                 if i != last:
-                    last, row = i, record(_filled(x1, i, min(plan.block, plan.rows)))
-                column = row if plan.symmetric and i == j else record(_filled(x2, j, min(plan.block, plan.columns)))
+                    last, row = i, record(filled(x1, i, high))
+                column = row if plan.symmetric and (i, high) == (j, broad) else record(filled(x2, j, broad))
                 for name, block in compute(row, column).items():
                     found = np.asarray(block)[:rows, :columns]
                     into[name][i : i + rows, j : j + columns] = found
-                    if plan.symmetric and i != j:
+                    if plan.symmetric and (i, high) != (j, broad):
                         into[name][j : j + columns, i : i + rows] = mirror(found)
                 if store is not None:
                     store.finished((i, j))
-            bar.advance(rows * columns * (2 if plan.symmetric and i != j else 1))
+            bar.advance(rows * columns)
 
 
 def _say(line: str, show: bool | None) -> None:
@@ -208,7 +238,7 @@ def _say(line: str, show: bool | None) -> None:
         console.print(line)
 
 
-def _filled(x: Any, start: int, size: int) -> Any:
+def filled(x: Any, start: int, size: int) -> Any:
     """So many examples from `start` on, the last one again and again where there are no more."""
     return x[np.minimum(np.arange(start, start + size), x.shape[0] - 1)]
 

@@ -188,12 +188,13 @@ def _kernel(
     progress: bool | None,
 ) -> Mapping[str, Any]:
     try:
-        if diagonal:
-            return programs.diagonal_program(model, spec, params, weights, x1)
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x1, x2)))
-        if spec.coupled or traced:
-            return programs.kernel_program(model, spec, params, weights, x1, x2, same)
         budget = device_budget(jax.devices()) if max_bytes is None else max_bytes
+        if spec.coupled or (traced and not diagonal):
+            return programs.kernel_program(model, spec, params, weights, x1, x2, same)
+        if diagonal:
+            at_once = x1.shape[0] if traced else _at_once(model, spec, *_signature((params, x1)), budget)
+            return programs.in_groups(lambda x: programs.diagonal_program(model, spec, params, weights, x), x1, at_once)
         plan, result = _plan(model, spec, *_signature((params, x1, x2)), same, budget)
         if len(plan.pairs) == 1 and out is None:
             return programs.kernel_program(model, spec, params, weights, x1, x2, same)
@@ -211,10 +212,12 @@ def _kernel(
             order = (1, 0, *range(2 + half, 2 + 2 * half), *range(2, 2 + half)) if spec.outputs == "full" else (1, 0, *range(2, block.ndim))
             return block.transpose(order)
 
-        shape = (min(plan.block, x1.shape[0]), min(plan.block, x2.shape[0]))
+        def recorded(x: Any) -> Any:
+            return programs.in_groups(lambda x: programs.record_program(model, spec, params, x, plan.block), x, plan.at_once)
+
         run_blocks(
             plan,
-            lambda x: programs.record_program(model, spec, params, x, shape),
+            recorded,
             lambda a, b: programs.pair_program(model, spec, params, weights, a, b),
             x1,
             x2,
@@ -255,12 +258,19 @@ def _plan(model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], sam
     network = read(model, params, x1, spec.which[0])
     result = result_shape(network, spec, x1.shape[0], x2.shape[0])
     size = math.prod(result.shape) * result.dtype.itemsize
-    held: dict[Any, int] = {}
+    held: dict[Any, programs.Held] = {}
 
-    def bytes_of(n: int, m: int) -> int:
-        return programs.bytes_of(network, spec, params, x1, n, m, held)
+    def bytes_of(n: int, m: int, at_once: int) -> int:
+        return programs.bytes_of(network, spec, params, x1, n, m, at_once, held)
 
-    return plan_blocks(x1.shape[0], x2.shape[0], same, bytes_of, budget, size), result
+    at_once = programs.examples_at_once(network, spec, params, x1, budget, alone=False)
+    return plan_blocks(x1.shape[0], x2.shape[0], same, bytes_of, at_once, budget, size), result
+
+
+@functools.lru_cache(maxsize=64)
+def _at_once(model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], budget: int) -> int:
+    params, x = _abstract(structure, shapes)
+    return programs.examples_at_once(read(model, params, x, spec.which[0]), spec, params, x, budget, alone=True)
 
 
 @functools.lru_cache(maxsize=64)

@@ -11,10 +11,12 @@ from jax import lax
 from jax.core import Tracer
 
 from paperjax.devices import compiler_options
+from paperjax.kernels.blocks import filled
 from paperjax.kernels.engine import Scale, by_vectors, coupled_kernel, pairs, record
 from paperjax.kernels.features import Features
 from paperjax.kernels.network import Network, Spec, flat, n_outputs, read, result_shape, routes, shaped, sizes_of
 from paperjax.kernels.routes import Choice
+from paperjax.layout import peak_bytes, tree_bytes
 from paperjax.model import Model
 
 
@@ -168,17 +170,60 @@ def pair_program(model: Model, spec: Spec, params: Any, weights: Any, first: Any
     return finished(spec, this.network.out, this.pairs(one, two, x1, x2))
 
 
-def bytes_of(network: Network, spec: Spec, params: Any, x: Any, n: int, m: int, known: dict[Any, int]) -> int:
-    """About how much memory a block of ``n`` by ``m`` examples needs at work; `known` keeps what the routes need of one example."""
+class Held(NamedTuple):
+    """Bytes of one example: what is kept of it, and what is there at once of it on the way through the network and back."""
+
+    kept: int
+    meanwhile: int
+
+
+def held(network: Network, spec: Spec, params: Any, x: Any, n: int, m: int, known: dict[Any, Held]) -> tuple[Held, int]:
+    """What the routes of a block of ``n`` by ``m`` examples hold of one, and while they contract; `known` keeps the former by routes."""
     one = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
     choices = routes(network, spec, n, m)
     leaves, fixed, _, _ = flat(jax.tree.map(shaped, params))
     way = tuple((c.leaf, c.route, c.term) for c in choices)
     if way not in known:
-        held = jax.eval_shape(lambda arguments, x: record(network, spec, choices, arguments, x), [*leaves, *fixed], one)
-        known[way] = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
-    example = known[way]
-    at_work = max((c.costs[c.route].held for c in choices), default=0.0)
+
+        def recording(arguments: Any, x: Any) -> Features:
+            return record(network, spec, choices, arguments, x)
+
+        arguments = [*leaves, *fixed]
+        # XLA takes scratch memory besides: for products of convolutions measured as another sixth.
+        known[way] = Held(tree_bytes(jax.eval_shape(recording, arguments, one)), 3 * peak_bytes(recording, arguments, one) // 2)
+    return known[way], int(max((c.costs[c.route].held for c in choices), default=0.0))
+
+
+def bytes_of(network: Network, spec: Spec, params: Any, x: Any, n: int, m: int, at_once: int, known: dict[Any, Held]) -> int:
+    """About how much memory a block of ``n`` by ``m`` examples needs at work, so many going through the network together."""
+    example, contracting = held(network, spec, params, x, n, m, known)
     result = result_shape(network, spec, n, m)
-    # Recording holds the activations and the cotangents twice: as they come and as they are kept.
-    return int(2 * example * max(n, m) + example * (n + m) + at_work + 3 * math.prod(result.shape) * result.dtype.itemsize)
+    # What is kept is there twice while it is put together.
+    kept = 2 * example.kept * (n + m)
+    return kept + example.meanwhile * min(max(n, m), at_once) + contracting + 3 * math.prod(result.shape) * result.dtype.itemsize
+
+
+def examples_at_once(network: Network, spec: Spec, params: Any, x: Any, max_bytes: int, alone: bool) -> int:
+    """How many examples go through the network together where not all can: what is made of them meanwhile takes an eighth of the memory.
+
+    Those that are only paired with themselves are contracted meanwhile, too.
+    """
+    n = 1 if alone else x.shape[0]
+    example, contracting = held(network, spec, params, x, n, n, {})
+    return max(1, max_bytes // 8 // (example.meanwhile + (contracting + example.kept if alone else 0)))
+
+
+def in_groups(compute: Callable[[Any], Any], x: Any, at_once: int) -> Any:
+    """What `compute` gives of a batch, example by example, so many at a time; a loop in Python, since XLA's on CPU slow convolutions down.
+
+    Examples
+    --------
+    >>> in_groups(lambda x: 2 * x, jnp.arange(5), at_once=2)
+    Array([0, 2, 4, 6, 8], dtype=int32)
+    """
+    n = x.shape[0]
+    if n <= at_once:
+        return compute(x)
+    size = math.ceil(n / math.ceil(n / at_once))
+    parts = [compute(filled(x, i, size)) for i in range(0, n, size)]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:n], *parts)

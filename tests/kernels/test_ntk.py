@@ -177,6 +177,24 @@ def test_blocks_change_nothing(outputs, second):
     np.testing.assert_allclose(ntk(MODEL, PARAMS, X1, second, outputs=outputs, max_bytes=6000), whole, rtol=1e-12)
 
 
+def test_few_examples_at_a_time_go_through_the_network(monkeypatch):
+    """What is made of an example meanwhile is more than what is kept of it; a budget is for both."""
+    from paperjax.kernels import programs
+
+    record, calls = programs.record_program, []
+
+    def counting(model, spec, params, x, shape):
+        calls.append((x.shape[0], shape[0]))
+        return record(model, spec, params, x, shape)
+
+    monkeypatch.setattr(programs, "record_program", counting)
+    budget = 6000
+    ntk(MODEL, PARAMS, X1, outputs="trace", max_bytes=budget)
+    assert all(n < block for n, block in calls)
+    assert len({n for n, _ in calls}) == 1, "one program for all groups"
+    np.testing.assert_allclose(ntk(MODEL, PARAMS, X1, diagonal=True, max_bytes=budget), ntk(MODEL, PARAMS, X1, diagonal=True), rtol=1e-12)
+
+
 def test_a_file_is_taken_up_again(tmp_path, monkeypatch):
     from paperjax.kernels import programs
 

@@ -99,13 +99,24 @@ class Node(NamedTuple):
     pair: int | None = None
 
 
+class Part(NamedTuple):
+    """One part of an axis that is split: its size (0 if it cannot be told), and whether it is ``"inside"``, ``"out"`` or ``"stack"``."""
+
+    size: int
+    kind: str
+
+
 class Unresolved(NamedTuple):
-    """A use of a leaf that the trace cannot classify: after which primitive, and why; `axis` where only that axis is in doubt."""
+    """A use of a leaf that the trace cannot classify: after which primitive, and why; `axis` where only that axis is in doubt.
+
+    `parts` are those of an axis that is split in several, which are not used alike.
+    """
 
     leaf: int
     op: str
     reason: str
     axis: int | None = None
+    parts: tuple[Part, ...] = ()
 
 
 class Walk(NamedTuple):

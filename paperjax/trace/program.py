@@ -18,6 +18,7 @@ from paperjax.trace.initial import Law, read_laws
 from paperjax.trace.interactions import Interaction, interactions
 from paperjax.trace.interpret import wiring_of
 from paperjax.trace.leaf import Leaf, roles_of
+from paperjax.trace.made import only_growing
 from paperjax.trace.own import own_factors
 from paperjax.trace.probe import Probe, Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
 from paperjax.trace.settle import Use, overridden, refuse_unresolved
@@ -192,6 +193,7 @@ def read(
     pairs, found, found_base = base_shapes(at, base, target, probe), there.walk, small.walk
     uses = dict(uses or {})
     found, found_base = overridden(found, shapes, uses), _overridden_base(found_base, whole, shapes, uses)
+    found = only_growing(found, found_base, [whole.index(part) for _, part in pairs])
     refuse_unresolved(found, shapes, whole, axes, uses)
     leaves = []
     for i, shape in enumerate(shapes):

@@ -10,6 +10,7 @@ from jax.extend import core as jex
 
 from paperjax.trace import primitives as prim
 from paperjax.trace.graph import WEIGHTED, Late, Node, Site, Unresolved, Walk, settled
+from paperjax.trace.made import passed_on, split_by_product, split_by_sum
 from paperjax.trace.pairs import even_axes, paired, summed
 from paperjax.trace.values import (
     Piece,
@@ -164,9 +165,9 @@ class _Walker:
                     self.unknown_site([Tangled(leaf, reason) for leaf in value.leaves()], "product", eqn, path, outputs[0], parents[0])
                 else:
                     self.elementwise_site(value, eqn, path, outputs[0], parents[0], effect_of(name, i))
-                    if name == "mul" and len(eqn.outvars) == 1:
-                        rank = len(eqn.outvars[0].aval.shape)
-                        rows += tuple(Row(p, "times", outputs[0]) for p in value.pieces if p.linear and len(p.axes) == rank)
+                    if name == "mul" or name in prim.ADDITIVE:
+                        rank, kind = len(eqn.outvars[0].aval.shape), "times" if name == "mul" else "added"
+                        rows += tuple(Row(p, kind, outputs[0]) for p in value.pieces if p.linear and len(p.axes) == rank)
         even, pair = even_axes(eqn, inputs), paired(eqn, inputs, outputs[0], how)
         return [Value(node=node, rows=rows, even=even, pair=pair) for node in outputs]
 
@@ -185,12 +186,13 @@ class _Walker:
             return ()
         rank = len(eqn.outvars[0].aval.shape)
         if name in prim.ELEMENTWISE:
-            return tuple(row for row in rows if row.kind == "made" and len(row.piece.axes) == rank)
+            return tuple(row for row in rows if row.kind in ("made", "added") and len(row.piece.axes) == rank)
         return ()
 
     def summed(self, eqn: Any, value: Value, path: tuple[int, ...], node: int) -> None:
         """``sum(w * x)`` over axes of w is a product."""
         over = tuple(eqn.params["axes"])
+        self.unresolved += split_by_sum(eqn, value)
         for row in value.rows:
             if row.kind == "times" and any(row.piece.axes[a] for a in over):
                 rest = tuple(a for a in range(len(row.piece.axes)) if a not in over)
@@ -242,13 +244,14 @@ class _Walker:
         """What a product of two activations says of parameters whose axes it sums over."""
         # Scores of attention pair positions, q_t . k_s, and sum over coordinates; weights of copies belong to the position that is copied.
         scores = _has_positions(inputs[0], axes[0]) and _has_positions(inputs[1], axes[1])
+        self.unresolved += split_by_product(eqn, inputs, axes, scores)
         for i, value in enumerate(inputs):
             for row in value.rows:
                 over = union(row.piece.axes[a] for a in axes[i].contracted)
                 free = union(row.piece.axes[a] for a in axes[i].free)
                 other = inputs[1 - i]
                 # Of two vectors that are looked up neither is the other's weight; a matrix is a vector's.
-                left = union(o.piece.axes[a] for o in other.rows for a in axes[1 - i].free)
+                left = union(o.piece.axes[a] for o in other.rows if o.kind != "added" for a in axes[1 - i].free)
                 both = row.kind == "lookup" and set(free) - set(over) and not left
                 if not over or any(o.kind == "constant" or (o.kind == "lookup" and not both) for o in other.rows):
                     continue
@@ -301,7 +304,7 @@ class _Walker:
 
     def scan(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         n_consts, n_carry, body = eqn.params["num_consts"], eqn.params["num_carry"], prim.closed(eqn.params["jaxpr"])
-        consts = [reuse(value)._replace(scalar=value.scalar) for value in inputs[:n_consts]]
+        consts = [reuse(value)._replace(scalar=value.scalar, rows=passed_on(value, False)) for value in inputs[:n_consts]]
         rows = [
             self.slice_of(value, eqn, var, path)
             for value, var in zip(inputs[n_consts + n_carry :], body.jaxpr.invars[n_consts + n_carry :])
@@ -319,7 +322,8 @@ class _Walker:
 
     def while_loop(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         n_cond, n_body, body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"], prim.closed(eqn.params["body_jaxpr"])
-        consts = [reuse(value)._replace(scalar=value.scalar) for value in inputs[n_cond : n_cond + n_body]]
+        given = inputs[n_cond : n_cond + n_body]
+        consts = [reuse(value)._replace(scalar=value.scalar, rows=passed_on(value, False)) for value in given]
 
         def step(carry: list[Value]) -> list[Value]:
             return self.jaxpr(body, [*consts, *carry], (*path, 1))
@@ -356,7 +360,7 @@ class _Walker:
 
     def slice_of(self, value: Value, eqn: Any, var: Any, path: tuple[int, ...]) -> Value:
         if value.node is not None:
-            return Value(node=self.node("row", path, var, (value.node,), "linear"))
+            return Value(node=self.node("row", path, var, (value.node,), "linear"), rows=passed_on(value, True))
         if value.pieces:
             sliced = [(p, p.axes[0]) for p in value.pieces]
             return Value(tuple(p._replace(axes=p.axes[1:], stack=p.stack + a, scans=p.scans + (path,) * len(a)) for p, a in sliced))

@@ -1,0 +1,80 @@
+"""Weights that the data make (a hypernetwork's) of a leaf one of whose axes is split in two: one part is summed over, one is left.
+
+``W = (context @ H).reshape(n, n); h @ W`` uses the axis of H that has n² entries as fan-in and as fan-out at once, so no use of that axis
+says how H scales. Where the leaf has two axes for the two parts, the walk itself can tell them apart.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from paperjax.trace import primitives as prim
+from paperjax.trace.graph import WEIGHTED, Part, Unresolved, Walk
+from paperjax.trace.values import Row, Value, union
+
+
+def split_by_product(eqn: Any, inputs: Sequence[Value], axes: Sequence[prim.Contraction], scores: bool) -> Iterator[Unresolved]:
+    """Axes of leaves of which a product of two activations sums over one part and leaves another."""
+    for value, atom, its in zip(inputs, eqn.invars, axes) if not scores else ():
+        for row in value.rows:
+            yield from _split(eqn, row, atom.aval.shape, its.contracted, its.free)
+
+
+def split_by_sum(eqn: Any, value: Value) -> Iterator[Unresolved]:
+    """The same of a product that is written entry by entry and then summed; and axes that it sums over of a leaf that has others."""
+    if value.pair is None or value.pair.kind != "product":
+        return
+    over, shape, shared = tuple(eqn.params["axes"]), eqn.invars[0].aval.shape, value.pair.shared
+    rows = [row for row in value.rows if len(row.piece.axes) == len(shape)]
+    # What both operands run over is no fan-out: heads, one by one.
+    free = tuple(a for a in range(len(shape)) if a not in over and not shared[a])
+    # Scores of attention pair positions.
+    if sum(not any(row.piece.axes[a] for row in rows) for a in free) > 1:
+        return
+    inside = tuple(a for a in over if shared[a])
+    for row in rows:
+        yield from _split(eqn, row, shape, inside, free)
+        axes, left = (union(row.piece.axes[a] for a in which) for which in (inside, free))
+        if row.kind == "made" and set(left) - set(axes):
+            yield from (Unresolved(row.piece.leaf, eqn.primitive.name, WEIGHTED, axis) for axis in axes)
+
+
+def _split(eqn: Any, row: Row, shape: Sequence[int], over: Sequence[int], free: Sequence[int]) -> Iterator[Unresolved]:
+    if row.kind not in ("made", "added"):
+        return
+    for axis in sorted(set(union(row.piece.axes[a] for a in over)) & set(union(row.piece.axes[a] for a in free))):
+        named = {a: "inside" for a in over} | {a: "out" for a in free}
+        parts = tuple(Part(n, named.get(a, "stack")) for a, n in enumerate(shape) if axis in row.piece.axes[a])
+        alone = all(axes == (axis,) for axes in row.piece.axes if axis in axes)
+        inside, out = (" x ".join(str(part.size) for part in parts if part.kind == kind) for kind in ("inside", "out"))
+        reason = (
+            f"the axis is split, and a product with other activations sums over one part of it ({inside}) and leaves another ({out}): a "
+            "kernel that the data make, whose axis is fan-in and fan-out at once"
+        )
+        yield Unresolved(row.piece.leaf, eqn.primitive.name, reason, axis, parts if alone else (Part(0, "inside"), Part(0, "out")))
+
+
+def only_growing(found: Walk, base: Walk, like: Sequence[int]) -> Walk:
+    """Of the split axes only those both of whose parts grow; `like` says which leaf of the base each leaf is compared with.
+
+    With a finite part it is no hidden matrix: what sums over a growing part alone is a product of activations like any other.
+    """
+    kept, seen = [], dict[int, int]()
+    for problem in found.unresolved:
+        if problem.parts:
+            there = [u for u in base.unresolved if u.parts and (u.leaf, u.axis) == (like[problem.leaf], problem.axis)]
+            n = seen[problem.leaf] = seen.get(problem.leaf, -1) + 1
+            if there and not all(_grows(problem, there[n % len(there)], kind) for kind in ("inside", "out")):
+                continue
+        kept.append(problem)
+    return found._replace(unresolved=tuple(kept))
+
+
+def _grows(here: Unresolved, there: Unresolved, kind: str) -> bool:
+    ours, theirs = ([part.size for part in problem.parts if part.kind == kind] for problem in (here, there))
+    return ours != theirs or 0 in ours
+
+
+def passed_on(value: Value, sliced: bool) -> tuple[Row, ...]:
+    """Rows of an activation that a loop's steps use as it is, or, `sliced`, one slice of it a step."""
+    rows = [row for row in value.rows if row.kind in ("made", "added")]
+    return tuple(row._replace(piece=row.piece._replace(axes=row.piece.axes[1:])) for row in rows) if sliced else tuple(rows)

@@ -81,7 +81,7 @@ class Node(NamedTuple):
     log_factor
         Logarithm of the known number that it multiplies by.
     contracted
-        Axes of the two parents that a product of activations sums over, as sizes.
+        Axes that a product of activations, a product with one number for all entries or partial sums run over, as sizes.
     repeats
         As for a `Site`.
     pair
@@ -180,6 +180,11 @@ class Graph:
     def contracts(self, node: int) -> bool:
         """Whether a parameter contraction makes this node."""
         return any(site.kind in CONTRACTING and site.effect != "plus" for site in self.sites.get(node, ()))
+
+    def adds_up(self, i: int) -> bool:
+        """Whether a node sums its one parent over axes and no leaf weighs it: a sum, partial sums, a product with one number."""
+        node = self.nodes[i]
+        return node.op in prim.SUMS or (node.op == "dot_general" and node.how == "linear" and bool(node.contracted))
 
     def moves(self, i: int) -> bool:
         """Whether a node only moves, casts, carries or multiplies by a number its one parent."""

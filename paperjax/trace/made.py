@@ -9,21 +9,37 @@ from typing import Any
 
 from paperjax.trace import primitives as prim
 from paperjax.trace.graph import WEIGHTED, Part, Unresolved, Walk
-from paperjax.trace.values import Row, Value, union
+from paperjax.trace.values import Row, Value, moved, union
+
+PARTIAL = (
+    "what it multiplies is added up one after the other, so that its axis is summed over and left at once; write (w * x).sum() where the "
+    "last sum alone is meant"
+)
 
 
-def split_by_product(eqn: Any, inputs: Sequence[Value], axes: Sequence[prim.Contraction], scores: bool) -> Iterator[Unresolved]:
+def split_by_product(eqn: Any, inputs: Sequence[Value], axes: Sequence[prim.Contraction]) -> Iterator[Unresolved]:
     """Axes of leaves of which a product of two activations sums over one part and leaves another."""
-    for value, atom, its in zip(inputs, eqn.invars, axes) if not scores else ():
+    for value, atom, its in zip(inputs, eqn.invars, axes) if not are_scores(inputs, axes) else ():
         for row in value.rows:
             yield from _split(eqn, row, atom.aval.shape, its.contracted, its.free)
 
 
-def split_by_sum(eqn: Any, value: Value) -> Iterator[Unresolved]:
+def are_scores(inputs: Sequence[Value], axes: Sequence[prim.Contraction]) -> bool:
+    """Whether a product pairs positions, q_t . k_s, and sums over coordinates; weights of copies belong to the position that is copied."""
+
+    def has_positions(value: Value, its: prim.Contraction) -> bool:
+        # A free axis that the data bring: it runs over no axis of a parameter.
+        return any(not any(row.piece.axes[a] for row in value.rows) for a in its.free)
+
+    return all(map(has_positions, inputs, axes))
+
+
+def split_by_sum(eqn: Any, value: Value, over: Sequence[int]) -> Iterator[Unresolved]:
     """The same of a product that is written entry by entry and then summed; and axes that it sums over of a leaf that has others."""
     if value.pair is None or value.pair.kind != "product":
         return
-    over, shape, shared = tuple(eqn.params["axes"]), eqn.invars[0].aval.shape, value.pair.shared
+    shared = value.pair.shared
+    shape = next(atom.aval.shape for atom in eqn.invars if len(atom.aval.shape) == len(shared))
     rows = [row for row in value.rows if len(row.piece.axes) == len(shape)]
     # What both operands run over is no fan-out: heads, one by one.
     free = tuple(a for a in range(len(shape)) if a not in over and not shared[a])
@@ -72,6 +88,22 @@ def only_growing(found: Walk, base: Walk, like: Sequence[int]) -> Walk:
 def _grows(here: Unresolved, there: Unresolved, kind: str) -> bool:
     ours, theirs = ([part.size for part in problem.parts if part.kind == kind] for problem in (here, there))
     return ours != theirs or 0 in ours
+
+
+def rows_after(eqn: Any, inputs: Sequence[Value]) -> tuple[Row, ...]:
+    """What can still be told of the parameters' axes in the result of an equation on activations."""
+    name = eqn.primitive.name
+    rows = tuple(row for value in inputs for row in value.rows)
+    if not rows or len(eqn.outvars) != 1:
+        return rows if name == "split" else ()
+    if name in prim.RESHAPING:
+        return tuple(row._replace(piece=moved([row.piece], eqn)[0]) for row in rows)
+    if name in prim.KEEPING_AXES:
+        return rows
+    rank = len(eqn.outvars[0].aval.shape)
+    if name in prim.ELEMENTWISE:
+        return tuple(row for row in rows if row.kind in ("made", "added") and len(row.piece.axes) == rank)
+    return ()
 
 
 def passed_on(value: Value, sliced: bool) -> tuple[Row, ...]:

@@ -54,7 +54,7 @@ def _sums(graph: Graph, node: int) -> list[int]:
     while len(graph.children[node]) == 1 and node not in graph.outputs:
         node = graph.children[node][0]
         op = graph.nodes[node].op
-        if op in ("add", "add_any", "sub", "reduce_sum"):
+        if op in ("add", "add_any", "sub") or graph.adds_up(node):
             found.append(node)
         elif not (graph.moves(node) or op in ("concatenate", "stack")):
             break

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from paperjax.binding import nearest
 from paperjax.trace.graph import WEIGHTED, Graph, Site, Unresolved, Walk
+from paperjax.trace.made import PARTIAL
 from paperjax.trace.parts import LISTED, growing_lists, summed_lists
 from paperjax.trace.probe import Shape
 
@@ -127,6 +128,8 @@ def _example(problem: Unresolved, found: Walk, shapes: Sequence[Shape], axes: Ax
     form = f"uses={{{shape.path!r}: pj.trace.%s}}"
     if problem.parts and axis is not None:
         return _split_example(problem, uses, shape, axis, form)
+    if len(uses) == 1 and problem.reason == PARTIAL:
+        return f"{form % _written(uses[0])} if it is a gate, and the plan is to leave the sums to the model"
     if len(uses) == 1 and axis is not None:
         # The axis counts copies, or it is what the trace took it for, or a free axis that comes in parts (heads, one by one).
         inside, out, stack = (tuple(a for a in part if a != axis) for part in (uses[0].inside, uses[0].out, uses[0].stack))
@@ -185,7 +188,8 @@ def _made_into_kernel(found: Walk, sites: Sequence[Site]) -> bool:
                     todo.append(child)
         return seen
 
-    products = {i for i in after({site.node for site in sites}) if found.nodes[i].contracted}
+    made = {i: found.nodes[i] for i in after({site.node for site in sites})}
+    products = {i for i, node in made.items() if node.contracted and (node.how == "bilinear" or node.pair is not None)}
     # Of queries and keys come scores, not a layer's result.
     return bool(products) and not any(found.nodes[i].op == "exp" for i in after(products))
 

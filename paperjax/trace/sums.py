@@ -41,7 +41,7 @@ Pairs = tuple[tuple[Sum, Sum], ...]
 def sums(walk: Walk) -> tuple[Sum, ...]:
     """All sums of activations that no leaf weighs and leaves have made, in the order of execution."""
     graph = Graph(walk)
-    found = [i for i, node in enumerate(graph.nodes) if node.op in ("reduce_sum", "dot_general") and _is_sum(graph, i)]
+    found = [i for i in range(len(graph.nodes)) if _is_sum(graph, i)]
     made = [Sum(graph.nodes[i].path, i, summed_over(graph, i), makers(graph, i)) for i in found]
     return tuple(one for one in made if one.leaves)
 
@@ -50,7 +50,7 @@ def _is_sum(graph: Graph, i: int) -> bool:
     """Whether a sum is neither a product with a leaf nor one of two activations."""
     node = graph.nodes[i]
     with_itself = node.op == "dot_general" and node.how == "bilinear" and len(node.parents) == 1
-    return not graph.contracts(i) and (with_itself or (node.op == "reduce_sum" and multiplied(graph, i) is None))
+    return not graph.contracts(i) and (with_itself or (graph.adds_up(i) and multiplied(graph, i) is None))
 
 
 def growing_sums(found: Walk, other: Walk, shapes: Sequence[Shape], others: Sequence[Shape]) -> Pairs:
@@ -92,7 +92,7 @@ def _log_scales(walk: Walk, these: list[Sum]) -> list[float]:
     # What is a leaf's own, the plan takes for an initialization.
     _, taken = behind_uses(graph, walk, {one.node for one in these})
     nodes = [graph.nodes[one.node] for one in these]
-    ahead = [before(graph, node.parents[0], taken) * (2 if node.op == "dot_general" else 1) for node in nodes]
+    ahead = [before(graph, node.parents[0], taken) * (2 if node.how == "bilinear" else 1) for node in nodes]
     return [log + node.log_factor + _after(graph, one, taken) for log, node, one in zip(ahead, nodes, these)]
 
 

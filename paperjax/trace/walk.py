@@ -10,8 +10,8 @@ from jax.extend import core as jex
 
 from paperjax.trace import primitives as prim
 from paperjax.trace.graph import WEIGHTED, Late, Node, Site, Unresolved, Walk, settled
-from paperjax.trace.made import passed_on, split_by_product, split_by_sum
-from paperjax.trace.pairs import even_axes, paired, summed
+from paperjax.trace.made import PARTIAL, are_scores, passed_on, rows_after, split_by_product, split_by_sum
+from paperjax.trace.pairs import even_axes, pair_summed, paired
 from paperjax.trace.values import (
     Piece,
     Row,
@@ -23,7 +23,7 @@ from paperjax.trace.values import (
     join,
     known_number,
     likely,
-    moved,
+    log_of,
     multiplied,
     parameters,
     reuse,
@@ -153,11 +153,14 @@ class _Walker:
         parents = tuple(dict.fromkeys(value.node for value in inputs if value.node is not None))
         signs = [value.node is not None and self.nodes[value.node].how == "sign" for value in inputs]
         how, log_factor = dependence(eqn, inputs, signs)
-        sizes = summed(eqn, inputs[0])
-        more = {"contracted": sizes, "pair": inputs[0].pair.node} if sizes and inputs[0].pair else {}
+        more = pair_summed(inputs[0].pair, eqn.invars[0].aval.shape, prim.summed_axes(eqn)) if name == "reduce_sum" else {}
+        if name == "cumsum":
+            more = {"contracted": tuple(eqn.invars[0].aval.shape[a] for a in prim.summed_axes(eqn))}
         outputs = [self.node(as_root(name, inputs), path, var, parents, how, log_factor=log_factor, **more) for var in eqn.outvars]
         opaque = name not in (*prim.ELEMENTWISE, *prim.RESHAPING, *prim.KEEPING_AXES, *prim.LINEAR, "dynamic_update_slice", "scatter")
-        rows = self.rows(eqn, inputs, path, outputs[0])
+        rows = rows_after(eqn, inputs)
+        if name in prim.SUMS:
+            self.summed(eqn, inputs[0], path, outputs[0], prim.summed_axes(eqn))
         for i, value in enumerate(inputs):
             if value.node is None and value.leaves():
                 if opaque:
@@ -171,30 +174,14 @@ class _Walker:
         even, pair = even_axes(eqn, inputs), paired(eqn, inputs, outputs[0], how)
         return [Value(node=node, rows=rows, even=even, pair=pair) for node in outputs]
 
-    def rows(self, eqn: Any, inputs: list[Value], path: tuple[int, ...], node: int) -> tuple[Row, ...]:
-        """What can still be told of the parameters' axes in the result of an equation on activations."""
-        name = eqn.primitive.name
-        rows = tuple(row for value in inputs for row in value.rows)
-        if not rows or len(eqn.outvars) != 1:
-            return rows if name == "split" else ()
-        if name in prim.RESHAPING:
-            return tuple(row._replace(piece=moved([row.piece], eqn)[0]) for row in rows)
-        if name in prim.KEEPING_AXES:
-            return rows
-        if name == "reduce_sum":
-            self.summed(eqn, inputs[0], path, node)
-            return ()
-        rank = len(eqn.outvars[0].aval.shape)
-        if name in prim.ELEMENTWISE:
-            return tuple(row for row in rows if row.kind in ("made", "added") and len(row.piece.axes) == rank)
-        return ()
-
-    def summed(self, eqn: Any, value: Value, path: tuple[int, ...], node: int) -> None:
+    def summed(self, eqn: Any, value: Value, path: tuple[int, ...], node: int, over: tuple[int, ...]) -> None:
         """``sum(w * x)`` over axes of w is a product."""
-        over = tuple(eqn.params["axes"])
-        self.unresolved += split_by_sum(eqn, value)
+        self.unresolved += split_by_sum(eqn, value, over)
         for row in value.rows:
             if row.kind == "times" and any(row.piece.axes[a] for a in over):
+                if eqn.primitive.name == "cumsum":
+                    self.tangle([row.piece.leaf], eqn, PARTIAL, next(a for i in over for a in row.piece.axes[i]))
+                    continue
                 rest = tuple(a for a in range(len(row.piece.axes)) if a not in over)
                 operand = self.nodes[row.node].parents[0]
                 site = self.site(row.piece, "product", eqn, path, node, operand, prim.Contraction(over, rest, ()), "times")
@@ -215,15 +202,7 @@ class _Walker:
         if len(weights) == 2:
             return [multiplied(inputs, eqn, kind)]
         if not weights:
-            parents = tuple(dict.fromkeys(value.node for value in inputs if value.node is not None))
-            data = [i for i, value in enumerate(inputs) if value.node is not None]
-            sizes = tuple(eqn.invars[data[0]].aval.shape[a] for a in axes[data[0]].contracted)
-            both = len(data) == 2
-            how = "bilinear" if both else "linear"
-            node = self.node(eqn.primitive.name, path, var, parents, how, contracted=sizes if both else ())
-            if both:
-                self.contracted_rows(eqn, inputs, path, node, axes)
-            return [Value(node=node)]
+            return [Value(node=self.without_weights(eqn, inputs, path, axes))]
         weight, operand = weights[0], inputs[1 - weights[0]].node
         # A constant that meets a weight is data all the same: fixed positions, say.
         node = self.node(eqn.primitive.name, path, var, () if operand is None else (operand,), "linear")
@@ -240,11 +219,28 @@ class _Walker:
                 rows.append(Row(piece._replace(axes=found), "made" if operand is not None else "constant", node))
         return [Value(node=node, rows=tuple(rows))]
 
+    def without_weights(self, eqn: Any, inputs: list[Value], path: tuple[int, ...], axes: Sequence[prim.Contraction]) -> int:
+        """The activation that a product of two activations makes, or of one with a constant."""
+        name, var, data = eqn.primitive.name, eqn.outvars[0], [i for i, value in enumerate(inputs) if value.node is not None]
+        parents = tuple(dict.fromkeys(value.node for value in inputs if value.node is not None))
+        over, shape, constant = axes[data[0]].contracted, eqn.invars[data[0]].aval.shape, inputs[1 - data[0]]
+        sizes = tuple(shape[a] for a in over)
+        if len(data) == 2:
+            node = self.node(name, path, var, parents, "bilinear", contracted=sizes)
+            self.contracted_rows(eqn, inputs, path, node, axes)
+            return node
+        if constant.scalar is None:
+            return self.node(name, path, var, parents, "linear")
+        # With one number for all entries, ``h @ ones(n)``, it is a sum.
+        more = {"contracted": sizes} | pair_summed(inputs[data[0]].pair, shape, over)
+        node = self.node(name, path, var, parents, "linear", log_factor=log_of(constant), **more)
+        self.summed(eqn, inputs[data[0]], path, node, over)
+        return node
+
     def contracted_rows(self, eqn: Any, inputs: list[Value], path: tuple[int, ...], node: int, axes: Sequence[prim.Contraction]) -> None:
         """What a product of two activations says of parameters whose axes it sums over."""
-        # Scores of attention pair positions, q_t . k_s, and sum over coordinates; weights of copies belong to the position that is copied.
-        scores = _has_positions(inputs[0], axes[0]) and _has_positions(inputs[1], axes[1])
-        self.unresolved += split_by_product(eqn, inputs, axes, scores)
+        scores = are_scores(inputs, axes)
+        self.unresolved += split_by_product(eqn, inputs, axes)
         for i, value in enumerate(inputs):
             for row in value.rows:
                 over = union(row.piece.axes[a] for a in axes[i].contracted)
@@ -393,8 +389,3 @@ class _Walker:
                 joined = Value(node=node)
             results.append(joined)
         return results
-
-
-def _has_positions(value: Value, axes: prim.Contraction) -> bool:
-    """Whether the data bring a free axis of their own into a product: one that runs over no axis of a parameter."""
-    return any(not any(row.piece.axes[a] for row in value.rows) for a in axes.free)

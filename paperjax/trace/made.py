@@ -4,6 +4,7 @@
 says how H scales. Where the leaf has two axes for the two parts, the walk itself can tell them apart.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -88,6 +89,34 @@ def only_growing(found: Walk, base: Walk, like: Sequence[int]) -> Walk:
 def _grows(here: Unresolved, there: Unresolved, kind: str) -> bool:
     ours, theirs = ([part.size for part in problem.parts if part.kind == kind] for problem in (here, there))
     return ours != theirs or 0 in ours
+
+
+def over_copies(
+    eqn: Any, value: Value, weight: int, axes: Sequence[prim.Contraction], shapes: Sequence[tuple[int, ...]]
+) -> tuple[int, ...] | None:
+    """What is left of the data once a product with copies of a weight has summed what they meet, ``(sum_h x_h) @ w`` of ``sum_h x_h @ w``.
+
+    `value` is the operand with number `weight`, `shapes` are those of the leaves. `None` where there are no copies.
+    """
+    inside, shape = axes[weight].contracted, eqn.invars[weight].aval.shape
+    kinds = {(p.leaf, union(p.axes[a] for a in inside)) for p in value.pieces}
+    entries = sum(math.prod(shapes[leaf][a] for a in own) for leaf, own in kinds)
+    copies, rest = divmod(math.prod(shape[a] for a in inside), max(1, entries))
+    if rest or copies < 2:
+        return None
+    left = list(eqn.invars[1 - weight].aval.shape)
+    for mine, its in zip(inside, axes[1 - weight].contracted):
+        part = math.gcd(copies, shape[mine])
+        copies, left[its] = copies // part, left[its] // part
+    return tuple(left)
+
+
+def beside_weights(eqn: Any, value: Value) -> tuple[int, ...] | None:
+    """What ``sum(w * x)`` leaves once it has summed over the axes that w does not have; `None` where w has all."""
+    shape, over = eqn.invars[0].aval.shape, prim.summed_axes(eqn)
+    axes = [row.piece.axes for row in value.rows if row.kind == "times" and any(row.piece.axes[a] for a in over)]
+    others = [a for a in over if shape[a] > 1 and not any(its[a] for its in axes)]
+    return tuple(1 if a in others else n for a, n in enumerate(shape)) if axes and others else None
 
 
 def rows_after(eqn: Any, inputs: Sequence[Value]) -> tuple[Row, ...]:

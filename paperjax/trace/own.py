@@ -32,7 +32,7 @@ def behind_uses(graph: Graph, walk: Walk, growing: Set[int]) -> tuple[list[tuple
     found = []
     for site, no in zip(walk.sites, apart):
         log, logits, passed, last = (0.0, False, [], None) if no else _after(graph, site.node, products)
-        ahead = _sum_before(graph, site.operand) if site.effect == "times" else None
+        ahead = _sum_before(graph, next(iter(graph.nodes[site.node].parents), None)) if site.effect == "times" else None
         totals = [total for total in (last, ahead) if total is not None and total in growing]
         if any(math.isclose(log, -math.log(summed_over(graph, total)), rel_tol=1e-6) for total in totals):
             log, passed = 0.0, []

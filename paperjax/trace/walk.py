@@ -10,7 +10,7 @@ from jax.extend import core as jex
 
 from paperjax.trace import primitives as prim
 from paperjax.trace.graph import WEIGHTED, Late, Node, Site, Unresolved, Walk, settled
-from paperjax.trace.made import PARTIAL, are_scores, passed_on, rows_after, split_by_product, split_by_sum
+from paperjax.trace.made import PARTIAL, are_scores, beside_weights, over_copies, passed_on, rows_after, split_by_product, split_by_sum
 from paperjax.trace.pairs import even_axes, pair_summed, paired
 from paperjax.trace.values import (
     Piece,
@@ -34,14 +34,10 @@ from paperjax.trace.values import (
 
 def walk(jaxpr: jex.ClosedJaxpr, n_leaves: int) -> Walk:
     """Walk the jaxpr of a function whose first `n_leaves` inputs are parameters and whose others are data."""
-    walker = _Walker()
-    inputs = []
-    for i, var in enumerate(jaxpr.jaxpr.invars):
-        rank = len(var.aval.shape)  # pyright: ignore[reportAttributeAccessIssue]
-        if i < n_leaves:
-            inputs.append(Value(pieces=(Piece(i, tuple((axis,) for axis in range(rank))),)))
-        else:
-            inputs.append(Value(node=walker.node("input", (), var, (), "linear")))
+    shapes = [var.aval.shape for var in jaxpr.jaxpr.invars[:n_leaves]]  # pyright: ignore[reportAttributeAccessIssue]
+    walker = _Walker(shapes)
+    inputs = [Value((Piece(i, tuple((axis,) for axis in range(len(shape)))),)) for i, shape in enumerate(shapes)]
+    inputs += [Value(node=walker.node("input", (), var, (), "linear")) for var in jaxpr.jaxpr.invars[n_leaves:]]
     outputs = walker.jaxpr(jaxpr, inputs, ())
     for value in outputs:
         # A parameter that is an output, alone: a constant function.
@@ -51,7 +47,8 @@ def walk(jaxpr: jex.ClosedJaxpr, n_leaves: int) -> Walk:
 
 
 class _Walker:
-    def __init__(self) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        self.shapes = shapes
         self.nodes: list[Node] = []
         self.sites: list[Site] = []
         self.unresolved: list[Unresolved] = []
@@ -62,6 +59,13 @@ class _Walker:
 
     def node(self, op: str, path: tuple[int, ...], var: Any, parents: Sequence[int], how: str, **more: Any) -> int:
         self.nodes.append(Node(op, path, tuple(var.aval.shape), tuple(parents), how, repeats=self.repeats, **more))
+        return len(self.nodes) - 1
+
+    def total(self, of: int, shape: tuple[int, ...] | None, path: tuple[int, ...]) -> int:
+        """The sum, of some shape, of an activation that an equation makes on the way; the activation where it makes none."""
+        if shape is None:
+            return of
+        self.nodes.append(Node("reduce_sum", path, shape, (of,), "linear", repeats=self.repeats))
         return len(self.nodes) - 1
 
     def site(
@@ -151,6 +155,8 @@ class _Walker:
         if name == "dynamic_slice" and inputs[0].pieces:
             return self.looked_up(eqn, inputs, path, prim.slice_axes(eqn), [(a,) for a in range(len(eqn.outvars[0].aval.shape))])
         parents = tuple(dict.fromkeys(value.node for value in inputs if value.node is not None))
+        if name == "reduce_sum":
+            parents = (self.total(parents[0], beside_weights(eqn, inputs[0]), path),)
         signs = [value.node is not None and self.nodes[value.node].how == "sign" for value in inputs]
         how, log_factor = dependence(eqn, inputs, signs)
         more = pair_summed(inputs[0].pair, eqn.invars[0].aval.shape, prim.summed_axes(eqn)) if name == "reduce_sum" else {}
@@ -204,6 +210,8 @@ class _Walker:
         if not weights:
             return [Value(node=self.without_weights(eqn, inputs, path, axes))]
         weight, operand = weights[0], inputs[1 - weights[0]].node
+        if kind == "product" and operand is not None:
+            operand = self.total(operand, over_copies(eqn, inputs[weight], weight, axes, self.shapes), path)
         # A constant that meets a weight is data all the same: fixed positions, say.
         node = self.node(eqn.primitive.name, path, var, () if operand is None else (operand,), "linear")
         rows = []

@@ -82,7 +82,18 @@ SCALED = {
         features(lambda h, p, n: -((h[:, :, None] - p["c"][None, None]) ** 2).sum(-1), c=("some", "width")),
         0.0,
     ),
+    # What is behind the output matrix is not the sum's, except that it makes a mean of it.
     "one output for all heads": (heads(lambda h, p, n: jnp.einsum("bthd,do->bto", h, p["o"]) / (n // 4) ** 0.5), 0.0),
+    "copies of the output matrix": (
+        heads(lambda h, p, n: jnp.einsum("bthd,hdo->bto", h, jnp.broadcast_to(p["o"], (n // 4, 4, 3))) / (n // 4) ** 0.5),
+        0.0,
+    ),
+    "a tiled output matrix": (heads(lambda h, p, n: h.reshape(*h.shape[:2], n) @ jnp.tile(p["o"], (n // 4, 1))), 0.0),
+    "one output for all heads, one by one": (
+        heads(lambda h, p, n: sum(h[:, :, i] @ p["o"] for i in range(n // 4)) / (n // 4) ** 0.5),
+        -0.5,
+    ),
+    "one output for all heads, entry by entry": (heads(lambda h, p, n: (h[..., None] * p["o"][None, None, None]).sum((2, 3))), 0.0),
     "heads in one row": (heads(lambda h, p, n: jnp.tanh(h).reshape(*h.shape[:2], n // 4, 4).sum(2) @ p["o"]), 0.0),
     "squares": (features(lambda h, p, n: (h * h).sum(-1)), 0.0),
     "squares by a product": (features(lambda h, p, n: jnp.einsum("btn,btn->bt", h, h) / n**0.5), -0.5),
@@ -134,6 +145,13 @@ SILENT = {
     "a cosine": features(lambda h, p, n: (unit(h) * unit(h[:, ::-1])).sum(-1)),
     "a product of features over n": features(lambda h, p, n: jnp.einsum("btn,bsn->bts", h, jnp.tanh(h)) / n),
     "one output for all heads, over their number": heads(lambda h, p, n: jnp.einsum("bthd,do->bto", h, p["o"]) / (n // 4)),
+    "copies of the output matrix, over their number": heads(
+        lambda h, p, n: jnp.einsum("bthd,hdo->bto", h, jnp.broadcast_to(p["o"], (n // 4, 4, 3))) / (n // 4)
+    ),
+    "one output for all heads, one by one, over their number": heads(
+        lambda h, p, n: sum(h[:, :, i] @ p["o"] for i in range(n // 4)) / (n // 4)
+    ),
+    "each head's output over their number": heads(lambda h, p, n: sum((h[:, :, i] / (n // 4)) @ p["o"] for i in range(n // 4))),
     "the number of heads, before the sum": heads(lambda h, p, n: jnp.einsum("bthd,do->bto", h / (n // 4), p["o"])),
     "the nearest prototype": features(
         lambda h, p, n: jax.nn.one_hot(((h[:, :, None] - p["c"][None, None]) ** 2).sum(-1).argmin(-1), 3) @ p["c"], c=("some", "width")
@@ -256,6 +274,10 @@ ONE_FOR_ALL = {
     "after the product": lambda h, o, heads: jnp.einsum("bthd,do->bto", h, o) / heads,
     "before the product": lambda h, o, heads: jnp.einsum("bthd,do->bto", h / heads, o),
     "between": lambda h, o, heads: (h.sum(2) / heads) @ o,
+    "with copies": lambda h, o, heads: jnp.einsum("bthd,hdo->bto", h, jnp.broadcast_to(o, (heads, *o.shape))) / heads,
+    "with tiles": lambda h, o, heads: h.reshape(*h.shape[:2], -1) @ jnp.tile(o, (heads, 1)) / heads,
+    "entry by entry": lambda h, o, heads: (h[..., None] * o[None, None, None]).sum((2, 3)) / heads,
+    "one by one": lambda h, o, heads: sum(h[:, :, i] @ o for i in range(heads)) / heads,
 }
 
 

@@ -126,6 +126,7 @@ def leaf_factors(leaf: Leaf, depth_ratio: float | None, scheme: Parametrization,
         Parametrization; the optimizer's rule; what happens to weight decay, see `plan`.
     """
     which = column(leaf)
+    _refuse_unlike(leaf, scheme)
     lr = eps = init_scale = multiplier = 1.0
     decay: float | None = None
     base_law = leaf.narrow_law if scheme.depth is None else leaf.base_law
@@ -161,6 +162,22 @@ def leaf_factors(leaf: Leaf, depth_ratio: float | None, scheme: Parametrization,
         # The product learning rate × decay is what shrinks a weight, and stays as at the base.
         decay = 1.0 / lr
     return Factors(init_scale, multiplier, lr, 1.0 if rule == "sgd" else eps, decay)
+
+
+def _refuse_unlike(leaf: Leaf, scheme: Parametrization) -> None:
+    """Refuse a leaf that depth changes, as far as can be told, but that has no like at the base, so that it may be of another kind."""
+    if scheme.depth is None or leaf.alike:
+        return
+    same = leaf.narrow_law.kind == leaf.base_law.kind and all(
+        math.isclose(a, b, rel_tol=1e-3) or math.isnan(a) for a, b in zip(leaf.narrow_law[1:3], leaf.base_law[1:3])
+    )
+    if not same or not math.isclose(leaf.own_depth, 1.0, rel_tol=1e-6):
+        differs = "starts at other numbers" if not same else "is multiplied by another number"
+        told = "" if same else f"; or say how it starts: init_std={{{leaf.path!r}: lambda fan_in, fan_out: ...}}"
+        raise ValueError(
+            f"leaf {leaf.path}: no leaf of the base has its place in a branch of its kind, and what is numbered with it and has its shape "
+            f"{differs}. {scheme.name} compares a leaf with the base's: choose a base that has a layer of each kind{told}."
+        )
 
 
 def _spectral_norm_of_signs(fans: tuple[int, int], base: tuple[int, int]) -> float:

@@ -192,7 +192,7 @@ class _Rules:
         top = _max(parents, 0.0)
         if node.how != "nonlinear":
             # A sum over coordinates, taken as aligned: of squares it is, and of what is centred it only has to be small.
-            gathered = self.rows(node.parents[0]) - self.rows(i) if node.op == "reduce_sum" else 0.0
+            gathered = self.rows(node.parents[0]) - self.rows(i) if node.op == "reduce_sum" else self.summed(i)
             return top + self.factor(i) + gathered
         return _nonlinear(node.op, top)
 
@@ -253,7 +253,7 @@ class _Rules:
             return _max([da + b, db + a]) + (self.summed(i) if node.op == "dot_general" else 0.0)
         if node.how == "nonlinear":
             return UNKNOWN if math.isnan(_nonlinear(node.op, start)) else top
-        gathered = self.rows(node.parents[0]) - self.rows(i) if node.op == "reduce_sum" else 0.0
+        gathered = self.rows(node.parents[0]) - self.rows(i) if node.op == "reduce_sum" else self.summed(i)
         return top + self.factor(i) + gathered
 
 

@@ -1,11 +1,12 @@
 """How the number of residual branches grows, and whether the stream carries what they write unchanged."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
+from paperjax.trace.alike import Keys, Network
 from paperjax.trace.graph import Graph, Walk
-from paperjax.trace.probe import Shape, numbers_of, pattern_of
+from paperjax.trace.probe import Shape
 from paperjax.trace.streams import ResidualAdd
 
 ROUNDING = 1e-9
@@ -29,34 +30,26 @@ class Growth(NamedTuple):
     shared: tuple[int, ...] = ()
 
 
-def growths(
-    walk: Walk, adds: Sequence[ResidualAdd], base_adds: Sequence[ResidualAdd], shapes: Sequence[Shape], base_shapes: Sequence[Shape]
-) -> tuple[Growth, ...]:
-    """For each residual add, how the number of its kind grows.
+def growths(here: Network, there: Network, keys: Keys, base_keys: Keys) -> tuple[Growth, ...]:
+    """For each residual add, how the number of its kind grows; the kinds of a network and its base are `paperjax.trace.alike.kinds`."""
+    walk, adds, shapes = here
 
-    Two adds are of a kind if the leaves in their branches have the same names but for the numbers of layers that grow: the layers of an
-    encoder are not those of its decoder, nor is a long skip over all of them one of them.
-    """
-    named = _without_growing_numbers([s.path for s in shapes], [s.path for s in base_shapes])
-    here = [frozenset(named(shapes[leaf].path) for leaf in add.leaves) for add in adds]
-    there = [frozenset(named(base_shapes[leaf].path) for leaf in add.leaves) for add in base_adds]
-
-    def count(kind: frozenset[str] | None, kinds: Sequence[frozenset[str]], among: Sequence[ResidualAdd]) -> int:
+    def count(kind: Hashable, kinds: Keys, among: Sequence[ResidualAdd]) -> int:
         return sum(add.repeats for add, its in zip(among, kinds) if kind is None or its == kind)
 
     # A layer whose like the base has not by name (names of its own, written out) is counted with all.
-    kinds = [kind if kind in there else None for kind in here]
-    whole = [count(kind, here, adds) / count(kind, there, base_adds) if base_adds else 1.0 for kind in kinds]
+    kinds = [key if key in base_keys else None for key in keys]
+    whole = [count(kind, keys, adds) / count(kind, base_keys, there.adds) if there.adds else 1.0 for kind in kinds]
     leaves = [frozenset(add.leaves) for add in adds]
     looped = {site.leaf for site in walk.sites if site.reused}
     uses = Counter(leaf for add in adds for leaf in add.leaves)
-    base_uses = Counter(base_shapes[leaf].path for add in base_adds for leaf in add.leaves)
+    base_uses = Counter(there.shapes[leaf].path for add in there.adds for leaf in add.leaves)
     found = []
     for i, mine in enumerate(leaves):
         around = [k for k, others in enumerate(leaves) if mine < others]
         outer = min(around, key=lambda k: len(leaves[k]), default=None)
         shared = [leaf for leaf in mine if uses[leaf] > base_uses[shapes[leaf].path] > 0 or (leaf in looped and adds[i].repeats > 1)]
-        shared = [leaf for leaf in shared if not _holds_layers(walk, leaf, shapes[leaf], base_shapes)]
+        shared = [leaf for leaf in shared if not _holds_layers(walk, leaf, shapes[leaf], there.shapes)]
         found.append(Growth(whole[i], whole[i] / (1.0 if outer is None else whole[outer]), tuple(sorted(shared)) if whole[i] != 1 else ()))
     return tuple(found)
 
@@ -66,23 +59,6 @@ def _holds_layers(walk: Walk, leaf: int, shape: Shape, base_shapes: Sequence[Sha
     sizes = next((like.shape for like in base_shapes if like.path == shape.path), shape.shape)
     named = {axis for site in walk.sites if site.leaf == leaf for axis in (*site.inside, *site.out, *site.window)}
     return any(a != b and axis not in named for axis, (a, b) in enumerate(zip(shape.shape, sizes)))
-
-
-def _without_growing_numbers(paths: Sequence[str], base_paths: Sequence[str]) -> Callable[[str], str]:
-    """A function that leaves out of a path those of its numbers that count layers whose number grows."""
-    values: dict[str, list[tuple[set[int], set[int]]]] = {}
-    for which, among in enumerate((paths, base_paths)):
-        for path in among:
-            numbers = numbers_of(path)
-            seen = values.setdefault(pattern_of(path), [(set(), set()) for _ in numbers])
-            for place, number in zip(seen, numbers):
-                place[which].add(number)
-
-    def named(path: str) -> str:
-        kept = [str(n) if here == there else "#" for n, (here, there) in zip(numbers_of(path), values[pattern_of(path)])]
-        return f"{pattern_of(path)} {' '.join(kept)}"
-
-    return named
 
 
 def stream_factors(walk: Walk, adds: Sequence[ResidualAdd]) -> tuple[tuple[float, bool], ...]:

@@ -81,7 +81,7 @@ class Node(NamedTuple):
     log_factor
         Logarithm of the known number that it multiplies by.
     contracted
-        Axes of the two parents that a product of activations sums over, as sizes.
+        Axes that a product of activations, a product with one number for all entries or partial sums run over, as sizes.
     repeats
         As for a `Site`.
     pair
@@ -99,13 +99,24 @@ class Node(NamedTuple):
     pair: int | None = None
 
 
+class Part(NamedTuple):
+    """One part of an axis that is split: its size (0 if it cannot be told), and whether it is ``"inside"``, ``"out"`` or ``"stack"``."""
+
+    size: int
+    kind: str
+
+
 class Unresolved(NamedTuple):
-    """A use of a leaf that the trace cannot classify: after which primitive, and why; `axis` where only that axis is in doubt."""
+    """A use of a leaf that the trace cannot classify: after which primitive, and why; `axis` where only that axis is in doubt.
+
+    `parts` are those of an axis that is split in several, which are not used alike.
+    """
 
     leaf: int
     op: str
     reason: str
     axis: int | None = None
+    parts: tuple[Part, ...] = ()
 
 
 class Walk(NamedTuple):
@@ -169,6 +180,11 @@ class Graph:
     def contracts(self, node: int) -> bool:
         """Whether a parameter contraction makes this node."""
         return any(site.kind in CONTRACTING and site.effect != "plus" for site in self.sites.get(node, ()))
+
+    def adds_up(self, i: int) -> bool:
+        """Whether a node sums its one parent over axes and no leaf weighs it: a sum, partial sums, a product with one number."""
+        node = self.nodes[i]
+        return node.op in prim.SUMS or (node.op == "dot_general" and node.how == "linear" and bool(node.contracted))
 
     def moves(self, i: int) -> bool:
         """Whether a node only moves, casts, carries or multiplies by a number its one parent."""

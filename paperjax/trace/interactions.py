@@ -62,8 +62,8 @@ def multiplied(graph: Graph, i: int) -> int | None:
     # Rows that the data look up of a weight and then multiply (experts) are a weight all the same.
     if graph.contracts(i):
         return None
-    if node.op == "dot_general":
-        return i if node.how == "bilinear" else None
+    if node.op == "dot_general" and node.how == "bilinear":
+        return i
     if node.pair is None or normalized(graph, node.pair)[0] is not None or _normalizes(graph, i):
         return None
     first, last = graph.nodes[node.pair].parents

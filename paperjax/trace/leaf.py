@@ -37,6 +37,8 @@ class Leaf:
     own_projection
         Of a query's or key's projection that is written ``(x @ W) / sqrt(n)``: that factor, target over base. It is part of how the logits
         are scaled as well (see `Program`), so it counts as the leaf's own only where a parametrization leaves the logits as they are.
+    alike
+        Whether the base has a leaf of this shape and part to compare it with; if not, it is one of the same name and shape.
     """
 
     path: str
@@ -52,6 +54,7 @@ class Leaf:
     own_width: tuple[float, ...] = ()
     own_depth: float = 1.0
     own_projection: float = 1.0
+    alike: bool = True
 
     @property
     def role(self) -> str:

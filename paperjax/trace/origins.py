@@ -63,7 +63,7 @@ def own_size(graph: Graph, node: int) -> tuple[float, int] | None:
     if here.op != "div" or len(here.parents) != 2:
         return None
     x, total = here.parents
-    while graph.nodes[total].op != "reduce_sum":
+    while not graph.adds_up(total):
         if graph.contracts(total) or (total := _handed_on(graph, total)) is None:
             return None
     (inside,) = graph.nodes[total].parents
@@ -98,7 +98,7 @@ def _norm(graph: Graph, node: int, power: float) -> tuple[float, int] | None:
         here = graph.nodes[node]
         log += power * here.log_factor
         product = here.op == "dot_general" and here.how == "bilinear"
-        if here.op == "reduce_sum" or product:
+        if graph.adds_up(node) or product:
             squared = graph.nodes[here.parents[0]]
             size = summed_over(graph, node)
             log += power * math.log(size)
@@ -122,8 +122,9 @@ def _norm(graph: Graph, node: int, power: float) -> tuple[float, int] | None:
 def summed_over(graph: Graph, total: int) -> int:
     """How many entries a sum, or a product with itself, sums over."""
     here = graph.nodes[total]
-    over = here.contracted if here.op == "dot_general" else graph.nodes[here.parents[0]].shape
-    return math.prod(over) // (1 if here.op == "dot_general" else max(1, math.prod(here.shape)))
+    if here.op != "reduce_sum":
+        return math.prod(here.contracted)
+    return math.prod(graph.nodes[here.parents[0]].shape) // max(1, math.prod(here.shape))
 
 
 def _handed_on(graph: Graph, node: int) -> int | None:

@@ -32,7 +32,7 @@ def behind_uses(graph: Graph, walk: Walk, growing: Set[int]) -> tuple[list[tuple
     found = []
     for site, no in zip(walk.sites, apart):
         log, logits, passed, last = (0.0, False, [], None) if no else _after(graph, site.node, products)
-        ahead = _sum_before(graph, site.operand) if site.effect == "times" else None
+        ahead = _sum_before(graph, next(iter(graph.nodes[site.node].parents), None)) if site.effect == "times" else None
         totals = [total for total in (last, ahead) if total is not None and total in growing]
         if any(math.isclose(log, -math.log(summed_over(graph, total)), rel_tol=1e-6) for total in totals):
             log, passed = 0.0, []
@@ -47,13 +47,13 @@ def _after(graph: Graph, node: int, products: Set[int | None]) -> tuple[float, b
     while len(graph.children[node]) == 1:
         node = graph.children[node][0]
         here = graph.nodes[node]
-        if here.op == "dot_general" or node in products:
+        if (here.op == "dot_general" and not graph.adds_up(node)) or node in products:
             # Queries with keys; attention weights with values are no product of two projections.
             return log, node in products and all(origin(graph, parent)[0] for parent in here.parents), passed, None
         if here.how not in ("linear", "affine", "homogeneous") or len(here.parents) != 1 or graph.contracts(node):
             break
         # A mean over coordinates that grow is a number of its own, and no factor that waits to be taken out.
-        if here.op == "reduce_sum":
+        if graph.adds_up(node):
             return log, False, passed, node
         log += here.log_factor
         passed.append(node)
@@ -64,7 +64,7 @@ def _sum_before(graph: Graph, node: int | None) -> int | None:
     """The sum that a use acts on, through steps that move or multiply it."""
     while node is not None and graph.moves(node):
         node = graph.nodes[node].parents[0]
-    return node if node is not None and graph.nodes[node].op == "reduce_sum" else None
+    return node if node is not None and graph.adds_up(node) else None
 
 
 def before(graph: Graph, node: int | None, taken: Set[int]) -> float:
@@ -78,7 +78,7 @@ def before(graph: Graph, node: int | None, taken: Set[int]) -> float:
         if here.how not in ("linear", "homogeneous") or len(here.parents) != 1:
             break
         # Of what is summed (a mean over coordinates that grow) only the size of the entries is known.
-        summed = summed or here.op == "reduce_sum"
+        summed = summed or graph.adds_up(node)
         log = 0.0 if summed else log + here.log_factor
         node = here.parents[0]
     return log

@@ -72,8 +72,9 @@ def paired(eqn: Any, inputs: Sequence[Any], node: int, how: str) -> Pair | None:
     return None
 
 
-def summed(eqn: Any, value: Any) -> tuple[int, ...]:
-    """Sizes of the axes that a sum runs over and both of a pair vary along; none where there is no product of activations to be summed."""
-    if eqn.primitive.name != "reduce_sum" or value.pair is None or value.pair.kind == "difference":
-        return ()
-    return tuple(n for a, n in enumerate(eqn.invars[0].aval.shape) if a in eqn.params["axes"] and value.pair.shared[a])
+def pair_summed(pair: Pair | None, shape: Sequence[int], over: Sequence[int]) -> dict[str, Any]:
+    """What a node that sums over some axes knows of the pair that it sums: sizes of the axes that both vary along, and the pair's node."""
+    if pair is None or pair.kind == "difference":
+        return {}
+    sizes = tuple(n for a, n in enumerate(shape) if a in over and pair.shared[a])
+    return {"contracted": sizes, "pair": pair.node} if sizes else {}

@@ -42,28 +42,28 @@ def summed_lists(found: Walk, shapes: Sequence[Shape], base_shapes: Sequence[Sha
     for sites in lists.values():
         at: dict[int, list[Site]] = {}
         for site in sites:
-            for node in _sums(graph, site.node):
+            for node in sums_behind(graph, site.node):
                 at.setdefault(node, []).append(site)
-        together = {a.leaf: a for members in at.values() for a in members if any(_apart(graph, a, b) for b in members)}
+        together = {a.leaf: a for members in at.values() for a in members if any(a.leaf != b.leaf and apart(graph, a, b) for b in members)}
         yield from (Unresolved(leaf, together[leaf].op, LISTED) for leaf in sorted(together))
 
 
-def _sums(graph: Graph, node: int) -> list[int]:
+def sums_behind(graph: Graph, node: int) -> list[int]:
     """Sums that an activation is a term of, as long as nothing else is made of it."""
     found: list[int] = []
     while len(graph.children[node]) == 1 and node not in graph.outputs:
         node = graph.children[node][0]
         op = graph.nodes[node].op
-        if op in ("add", "add_any", "sub", "reduce_sum"):
+        if op in ("add", "add_any", "sub") or graph.adds_up(node):
             found.append(node)
         elif not (graph.moves(node) or op in ("concatenate", "stack")):
             break
     return found
 
 
-def _apart(graph: Graph, a: Site, b: Site) -> bool:
-    """Whether two leaves act on activations neither of which is made of the other."""
-    if a.leaf == b.leaf or a.operand is None or b.operand is None:
+def apart(graph: Graph, a: Site, b: Site) -> bool:
+    """Whether two uses of leaves act on activations neither of which is made of the other."""
+    if a.operand is None or b.operand is None:
         return False
     first, last = sorted((graph.root(a.operand), graph.root(b.operand)))
     return first == last or not graph.made_of(last, first)

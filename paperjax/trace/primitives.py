@@ -38,6 +38,8 @@ LINEAR = (
     "neg", "reduce_sum", "cumsum", "reduce_window_sum", "real", "imag", "complex", "conj", "gather", "concatenate", "scatter-add",
     "dynamic_update_slice", "fft", "psum", "stack", "all_gather", "ppermute", "all_to_all",
 )  # fmt: skip
+# Sums over axes, with a result of each or of all the terms so far.
+SUMS = ("reduce_sum", "cumsum")
 # The power of their operand that they are.
 POWERS = {"rsqrt": -0.5, "sqrt": 0.5}
 ROOTS = {power: name for name, power in POWERS.items()}
@@ -202,6 +204,11 @@ def moved_entries(eqn: jex.JaxprEqn, entries: np.ndarray) -> list[np.ndarray]:
     with jax.ensure_compile_time_eval():
         found = eqn.primitive.bind(entries, **eqn.params)
     return [np.asarray(part) for part in (found if eqn.primitive.multiple_results else [found])]
+
+
+def summed_axes(eqn: jex.JaxprEqn) -> tuple[int, ...]:
+    """Axes that one of `SUMS` sums over."""
+    return tuple(map(int, eqn.params["axes"])) if eqn.primitive.name == "reduce_sum" else (eqn.params["axis"],)
 
 
 def mixed_axes(eqn: jex.JaxprEqn) -> list[tuple[int, int]]:

@@ -164,6 +164,12 @@ def infinite_axes(at: Shapes, base: Mapping[str, Any], target: Mapping[str, Any]
                     f"of the parameters changes with {name} beyond a numbered layer. "
                     "Name layers by numbers (layers_0, layers_1, ...), or stack them."
                 )
+            if name in structural and other.shape != leaf.shape and _all_kept(leaf, probe, full):
+                raise ValueError(
+                    f"leaf {leaf.path} of shape {leaf.shape} is there at {name}={target[name]}, and at {name}={base[name]} no leaf that is "
+                    f"numbered with it has that shape, while those that are there keep theirs: {name} adds layers of a kind that the "
+                    "smaller network has none of. Choose a base that has one of each kind."
+                )
             if len(other.shape) != len(leaf.shape):
                 raise ValueError(
                     f"leaf {leaf.path} has shape {leaf.shape} at {name}={target[name]} and {other.shape} at {name}={base[name]}: "
@@ -173,6 +179,12 @@ def infinite_axes(at: Shapes, base: Mapping[str, Any], target: Mapping[str, Any]
                 if a != b:
                     axes[leaf.path][axis].add(name)
     return Probe(full, {path: tuple(map(frozenset, found)) for path, found in axes.items()}, growing, tuple(structural))
+
+
+def _all_kept(leaf: Shape, probe: Sequence[Shape], full: Sequence[Shape]) -> bool:
+    """Whether all leaves that are numbered with one have shapes at one size that there are at the other, too."""
+    there, here = ({s.shape for s in among if pattern_of(s.path) == pattern_of(leaf.path)} for among in (probe, full))
+    return there <= here
 
 
 def _refuse_vanished(small: tuple[Shape, ...], full: tuple[Shape, ...], growing: Mapping[str, tuple[Any, Any]]) -> None:

@@ -12,12 +12,14 @@ import jax
 from paperjax.binding import nearest
 from paperjax.model import Family, Model, batch_form, check_model, family, join, split
 from paperjax.trace import primitives as prim
+from paperjax.trace.alike import Network, kinds, paired, parts
 from paperjax.trace.depth import Growth, growths, stream_factors
 from paperjax.trace.graph import Walk
 from paperjax.trace.initial import Law, read_laws
 from paperjax.trace.interactions import Interaction, interactions
 from paperjax.trace.interpret import wiring_of
 from paperjax.trace.leaf import Leaf, roles_of
+from paperjax.trace.made import only_growing
 from paperjax.trace.own import own_factors
 from paperjax.trace.probe import Probe, Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
 from paperjax.trace.settle import Use, overridden, refuse_unresolved
@@ -192,30 +194,37 @@ def read(
     pairs, found, found_base = base_shapes(at, base, target, probe), there.walk, small.walk
     uses = dict(uses or {})
     found, found_base = overridden(found, shapes, uses), _overridden_base(found_base, whole, shapes, uses)
+    big, little = Network(found, residual_adds(found), shapes), Network(found_base, residual_adds(found_base), whole)
+    keys, base_keys = kinds(big, little)
+    pairs = parts(big, little, keys, base_keys, pairs)
+    found = only_growing(found, found_base, [whole.index(part) for _, part, _ in pairs])
     refuse_unresolved(found, shapes, whole, axes, uses)
     leaves = []
     for i, shape in enumerate(shapes):
-        narrow, part = pairs[i]
+        narrow, part, alike = pairs[i]
         sites = tuple(site for site in found.sites if site.leaf == i)
         infinite = axes[shape.path]
         laws = there.laws[i], small.laws[whole.index(part)], there.laws[i]
-        leaves.append(Leaf(shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles_of(sites, infinite), *laws))
+        leaves.append(
+            Leaf(shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles_of(sites, infinite), *laws, alike=alike)
+        )
     traced = (there, small, _narrow(fam, x, base, target, leaves, probe, there, small))
     settled = {id(t): t._replace(walk=_overridden_base(t.walk, t.shapes, shapes, uses)) for t in traced}
     there, small, narrow = (settled[id(t)] for t in traced)
     wider = growing_sums(there.walk, narrow.walk, shapes, narrow.shapes)
-    leaves = _with_own_factors(leaves, [part for _, part in pairs], there, small, narrow, wider)
+    leaves = _with_own_factors(leaves, [part for _, part, _ in pairs], there, small, narrow, wider)
     unweighed = unscaled(there.walk, narrow.walk, wider)
-    adds, base_adds = residual_adds(found), residual_adds(found_base)
-    streams, base_streams = stream_factors(found, adds), stream_factors(found_base, base_adds)
-    own_base = [branch_factor(found_base, add) - log for add, (log, _) in zip(base_adds, base_streams)] or [0.0]
-    logs = [branch_factor(found, add) - log for add, (log, _) in zip(adds, streams)]
-    own = tuple(math.exp(log - own_base[min(i, len(own_base) - 1)]) for i, log in enumerate(logs))
-    grown = growths(found, adds, base_adds, shapes, whole)
+    streams, base_streams = stream_factors(found, big.adds), stream_factors(found_base, little.adds)
+    own_base = [branch_factor(found_base, add) - log for add, (log, _) in zip(little.adds, base_streams)]
+    logs = [branch_factor(found, add) - log for add, (log, _) in zip(big.adds, streams)]
+    own = tuple(math.exp(log - own_base[k] if own_base else log) for log, k in zip(logs, paired(keys, base_keys)))
+    grown = growths(big, little, keys, base_keys)
     scaled = _scaled(found, found_base, shapes, whole)
     _warn_of_fixed_heads(scaled, leaves)
     fading = tuple(f for _, f in streams)
-    return Program(dict(base), dict(target), tuple(leaves), adds, own, grown, fading, scaled, found, there.copies, there.wiring, unweighed)
+    return Program(
+        dict(base), dict(target), tuple(leaves), big.adds, own, grown, fading, scaled, found, there.copies, there.wiring, unweighed
+    )
 
 
 def _narrow(

@@ -1,13 +1,16 @@
 """What the trace cannot tell is refused, and the caller's `Use` settles it."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from paperjax.binding import nearest
 from paperjax.trace.graph import WEIGHTED, Graph, Site, Unresolved, Walk
+from paperjax.trace.made import PARTIAL
 from paperjax.trace.parts import LISTED, growing_lists, summed_lists
 from paperjax.trace.probe import Shape
 
+WORDS = "Use(inside=(axes summed over), out=(free axes), stack=(axes of copies), kind='product')"
 KINDS = ("product", "convolution", "lookup", "elementwise")
 
 
@@ -123,6 +126,10 @@ def _example(problem: Unresolved, found: Walk, shapes: Sequence[Shape], axes: Ax
     sites, axis = [site for site in found.sites if site.leaf == problem.leaf], problem.axis
     uses = list(dict.fromkeys(Use(site.inside, site.out, site.stack, site.kind) for site in sites))
     form = f"uses={{{shape.path!r}: pj.trace.%s}}"
+    if problem.parts and axis is not None:
+        return _split_example(problem, uses, shape, axis, form)
+    if len(uses) == 1 and problem.reason == PARTIAL:
+        return f"{form % _written(uses[0])} if it is a gate, and the plan is to leave the sums to the model"
     if len(uses) == 1 and axis is not None:
         # The axis counts copies, or it is what the trace took it for, or a free axis that comes in parts (heads, one by one).
         inside, out, stack = (tuple(a for a in part if a != axis) for part in (uses[0].inside, uses[0].out, uses[0].stack))
@@ -146,25 +153,43 @@ def _example(problem: Unresolved, found: Walk, shapes: Sequence[Shape], axes: Ax
         use = uses[0]
         if use.kind == "elementwise" or (use.out and any(infinite[a] for a in use.inside)):
             return form % _written(use)
-    words = "Use(inside=(axes summed over), out=(free axes), stack=(axes of copies), kind='product')"
-    return f"{form % words}, the axes by number, or kind='elementwise' and no inside if its entries are added or multiplied one by one"
+    return f"{form % WORDS}, the axes by number, or kind='elementwise' and no inside if its entries are added or multiplied one by one"
+
+
+def _split_example(problem: Unresolved, uses: Sequence[Use], shape: Shape, axis: int, form: str) -> str:
+    """The leaf with an axis for each part, and its use; and the use of the axis as it is."""
+    if len(uses) != 1 or not _covers(uses[0], shape) or math.prod(part.size for part in problem.parts) != shape.shape[axis]:
+        apart = "a leaf that has an axis for each part, and pj.trace.Use(inside=(the part that is summed over, ...), out=(the other, ...))"
+        return f"{apart}, with its path, if the data make a kernel with it; or with {form % WORDS} if it is none"
+    use, more = uses[0], len(problem.parts) - 1
+    place = {a: a + more * (a > axis) for a in range(len(shape.shape))}
+    split = {kind: [axis + i for i, part in enumerate(problem.parts) if part.kind == kind] for kind in ("inside", "out", "stack")}
+    inside, out, stack = (tuple(sorted([place[a] for a in getattr(use, kind) if a != axis] + split[kind])) for kind in split)
+    told = f"uses={{path: pj.trace.{_written(Use(inside, out, stack))}}}, with its path,"
+    parts = tuple(part.size for part in problem.parts)
+    sizes = (*shape.shape[:axis], *parts, *shape.shape[axis + 1 :])
+    return (
+        f"a leaf of shape {sizes}, which has an axis for each part, and {told} if the data make a kernel with it; "
+        f"or with {form % _written(use)} if it is none, and the plan is to leave that sum to the model"
+    )
 
 
 def _made_into_kernel(found: Walk, sites: Sequence[Site]) -> bool:
     """Whether the results of some uses go into a product with other activations, with no function before it and no softmax after it."""
-    graph = Graph(found)
+    graph, pairs = Graph(found), {node.pair for node in found.nodes}
 
     def after(nodes: set[int]) -> set[int]:
-        """What is made of some activations, up to the first that is not linear in them."""
+        """What is made of some activations, up to the first that is not linear in them, nor a product that is summed afterwards."""
         todo, seen = list(nodes), set()
         while todo:
             for child in set(graph.children[todo.pop()]) - seen:
                 seen.add(child)
-                if found.nodes[child].how in ("linear", "affine"):
+                if found.nodes[child].how in ("linear", "affine") or child in pairs:
                     todo.append(child)
         return seen
 
-    products = {i for i in after({site.node for site in sites}) if found.nodes[i].how == "bilinear" and found.nodes[i].contracted}
+    made = {i: found.nodes[i] for i in after({site.node for site in sites})}
+    products = {i for i, node in made.items() if node.contracted and (node.how == "bilinear" or node.pair is not None)}
     # Of queries and keys come scores, not a layer's result.
     return bool(products) and not any(found.nodes[i].op == "exp" for i in after(products))
 
@@ -201,7 +226,7 @@ def _problems(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping
 def _copies(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping[str, Use]) -> Iterator[Unresolved]:
     """Axes of copies whose number grows, unless a scan goes through them one after the other: that is depth."""
     doubtful = {u.leaf for u in found.unresolved if u.axis is None}
-    count = {name for u in found.unresolved if u.axis is not None for name in axes[shapes[u.leaf].path][u.axis]}
+    count = {name for u in found.unresolved if u.axis is not None and not u.parts for name in axes[shapes[u.leaf].path][u.axis]}
     flagged: list[Unresolved] = []
     for site in found.sites:
         path = shapes[site.leaf].path

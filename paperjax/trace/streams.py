@@ -56,7 +56,7 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
             members.add(node)
             if node in found:
                 node = found[node][1]
-            elif graph.moves(node) or _added(graph, node):
+            elif graph.moves(node) or added(graph, node):
                 node = graph.nodes[node].parents[0]
             else:
                 return members
@@ -87,7 +87,7 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
     return tuple(add._replace(leaves=tuple(dict.fromkeys((*leaves(i), *beside[i]))), beside=beside[i]) for i, (add, _) in found.items())
 
 
-def _added(graph: Graph, node: int) -> tuple[int, ...]:
+def added(graph: Graph, node: int) -> tuple[int, ...]:
     """Leaves that an activation adds to its one parent, if that is all it does."""
     here, sites = graph.nodes[node], graph.sites.get(node, ())
     alone = len(here.parents) == 1 and here.op in ("add", "add_any", "sub") and sites and all(site.effect == "plus" for site in sites)
@@ -98,11 +98,11 @@ def _beside(graph: Graph, add: int, stream: int) -> tuple[int, ...]:
     found: list[int] = []
     while len(graph.children[add]) == 1:
         add = graph.children[add][0]
-        if not _added(graph, add) and not (graph.moves(add) and graph.nodes[add].log_factor == 0):
+        if not added(graph, add) and not (graph.moves(add) and graph.nodes[add].log_factor == 0):
             break
-        found += _added(graph, add)
-    while len(graph.children[stream]) == 1 and _added(graph, stream):
-        found += _added(graph, stream)
+        found += added(graph, add)
+    while len(graph.children[stream]) == 1 and added(graph, stream):
+        found += added(graph, stream)
         stream = graph.nodes[stream].parents[0]
     return tuple(leaf for leaf in dict.fromkeys(found) if leaf in graph.used_once)
 

@@ -5,14 +5,15 @@ parametrization cannot scale it. Products of two activations, which attention is
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import NamedTuple
 
 from paperjax.trace import primitives as prim
-from paperjax.trace.graph import Graph, Walk
+from paperjax.trace.graph import CONTRACTING, Graph, Walk
 from paperjax.trace.interactions import after, multiplied
 from paperjax.trace.origins import makers, own_size, summed_over
 from paperjax.trace.own import before, behind_uses
+from paperjax.trace.parts import apart, sums_behind
 from paperjax.trace.probe import Shape, pattern_of
 
 
@@ -27,12 +28,15 @@ class Sum(NamedTuple):
         Number of coordinates it sums over.
     leaves
         Leaves that made what it sums.
+    uses
+        Uses of one leaf whose results are its terms, where they are added up one by one, ``sum(h @ w for h in heads)``.
     """
 
     path: tuple[int, ...]
     node: int
     size: int
     leaves: tuple[int, ...]
+    uses: tuple[int, ...] = ()
 
 
 Pairs = tuple[tuple[Sum, Sum], ...]
@@ -41,16 +45,33 @@ Pairs = tuple[tuple[Sum, Sum], ...]
 def sums(walk: Walk) -> tuple[Sum, ...]:
     """All sums of activations that no leaf weighs and leaves have made, in the order of execution."""
     graph = Graph(walk)
-    found = [i for i, node in enumerate(graph.nodes) if node.op in ("reduce_sum", "dot_general") and _is_sum(graph, i)]
+    found = [i for i in range(len(graph.nodes)) if _is_sum(graph, i)]
     made = [Sum(graph.nodes[i].path, i, summed_over(graph, i), makers(graph, i)) for i in found]
-    return tuple(one for one in made if one.leaves)
+    lists = (one for one in _lists(graph, walk) if one.node not in found)
+    return tuple(sorted((*(one for one in made if one.leaves), *lists), key=lambda one: one.node))
+
+
+def _lists(graph: Graph, walk: Walk) -> Iterator[Sum]:
+    """Sums of the results of several uses of one leaf, side by side."""
+    uses: dict[int, dict[int, list[int]]] = {}
+    for k, site in enumerate(walk.sites):
+        if site.kind in CONTRACTING and site.operand is not None and not site.reused:
+            at = uses.setdefault(site.leaf, {})
+            for node in sums_behind(graph, site.node):
+                at.setdefault(node, []).append(k)
+    for leaf, at in uses.items():
+        for found in dict.fromkeys(tuple(those) for those in at.values()):
+            whole = not any(set(found) < set(those) for those in at.values())
+            if len(found) > 1 and whole and apart(graph, *(walk.sites[k] for k in found[:2])):
+                node = min(node for node, those in at.items() if tuple(those) == found)
+                yield Sum(graph.nodes[node].path, node, len(found), (leaf,), found)
 
 
 def _is_sum(graph: Graph, i: int) -> bool:
     """Whether a sum is neither a product with a leaf nor one of two activations."""
     node = graph.nodes[i]
     with_itself = node.op == "dot_general" and node.how == "bilinear" and len(node.parents) == 1
-    return not graph.contracts(i) and (with_itself or (node.op == "reduce_sum" and multiplied(graph, i) is None))
+    return not graph.contracts(i) and (with_itself or (graph.adds_up(i) and multiplied(graph, i) is None))
 
 
 def growing_sums(found: Walk, other: Walk, shapes: Sequence[Shape], others: Sequence[Shape]) -> Pairs:
@@ -92,8 +113,21 @@ def _log_scales(walk: Walk, these: list[Sum]) -> list[float]:
     # What is a leaf's own, the plan takes for an initialization.
     _, taken = behind_uses(graph, walk, {one.node for one in these})
     nodes = [graph.nodes[one.node] for one in these]
-    ahead = [before(graph, node.parents[0], taken) * (2 if node.op == "dot_general" else 1) for node in nodes]
+    ahead = [
+        _before_list(graph, walk, one, taken) if one.uses else before(graph, node.parents[0], taken) * (2 if node.how == "bilinear" else 1)
+        for one, node in zip(these, nodes)
+    ]
     return [log + node.log_factor + _after(graph, one, taken) for log, node, one in zip(ahead, nodes, these)]
+
+
+def _before_list(graph: Graph, walk: Walk, total: Sum, taken: Set[int]) -> float:
+    """Logarithm of the numbers that multiply a term, before and behind the use of the leaf that they share."""
+    site = walk.sites[total.uses[0]]
+    log, node = site.log_factor + before(graph, site.operand, taken), graph.children[site.node][0]
+    while node < total.node:
+        log += graph.nodes[node].log_factor
+        node = graph.children[node][0]
+    return log
 
 
 def _after(graph: Graph, total: Sum, taken: set[int]) -> float:

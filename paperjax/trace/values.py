@@ -338,6 +338,12 @@ def effect_of(name: str, operand: int) -> str:
 
 
 def known_number(value: Any) -> Any:
-    """A known number without axes; `None` for anything else."""
-    known = np.shape(value) == () and not isinstance(value, Tracer) and not jnp.issubdtype(jnp.result_type(value), jax.dtypes.extended)
-    return value if known else None
+    """The known number that all entries of a constant equal; `None` for anything else."""
+    if isinstance(value, Tracer) or jnp.issubdtype(jnp.result_type(value), jax.dtypes.extended):
+        return None
+    if np.shape(value) == ():
+        return value
+    if np.size(value) == 0 or not getattr(value, "is_fully_addressable", True):
+        return None
+    entries = np.asarray(value).reshape(-1)
+    return entries[0] if entries[0] == entries[-1] and np.all(entries == entries[0]) else None

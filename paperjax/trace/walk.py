@@ -10,7 +10,8 @@ from jax.extend import core as jex
 
 from paperjax.trace import primitives as prim
 from paperjax.trace.graph import WEIGHTED, Late, Node, Site, Unresolved, Walk, settled
-from paperjax.trace.pairs import even_axes, paired, summed
+from paperjax.trace.made import PARTIAL, are_scores, beside_weights, over_copies, passed_on, rows_after, split_by_product, split_by_sum
+from paperjax.trace.pairs import even_axes, pair_summed, paired
 from paperjax.trace.values import (
     Piece,
     Row,
@@ -22,7 +23,7 @@ from paperjax.trace.values import (
     join,
     known_number,
     likely,
-    moved,
+    log_of,
     multiplied,
     parameters,
     reuse,
@@ -33,14 +34,10 @@ from paperjax.trace.values import (
 
 def walk(jaxpr: jex.ClosedJaxpr, n_leaves: int) -> Walk:
     """Walk the jaxpr of a function whose first `n_leaves` inputs are parameters and whose others are data."""
-    walker = _Walker()
-    inputs = []
-    for i, var in enumerate(jaxpr.jaxpr.invars):
-        rank = len(var.aval.shape)  # pyright: ignore[reportAttributeAccessIssue]
-        if i < n_leaves:
-            inputs.append(Value(pieces=(Piece(i, tuple((axis,) for axis in range(rank))),)))
-        else:
-            inputs.append(Value(node=walker.node("input", (), var, (), "linear")))
+    shapes = [var.aval.shape for var in jaxpr.jaxpr.invars[:n_leaves]]  # pyright: ignore[reportAttributeAccessIssue]
+    walker = _Walker(shapes)
+    inputs = [Value((Piece(i, tuple((axis,) for axis in range(len(shape)))),)) for i, shape in enumerate(shapes)]
+    inputs += [Value(node=walker.node("input", (), var, (), "linear")) for var in jaxpr.jaxpr.invars[n_leaves:]]
     outputs = walker.jaxpr(jaxpr, inputs, ())
     for value in outputs:
         # A parameter that is an output, alone: a constant function.
@@ -50,7 +47,8 @@ def walk(jaxpr: jex.ClosedJaxpr, n_leaves: int) -> Walk:
 
 
 class _Walker:
-    def __init__(self) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        self.shapes = shapes
         self.nodes: list[Node] = []
         self.sites: list[Site] = []
         self.unresolved: list[Unresolved] = []
@@ -61,6 +59,13 @@ class _Walker:
 
     def node(self, op: str, path: tuple[int, ...], var: Any, parents: Sequence[int], how: str, **more: Any) -> int:
         self.nodes.append(Node(op, path, tuple(var.aval.shape), tuple(parents), how, repeats=self.repeats, **more))
+        return len(self.nodes) - 1
+
+    def total(self, of: int, shape: tuple[int, ...] | None, path: tuple[int, ...]) -> int:
+        """The sum, of some shape, of an activation that an equation makes on the way; the activation where it makes none."""
+        if shape is None:
+            return of
+        self.nodes.append(Node("reduce_sum", path, shape, (of,), "linear", repeats=self.repeats))
         return len(self.nodes) - 1
 
     def site(
@@ -150,13 +155,18 @@ class _Walker:
         if name == "dynamic_slice" and inputs[0].pieces:
             return self.looked_up(eqn, inputs, path, prim.slice_axes(eqn), [(a,) for a in range(len(eqn.outvars[0].aval.shape))])
         parents = tuple(dict.fromkeys(value.node for value in inputs if value.node is not None))
+        if name == "reduce_sum":
+            parents = (self.total(parents[0], beside_weights(eqn, inputs[0]), path),)
         signs = [value.node is not None and self.nodes[value.node].how == "sign" for value in inputs]
         how, log_factor = dependence(eqn, inputs, signs)
-        sizes = summed(eqn, inputs[0])
-        more = {"contracted": sizes, "pair": inputs[0].pair.node} if sizes and inputs[0].pair else {}
+        more = pair_summed(inputs[0].pair, eqn.invars[0].aval.shape, prim.summed_axes(eqn)) if name == "reduce_sum" else {}
+        if name == "cumsum":
+            more = {"contracted": tuple(eqn.invars[0].aval.shape[a] for a in prim.summed_axes(eqn))}
         outputs = [self.node(as_root(name, inputs), path, var, parents, how, log_factor=log_factor, **more) for var in eqn.outvars]
         opaque = name not in (*prim.ELEMENTWISE, *prim.RESHAPING, *prim.KEEPING_AXES, *prim.LINEAR, "dynamic_update_slice", "scatter")
-        rows = self.rows(eqn, inputs, path, outputs[0])
+        rows = rows_after(eqn, inputs)
+        if name in prim.SUMS:
+            self.summed(eqn, inputs[0], path, outputs[0], prim.summed_axes(eqn))
         for i, value in enumerate(inputs):
             if value.node is None and value.leaves():
                 if opaque:
@@ -164,35 +174,20 @@ class _Walker:
                     self.unknown_site([Tangled(leaf, reason) for leaf in value.leaves()], "product", eqn, path, outputs[0], parents[0])
                 else:
                     self.elementwise_site(value, eqn, path, outputs[0], parents[0], effect_of(name, i))
-                    if name == "mul" and len(eqn.outvars) == 1:
-                        rank = len(eqn.outvars[0].aval.shape)
-                        rows += tuple(Row(p, "times", outputs[0]) for p in value.pieces if p.linear and len(p.axes) == rank)
+                    if name == "mul" or name in prim.ADDITIVE:
+                        rank, kind = len(eqn.outvars[0].aval.shape), "times" if name == "mul" else "added"
+                        rows += tuple(Row(p, kind, outputs[0]) for p in value.pieces if p.linear and len(p.axes) == rank)
         even, pair = even_axes(eqn, inputs), paired(eqn, inputs, outputs[0], how)
         return [Value(node=node, rows=rows, even=even, pair=pair) for node in outputs]
 
-    def rows(self, eqn: Any, inputs: list[Value], path: tuple[int, ...], node: int) -> tuple[Row, ...]:
-        """What can still be told of the parameters' axes in the result of an equation on activations."""
-        name = eqn.primitive.name
-        rows = tuple(row for value in inputs for row in value.rows)
-        if not rows or len(eqn.outvars) != 1:
-            return rows if name == "split" else ()
-        if name in prim.RESHAPING:
-            return tuple(row._replace(piece=moved([row.piece], eqn)[0]) for row in rows)
-        if name in prim.KEEPING_AXES:
-            return rows
-        if name == "reduce_sum":
-            self.summed(eqn, inputs[0], path, node)
-            return ()
-        rank = len(eqn.outvars[0].aval.shape)
-        if name in prim.ELEMENTWISE:
-            return tuple(row for row in rows if row.kind == "made" and len(row.piece.axes) == rank)
-        return ()
-
-    def summed(self, eqn: Any, value: Value, path: tuple[int, ...], node: int) -> None:
+    def summed(self, eqn: Any, value: Value, path: tuple[int, ...], node: int, over: tuple[int, ...]) -> None:
         """``sum(w * x)`` over axes of w is a product."""
-        over = tuple(eqn.params["axes"])
+        self.unresolved += split_by_sum(eqn, value, over)
         for row in value.rows:
             if row.kind == "times" and any(row.piece.axes[a] for a in over):
+                if eqn.primitive.name == "cumsum":
+                    self.tangle([row.piece.leaf], eqn, PARTIAL, next(a for i in over for a in row.piece.axes[i]))
+                    continue
                 rest = tuple(a for a in range(len(row.piece.axes)) if a not in over)
                 operand = self.nodes[row.node].parents[0]
                 site = self.site(row.piece, "product", eqn, path, node, operand, prim.Contraction(over, rest, ()), "times")
@@ -213,16 +208,10 @@ class _Walker:
         if len(weights) == 2:
             return [multiplied(inputs, eqn, kind)]
         if not weights:
-            parents = tuple(dict.fromkeys(value.node for value in inputs if value.node is not None))
-            data = [i for i, value in enumerate(inputs) if value.node is not None]
-            sizes = tuple(eqn.invars[data[0]].aval.shape[a] for a in axes[data[0]].contracted)
-            both = len(data) == 2
-            how = "bilinear" if both else "linear"
-            node = self.node(eqn.primitive.name, path, var, parents, how, contracted=sizes if both else ())
-            if both:
-                self.contracted_rows(eqn, inputs, path, node, axes)
-            return [Value(node=node)]
+            return [Value(node=self.without_weights(eqn, inputs, path, axes))]
         weight, operand = weights[0], inputs[1 - weights[0]].node
+        if kind == "product" and operand is not None:
+            operand = self.total(operand, over_copies(eqn, inputs[weight], weight, axes, self.shapes), path)
         # A constant that meets a weight is data all the same: fixed positions, say.
         node = self.node(eqn.primitive.name, path, var, () if operand is None else (operand,), "linear")
         rows = []
@@ -238,17 +227,35 @@ class _Walker:
                 rows.append(Row(piece._replace(axes=found), "made" if operand is not None else "constant", node))
         return [Value(node=node, rows=tuple(rows))]
 
+    def without_weights(self, eqn: Any, inputs: list[Value], path: tuple[int, ...], axes: Sequence[prim.Contraction]) -> int:
+        """The activation that a product of two activations makes, or of one with a constant."""
+        name, var, data = eqn.primitive.name, eqn.outvars[0], [i for i, value in enumerate(inputs) if value.node is not None]
+        parents = tuple(dict.fromkeys(value.node for value in inputs if value.node is not None))
+        over, shape, constant = axes[data[0]].contracted, eqn.invars[data[0]].aval.shape, inputs[1 - data[0]]
+        sizes = tuple(shape[a] for a in over)
+        if len(data) == 2:
+            node = self.node(name, path, var, parents, "bilinear", contracted=sizes)
+            self.contracted_rows(eqn, inputs, path, node, axes)
+            return node
+        if constant.scalar is None:
+            return self.node(name, path, var, parents, "linear")
+        # With one number for all entries, ``h @ ones(n)``, it is a sum.
+        more = {"contracted": sizes} | pair_summed(inputs[data[0]].pair, shape, over)
+        node = self.node(name, path, var, parents, "linear", log_factor=log_of(constant), **more)
+        self.summed(eqn, inputs[data[0]], path, node, over)
+        return node
+
     def contracted_rows(self, eqn: Any, inputs: list[Value], path: tuple[int, ...], node: int, axes: Sequence[prim.Contraction]) -> None:
         """What a product of two activations says of parameters whose axes it sums over."""
-        # Scores of attention pair positions, q_t . k_s, and sum over coordinates; weights of copies belong to the position that is copied.
-        scores = _has_positions(inputs[0], axes[0]) and _has_positions(inputs[1], axes[1])
+        scores = are_scores(inputs, axes)
+        self.unresolved += split_by_product(eqn, inputs, axes)
         for i, value in enumerate(inputs):
             for row in value.rows:
                 over = union(row.piece.axes[a] for a in axes[i].contracted)
                 free = union(row.piece.axes[a] for a in axes[i].free)
                 other = inputs[1 - i]
                 # Of two vectors that are looked up neither is the other's weight; a matrix is a vector's.
-                left = union(o.piece.axes[a] for o in other.rows for a in axes[1 - i].free)
+                left = union(o.piece.axes[a] for o in other.rows if o.kind != "added" for a in axes[1 - i].free)
                 both = row.kind == "lookup" and set(free) - set(over) and not left
                 if not over or any(o.kind == "constant" or (o.kind == "lookup" and not both) for o in other.rows):
                     continue
@@ -301,7 +308,7 @@ class _Walker:
 
     def scan(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         n_consts, n_carry, body = eqn.params["num_consts"], eqn.params["num_carry"], prim.closed(eqn.params["jaxpr"])
-        consts = [reuse(value)._replace(scalar=value.scalar) for value in inputs[:n_consts]]
+        consts = [reuse(value)._replace(scalar=value.scalar, rows=passed_on(value, False)) for value in inputs[:n_consts]]
         rows = [
             self.slice_of(value, eqn, var, path)
             for value, var in zip(inputs[n_consts + n_carry :], body.jaxpr.invars[n_consts + n_carry :])
@@ -319,7 +326,8 @@ class _Walker:
 
     def while_loop(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         n_cond, n_body, body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"], prim.closed(eqn.params["body_jaxpr"])
-        consts = [reuse(value)._replace(scalar=value.scalar) for value in inputs[n_cond : n_cond + n_body]]
+        given = inputs[n_cond : n_cond + n_body]
+        consts = [reuse(value)._replace(scalar=value.scalar, rows=passed_on(value, False)) for value in given]
 
         def step(carry: list[Value]) -> list[Value]:
             return self.jaxpr(body, [*consts, *carry], (*path, 1))
@@ -356,7 +364,7 @@ class _Walker:
 
     def slice_of(self, value: Value, eqn: Any, var: Any, path: tuple[int, ...]) -> Value:
         if value.node is not None:
-            return Value(node=self.node("row", path, var, (value.node,), "linear"))
+            return Value(node=self.node("row", path, var, (value.node,), "linear"), rows=passed_on(value, True))
         if value.pieces:
             sliced = [(p, p.axes[0]) for p in value.pieces]
             return Value(tuple(p._replace(axes=p.axes[1:], stack=p.stack + a, scans=p.scans + (path,) * len(a)) for p, a in sliced))
@@ -389,8 +397,3 @@ class _Walker:
                 joined = Value(node=node)
             results.append(joined)
         return results
-
-
-def _has_positions(value: Value, axes: prim.Contraction) -> bool:
-    """Whether the data bring a free axis of their own into a product: one that runs over no axis of a parameter."""
-    return any(not any(row.piece.axes[a] for row in value.rows) for a in axes.free)

@@ -72,12 +72,28 @@ SCALED = {
     "a committee": (features(lambda h, p, n: h.sum(-1) / n**0.5), -0.5),
     "a committee of relus": (model(lambda width: {"w": (5, width)}, lambda p, x, n: jax.nn.relu(x @ p["w"]).sum(-1) / n**0.5), -0.5),
     "a plain sum": (features(lambda h, p, n: h.sum((1, 2))), 0.0),
+    "a product with ones": (features(lambda h, p, n: h @ jnp.ones(n)), 0.0),
+    "a product with NumPy's ones, over a root": (features(lambda h, p, n: h @ np.ones((n, 1), np.float32) / n**0.5), -0.5),
+    "a product with a root": (features(lambda h, p, n: h @ jnp.full(n, n**-0.5)), -0.5),
+    "partial sums": (features(lambda h, p, n: jnp.cumsum(h, -1)[..., -1]), 0.0),
+    "all partial sums": (features(lambda h, p, n: jnp.tanh(jnp.cumsum(h, -1) / n**0.5) @ p["v"], v=("width", "some")), -0.5),
     "a mean, times a root": (features(lambda h, p, n: h.mean(-1) * n**0.5), -0.5),
     "distances to prototypes": (
         features(lambda h, p, n: -((h[:, :, None] - p["c"][None, None]) ** 2).sum(-1), c=("some", "width")),
         0.0,
     ),
+    # What is behind the output matrix is not the sum's, except that it makes a mean of it.
     "one output for all heads": (heads(lambda h, p, n: jnp.einsum("bthd,do->bto", h, p["o"]) / (n // 4) ** 0.5), 0.0),
+    "copies of the output matrix": (
+        heads(lambda h, p, n: jnp.einsum("bthd,hdo->bto", h, jnp.broadcast_to(p["o"], (n // 4, 4, 3))) / (n // 4) ** 0.5),
+        0.0,
+    ),
+    "a tiled output matrix": (heads(lambda h, p, n: h.reshape(*h.shape[:2], n) @ jnp.tile(p["o"], (n // 4, 1))), 0.0),
+    "one output for all heads, one by one": (
+        heads(lambda h, p, n: sum(h[:, :, i] @ p["o"] for i in range(n // 4)) / (n // 4) ** 0.5),
+        -0.5,
+    ),
+    "one output for all heads, entry by entry": (heads(lambda h, p, n: (h[..., None] * p["o"][None, None, None]).sum((2, 3))), 0.0),
     "heads in one row": (heads(lambda h, p, n: jnp.tanh(h).reshape(*h.shape[:2], n // 4, 4).sum(2) @ p["o"]), 0.0),
     "squares": (features(lambda h, p, n: (h * h).sum(-1)), 0.0),
     "squares by a product": (features(lambda h, p, n: jnp.einsum("btn,btn->bt", h, h) / n**0.5), -0.5),
@@ -92,6 +108,16 @@ SCALED = {
 
 SILENT = {
     "a mean": features(lambda h, p, n: h.mean(-1)),
+    "a mean by ones": features(lambda h, p, n: h @ jnp.ones(n) / n),
+    "a mean by a product": features(lambda h, p, n: h @ jnp.full((n, 1), 1 / n)),
+    "a mean by partial sums": features(lambda h, p, n: jnp.cumsum(h / n, -1)[..., -1]),
+    "partial means": features(lambda h, p, n: (jnp.cumsum(h, -1) / n) @ p["v"], v=("width", "some")),
+    "partial sums over positions": features(lambda h, p, n: jnp.cumsum(h, 1) @ p["v"], v=("width", "some")),
+    "a norm by ones": features(
+        lambda h, p, n: h / jnp.sqrt((h**2) @ jnp.ones((n, 1)) / n + 1e-6) @ p["v"], v=("width", "some")
+    ),
+    "a softmax by ones": features(lambda h, p, n: jnp.exp(h) / (jnp.exp(h) @ jnp.ones((n, 1))) @ p["v"], v=("width", "some")),
+    "a readout by ones": features(lambda h, p, n: (h * p["v"][None]) @ jnp.ones(n), v=("one", "width")),
     "a sum over its size": features(lambda h, p, n: h.sum(-1) / n),
     "a division before the sum": features(lambda h, p, n: (h / n).sum(-1)),
     "a division before the sum of a projection": model(lambda width: {"w": (5, width)}, lambda p, x, n: (x @ p["w"] / n).sum(-1)),
@@ -119,6 +145,13 @@ SILENT = {
     "a cosine": features(lambda h, p, n: (unit(h) * unit(h[:, ::-1])).sum(-1)),
     "a product of features over n": features(lambda h, p, n: jnp.einsum("btn,bsn->bts", h, jnp.tanh(h)) / n),
     "one output for all heads, over their number": heads(lambda h, p, n: jnp.einsum("bthd,do->bto", h, p["o"]) / (n // 4)),
+    "copies of the output matrix, over their number": heads(
+        lambda h, p, n: jnp.einsum("bthd,hdo->bto", h, jnp.broadcast_to(p["o"], (n // 4, 4, 3))) / (n // 4)
+    ),
+    "one output for all heads, one by one, over their number": heads(
+        lambda h, p, n: sum(h[:, :, i] @ p["o"] for i in range(n // 4)) / (n // 4)
+    ),
+    "each head's output over their number": heads(lambda h, p, n: sum((h[:, :, i] / (n // 4)) @ p["o"] for i in range(n // 4))),
     "the number of heads, before the sum": heads(lambda h, p, n: jnp.einsum("bthd,do->bto", h / (n // 4), p["o"])),
     "the nearest prototype": features(
         lambda h, p, n: jax.nn.one_hot(((h[:, :, None] - p["c"][None, None]) ** 2).sum(-1).argmin(-1), 3) @ p["c"], c=("some", "width")
@@ -198,6 +231,11 @@ MEANS = {
     "after": lambda h, n: h.sum(-1, keepdims=True) / n,
     "before": lambda h, n: (h / n).sum(-1, keepdims=True),
     "times": lambda h, n: (h * (1 / n)).sum(-1, keepdims=True),
+    "by ones": lambda h, n: h @ jnp.ones((n, 1)) / n,
+    "by ones, before": lambda h, n: (h / n) @ jnp.ones((n, 1)),
+    "by a product": lambda h, n: h @ jnp.full((n, 1), 1 / n),
+    "by partial sums": lambda h, n: jnp.cumsum(h, -1)[..., -1:] / n,
+    "by partial sums, before": lambda h, n: jnp.cumsum(h / n, -1)[..., -1:],
 }
 
 
@@ -211,11 +249,35 @@ def test_a_mean_has_one_plan_in_all_spellings(spelling, scheme):
     assert [leaf.factors for leaf in ours.leaves] == [leaf.factors for leaf in theirs.leaves]
 
 
+SUMMED = {
+    "a sum": lambda h, v: (h * v).sum(-1),
+    "ones": lambda h, v: (h * v) @ jnp.ones(h.shape[-1]),
+    "NumPy's ones": lambda h, v: (h * v) @ np.ones(h.shape[-1], np.float32),
+}
+
+
+@pytest.mark.parametrize("spelling", SUMMED)
+def test_a_readout_that_is_summed_by_a_product_with_ones_is_a_readout(spelling):
+    """sum_i v_i h_i: Table 3 of Tensor Programs V at a ratio of 4, standard deviation and learning rate 1/4."""
+    plan = planned(features(lambda h, p, n: SUMMED[spelling](h, p["v"][None, None]), v=("width",)))
+    (leaf,) = (leaf for leaf in plan.leaves if leaf.path == "['v']")
+    assert (leaf.role, leaf.factors.init_scale, leaf.factors.learning_rate) == ("output", 0.25, 0.25)
+
+
+def test_a_leaf_whose_products_are_added_up_one_by_one_is_refused():
+    with pytest.raises(ValueError, match=r"\['v'\] \(32,\), axis 0 .*at cumsum, .*added up one after the other.*Use\("):
+        planned(features(lambda h, p, n: jnp.cumsum(h * p["v"][None, None], -1), v=("width",)))
+
+
 ONE_FOR_ALL = {
     "the mean of the heads": lambda h, o, heads: h.mean(2) @ o,
     "after the product": lambda h, o, heads: jnp.einsum("bthd,do->bto", h, o) / heads,
     "before the product": lambda h, o, heads: jnp.einsum("bthd,do->bto", h / heads, o),
     "between": lambda h, o, heads: (h.sum(2) / heads) @ o,
+    "with copies": lambda h, o, heads: jnp.einsum("bthd,hdo->bto", h, jnp.broadcast_to(o, (heads, *o.shape))) / heads,
+    "with tiles": lambda h, o, heads: h.reshape(*h.shape[:2], -1) @ jnp.tile(o, (heads, 1)) / heads,
+    "entry by entry": lambda h, o, heads: (h[..., None] * o[None, None, None]).sum((2, 3)) / heads,
+    "one by one": lambda h, o, heads: sum(h[:, :, i] @ o for i in range(heads)) / heads,
 }
 
 
@@ -233,6 +295,16 @@ def test_a_mean_of_heads_has_one_plan_in_all_spellings(spelling):
     ours, theirs = (planned(family(ONE_FOR_ALL[one])) for one in (spelling, "the mean of the heads"))
     assert [leaf.factors for leaf in ours.leaves] == [leaf.factors for leaf in theirs.leaves]
     assert [leaf.factors.multiplier for leaf in ours.leaves] == [1.0, 1.0, 1.0]
+
+
+def test_logits_that_are_summed_by_a_product_with_ones_are_logits():
+    family = features(
+        lambda h, p, n: ((h @ p["q"])[:, :, None] * (h @ p["k"])[:, None]) @ jnp.ones(n) / n**0.5,
+        q=("width", "width"),
+        k=("width", "width"),
+    )
+    (scaling,) = planned(family).scalings
+    assert (scaling.factor, scaling.sort, scaling.op) == (pytest.approx(0.5), "product", "dot_general")
 
 
 def hypernetwork(width):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from paperjax.trace import primitives as prim
@@ -13,6 +14,14 @@ X = jnp.ones((4, 6, 5))
 
 FOUND = {
     "a sum": (lambda p, x: (x @ p["w"]).sum(-1), [8]),
+    "a product with ones": (lambda p, x: (x @ p["w"]) @ jnp.ones(p["w"].shape[1]), [8]),
+    "a product with an array that is one number": (lambda p, x: np.full((1, p["w"].shape[1]), 0.5) @ jnp.tanh(x @ p["w"])[0].T, [8]),
+    "partial sums": (lambda p, x: jnp.cumsum(x @ p["w"], -1)[..., -1], [8]),
+    "partial sums from the end": (lambda p, x: jax.lax.cumsum(x @ p["w"], 2, reverse=True), [8]),
+    "a weight's own axis, by ones": (lambda p, x: ((x @ p["w"]) * p["g"]) @ jnp.ones(p["w"].shape[1]), []),
+    "a product of two activations, by ones": (lambda p, x: ((x @ p["w"]) * jnp.tanh(x @ p["w"])) @ jnp.ones(p["w"].shape[1]), []),
+    "data, by ones": (lambda p, x: x @ jnp.ones((5, 5)) @ p["w"], []),
+    "a product with unequal numbers": (lambda p, x: (x @ p["w"]) @ jnp.arange(float(p["w"].shape[1])), []),
     "a mean over two axes": (lambda p, x: jnp.tanh(x @ p["w"]).mean((1, 2)), [48]),
     "squares": (lambda p, x: ((x @ p["w"]) ** 2).sum(-1), [8]),
     "a product with itself": (lambda p, x: jnp.einsum("btn,btn->bt", x @ p["w"], x @ p["w"]), []),

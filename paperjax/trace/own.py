@@ -1,63 +1,137 @@
 """Known numbers that a model multiplies its leaves by, and that are its own spelling of an initialization."""
 
 import math
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from types import MappingProxyType
+from typing import NamedTuple
 
-from paperjax.trace.graph import Graph, Walk
+from paperjax.trace import primitives as prim
+from paperjax.trace.graph import Graph, Site, Walk
 from paperjax.trace.interactions import multiplied
 from paperjax.trace.origins import origin, own_size, summed_over
 
+NONE: Mapping[int, int] = MappingProxyType({})
 
-def own_factors(walk: Walk, growing: Set[int] = frozenset()) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """For each site, the logarithm of the known numbers that the model multiplies it by; and of those that may be the logits' instead.
+
+class Own(NamedTuple):
+    """Known numbers of one site: logarithms of the leaf's own and of those that may be the logits' instead, and the steps they are of."""
+
+    log: float
+    logits: float
+    behind: frozenset[int] = frozenset()
+    ahead: frozenset[int] = frozenset()
+
+
+class Behind(NamedTuple):
+    """Numbers after a use: their logarithm, whether they lead into a product of two projections, the steps passed, the sum behind."""
+
+    log: float = 0.0
+    logits: bool = False
+    passed: frozenset[int] = frozenset()
+    last: int | None = None
+
+
+def own_factors(walk: Walk, growing: Mapping[int, int] = NONE) -> tuple[Own, ...]:
+    """For each site, the known numbers that the model multiplies it by.
 
     Counted are the leaf's before the use, and the result's after it, followed through steps that are linear or homogeneous in it, up to
-    the next function, sum with another activation or product of activations; and what multiplies the data that goes in, if no earlier
+    the next function, sum with what no leaf has made or product of activations; and what multiplies the data that goes in, if no earlier
     use has it. Numbers between a projection and its product with another one (queries over sqrt(d)) scale the logits, so they belong to
-    the `Interaction`; they come apart, for `paperjax.trace.read` to judge. What makes a mean of one of the sums in `growing` is that sum's.
+    the `Interaction`; they come apart, for `paperjax.trace.read` to judge. What makes a mean of one of the sums in `growing`, which
+    has their sizes, is that sum's.
     """
     graph = Graph(walk)
     after, taken = behind_uses(graph, walk, growing)
-    ahead = [0.0 if site.told or site.effect != "times" else before(graph, site.operand, taken) for site in walk.sites]
-    own = tuple(site.log_factor + was + (0.0 if logits else log) for site, was, (log, logits) in zip(walk.sites, ahead, after))
-    return own, tuple(log if logits else 0.0 for log, logits in after)
+    found = []
+    for site, behind in zip(walk.sites, after):
+        outside = site.told or site.effect != "times" or is_scalar(site)
+        was, ahead = (0.0, frozenset()) if outside else before(graph, site.operand, taken)
+        log = site.log_factor + was + (0.0 if behind.logits else behind.log)
+        found.append(Own(log, behind.log if behind.logits else 0.0, behind.passed, ahead))
+    return tuple(found)
 
 
-def behind_uses(graph: Graph, walk: Walk, growing: Set[int]) -> tuple[list[tuple[float, bool]], set[int]]:
-    """For each site, the logarithm of the numbers after it, and whether they may be the logits' instead; and the steps that they are of."""
+def is_scalar(site: Site) -> bool:
+    """Whether a use multiplies everything by one number, which no axis of the leaf tells apart from the next use."""
+    return site.kind == "elementwise" and site.effect == "times" and not (site.inside or site.out or site.window)
+
+
+def behind_uses(graph: Graph, walk: Walk, growing: Mapping[int, int]) -> tuple[list[Behind], set[int]]:
+    """For each site the numbers after it, and the steps that all of them are of."""
     taken: set[int] = set()
     products = {multiplied(graph, i) for i in range(len(graph.nodes))} - {None}
-    # A number after ``x * exp(g)`` cannot be taken out of g: it belongs to the next use.
-    apart = [site.told or site.effect == "other" for site in walk.sites]
-    found = []
-    for site, no in zip(walk.sites, apart):
-        log, logits, passed, last = (0.0, False, [], None) if no else _after(graph, site.node, products)
+    found: list[Behind] = []
+    for site in walk.sites:
+        # A number after ``x * exp(g)`` cannot be taken out of g: it belongs to the next use. One after a gain is of what the gain is on.
+        gain = site.kind == "elementwise" and site.effect == "times"
+        apart = site.told or site.effect == "other" or is_scalar(site) or (gain and site.node in taken)
+        behind = Behind() if apart else _Ways(graph, products, growing, {site.leaf}).behind(site.node)
         ahead = _sum_before(graph, next(iter(graph.nodes[site.node].parents), None)) if site.effect == "times" else None
-        totals = [total for total in (last, ahead) if total is not None and total in growing]
-        if any(math.isclose(log, -math.log(summed_over(graph, total)), rel_tol=1e-6) for total in totals):
-            log, passed = 0.0, []
-        taken.update(passed)
-        found.append((log, logits))
+        totals = [total for total in (behind.last, ahead) if total is not None and total in growing]
+        if len(graph.children[site.node]) > 1:
+            # Each part over the number of parts that are added up later.
+            totals += [total for total in growing if graph.made_of(total, site.node)]
+        if any(math.isclose(behind.log, -math.log(growing[total]), rel_tol=1e-6) for total in totals):
+            behind = Behind()
+        taken.update(behind.passed)
+        found.append(behind)
     return found, taken
 
 
-def _after(graph: Graph, node: int, products: Set[int | None]) -> tuple[float, bool, list[int], int | None]:
-    """Logarithm of the numbers after a use, whether they lead into a product of two projections, the steps passed, and the sum behind."""
-    log, passed = 0.0, []
-    while len(graph.children[node]) == 1:
-        node = graph.children[node][0]
-        here = graph.nodes[node]
-        if (here.op == "dot_general" and not graph.adds_up(node)) or node in products:
+class _Ways:
+    """Ways from a use of some leaves to the next functions."""
+
+    def __init__(self, graph: Graph, products: Set[int | None], growing: Mapping[int, int], leaves: Set[int]):
+        self.graph, self.products, self.growing, self.leaves = graph, products, growing, leaves
+        self.known: dict[int, Behind] = {}
+
+    def behind(self, node: int) -> Behind:
+        """Numbers after an activation on all ways; none where the ways differ."""
+        if node not in self.known:
+            ways = [self.through(child, node) for child in self.graph.children[node]]
+            ways += [Behind()] if node in self.graph.outputs else []
+            first = ways[0] if ways else Behind()
+            alike = all(math.isclose(way.log, first.log, abs_tol=1e-9) and way.logits == first.logits for way in ways)
+            last = first.last if len({way.last for way in ways}) == 1 else None
+            passed = frozenset[int]().union(*(way.passed for way in ways))
+            self.known[node] = Behind(first.log, first.logits, passed, last) if alike else Behind()
+        return self.known[node]
+
+    def through(self, node: int, of: int) -> Behind:
+        """Numbers from a step on, which another activation goes into."""
+        graph, here = self.graph, self.graph.nodes[node]
+        if (here.op == "dot_general" and not graph.adds_up(node)) or node in self.products:
             # Queries with keys; attention weights with values are no product of two projections.
-            return log, node in products and all(origin(graph, parent)[0] for parent in here.parents), passed, None
-        if here.how not in ("linear", "affine", "homogeneous") or len(here.parents) != 1 or graph.contracts(node):
-            break
+            return Behind(logits=node in self.products and all(origin(graph, parent)[0] for parent in here.parents))
+        if here.how not in ("linear", "affine", "homogeneous") or graph.contracts(node):
+            return Behind()
+        if any(parent != of and not _of_uses(graph, parent, self.leaves) for parent in here.parents):
+            return Behind()
         # A mean over coordinates that grow is a number of its own, and no factor that waits to be taken out.
-        if graph.adds_up(node):
-            return log, False, passed, node
-        log += here.log_factor
-        passed.append(node)
-    return log, False, passed, None
+        if graph.adds_up(node) and node in self.growing:
+            return Behind(last=node)
+        rest = self.behind(node)
+        size = math.log(summed_over(graph, node)) if graph.adds_up(node) else 0.0
+        mean = size > 0 and any(math.isclose(graph.nodes[step].log_factor, -size, rel_tol=1e-6) for step in rest.passed)
+        return rest._replace(log=here.log_factor + rest.log + (size if mean else 0.0), passed=rest.passed | {node})
+
+
+def _of_uses(graph: Graph, node: int, but: Set[int]) -> bool:
+    """Whether an activation is a sum of uses of other leaves, which take the numbers after it as well."""
+    todo = [node]
+    while todo:
+        node = todo.pop()
+        if graph.contracts(node):
+            # One leaf's uses that are added up (heads that share a matrix) are a sum, which a number may make a mean of.
+            if {site.leaf for site in graph.sites[node]} & but:
+                return False
+            continue
+        here = graph.nodes[node]
+        onwards = graph.moves(node) or here.op in prim.ADDITIVE or any(site.effect == "plus" for site in graph.sites.get(node, ()))
+        if not onwards or not here.parents or len(graph.children[node]) > 1:
+            return False
+        todo.extend(here.parents)
+    return True
 
 
 def _sum_before(graph: Graph, node: int | None) -> int | None:
@@ -67,18 +141,25 @@ def _sum_before(graph: Graph, node: int | None) -> int | None:
     return node if node is not None and graph.adds_up(node) else None
 
 
-def before(graph: Graph, node: int | None, taken: Set[int]) -> float:
-    """Logarithm of the numbers that multiply an operand after its last function, and of the size that a norm gives its entries."""
-    log, summed = 0.0, False
+def before(graph: Graph, node: int | None, taken: Set[int]) -> tuple[float, frozenset[int]]:
+    """Logarithm of the numbers that multiply an operand after its last function, and of the size that a norm gives its entries; the steps.
+
+    A product of two activations is as large as both together.
+    """
+    log, summed, steps = 0.0, False, set()
     # What multiplies an earlier use (a gain) is that use's.
-    while node is not None and node not in taken and not graph.sites.get(node):
+    while node is not None and node not in taken and all(is_scalar(site) for site in graph.sites.get(node, ())):
         here, size = graph.nodes[node], own_size(graph, node)
+        steps.add(node)
         if size is not None:
-            return log + size[0]
+            return log + size[0], frozenset(steps)
+        if here.op in ("mul", "div") and len(here.parents) == 2 and not summed:
+            (one, first), (two, second) = (before(graph, parent, taken) for parent in here.parents)
+            return log + one + (two if here.op == "mul" else -two), frozenset(steps) | first | second
         if here.how not in ("linear", "homogeneous") or len(here.parents) != 1:
             break
         # Of what is summed (a mean over coordinates that grow) only the size of the entries is known.
         summed = summed or graph.adds_up(node)
         log = 0.0 if summed else log + here.log_factor
         node = here.parents[0]
-    return log
+    return log, frozenset(steps)

@@ -20,7 +20,7 @@ from paperjax.trace.interactions import Interaction, interactions
 from paperjax.trace.interpret import wiring_of
 from paperjax.trace.leaf import Leaf, roles_of
 from paperjax.trace.made import only_growing
-from paperjax.trace.own import own_factors
+from paperjax.trace.own import Own, own_factors
 from paperjax.trace.probe import Probe, Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
 from paperjax.trace.settle import Use, overridden, refuse_unresolved
 from paperjax.trace.streams import ResidualAdd, branch_factor, residual_adds
@@ -212,11 +212,13 @@ def read(
     settled = {id(t): t._replace(walk=_overridden_base(t.walk, t.shapes, shapes, uses)) for t in traced}
     there, small, narrow = (settled[id(t)] for t in traced)
     wider = growing_sums(there.walk, narrow.walk, shapes, narrow.shapes)
-    leaves = _with_own_factors(leaves, [part for _, part, _ in pairs], there, small, narrow, wider)
+    own_numbers = _own_numbers(there, small, narrow, wider)
+    leaves = _with_own_factors(leaves, [part for _, part, _ in pairs], there, small, narrow, own_numbers)
+    taken, base_taken = (frozenset[int]().union(*(own.behind for own in own_numbers[id(t)])) for t in (there, small))
     unweighed = unscaled(there.walk, narrow.walk, wider)
     streams, base_streams = stream_factors(found, big.adds), stream_factors(found_base, little.adds)
-    own_base = [branch_factor(found_base, add) - log for add, (log, _) in zip(little.adds, base_streams)]
-    logs = [branch_factor(found, add) - log for add, (log, _) in zip(big.adds, streams)]
+    own_base = [branch_factor(found_base, add, base_taken) - log for add, (log, _) in zip(little.adds, base_streams)]
+    logs = [branch_factor(found, add, taken) - log for add, (log, _) in zip(big.adds, streams)]
     own = tuple(math.exp(log - own_base[k] if own_base else log) for log, k in zip(logs, paired(keys, base_keys)))
     grown = growths(big, little, keys, base_keys)
     scaled = _scaled(found, found_base, shapes, whole)
@@ -246,14 +248,22 @@ def _narrow(
     return there if len(deep) == len(probe.growing) else _traced(fam(**{**base, **deep}), x)
 
 
-def _with_own_factors(leaves: list[Leaf], parts: list[Shape], there: _Traced, small: _Traced, narrow: _Traced, wider: Pairs) -> list[Leaf]:
-    def logs(traced: _Traced, leaf: int, which: int = 0) -> list[float]:
-        return [log for site, log in zip(traced.walk.sites, own[id(traced)][which]) if site.leaf == leaf]
-
-    growing = {id(there): {a.node for a, _ in wider}, id(narrow): {b.node for _, b in wider}}
+def _own_numbers(there: _Traced, small: _Traced, narrow: _Traced, wider: Pairs) -> dict[int, tuple[Own, ...]]:
+    """Of each trace, by its id, the known numbers of all sites."""
+    growing = {id(there): {a.node: a.size for a, _ in wider}, id(narrow): {b.node: b.size for _, b in wider}}
     if wider and small is not narrow:
-        growing[id(small)] = {b.node for _, b in growing_sums(there.walk, small.walk, there.shapes, small.shapes)}
-    own = {id(traced): own_factors(traced.walk, growing.get(id(traced), frozenset())) for traced in (there, small, narrow)}
+        growing[id(small)] = {b.node: b.size for _, b in growing_sums(there.walk, small.walk, there.shapes, small.shapes)}
+    return {id(traced): own_factors(traced.walk, growing.get(id(traced), {})) for traced in (there, small, narrow)}
+
+
+def _with_own_factors(
+    leaves: list[Leaf], parts: list[Shape], there: _Traced, small: _Traced, narrow: _Traced, own: Mapping[int, tuple[Own, ...]]
+) -> list[Leaf]:
+    def logs(traced: _Traced, leaf: int, of_logits: bool = False) -> list[float]:
+        return [
+            numbers.logits if of_logits else numbers.log for site, numbers in zip(traced.walk.sites, own[id(traced)]) if site.leaf == leaf
+        ]
+
     at_small, at_narrow = ({shape.path: i for i, shape in enumerate(traced.shapes)} for traced in (small, narrow))
     found, logits = [], {}
     for i, (leaf, part) in enumerate(zip(leaves, parts)):
@@ -264,7 +274,7 @@ def _with_own_factors(leaves: list[Leaf], parts: list[Shape], there: _Traced, sm
             found.append(dataclasses.replace(leaf, narrow_law=between.laws[k], own_width=(1.0,) * len(leaf.sites)))
             continue
         leaf = dataclasses.replace(leaf, narrow_law=between.laws[k], own_width=tuple(math.exp(a - b) for a, b in zip(ours, theirs)))
-        logits[i] = logs(there, i, 1)[0] - logs(between, k, 1)[0]
+        logits[i] = logs(there, i, True)[0] - logs(between, k, True)[0]
         # A leaf that layers share has more uses in a deeper network; the first of a kind is compared with the first.
         at = (leaf.deciding,) * 2
         if len(theirs) != len(first):

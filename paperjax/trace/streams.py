@@ -4,7 +4,7 @@ A residual add is an ``add`` one of whose operands (the stream) is an ancestor o
 between. A branch that starts from an earlier point of the same stream counts too (parallel attention and MLP).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 from paperjax.trace.blocks import of_one_block
@@ -226,13 +226,13 @@ def _power(graph: Graph, node: int, scaled: frozenset[int], power: Mapping[int, 
     return None if result is None else result + times.pop()
 
 
-def branch_factor(walk: Walk, add: ResidualAdd) -> float:
-    """Logarithm of the known numbers that multiply a branch after its last function; 0 where it ends in a weight, whose own they are."""
+def branch_factor(walk: Walk, add: ResidualAdd, taken: Set[int]) -> float:
+    """Logarithm of the known numbers that multiply a branch after its last function, without those that are its leaves' own (`taken`)."""
     graph, node, log = Graph(walk), add.branch, 0.0
     while not graph.contracts(node):
         here = graph.nodes[node]
         if here.how not in ("linear", "affine", "homogeneous") or len(here.parents) != 1:
             return log
-        log += here.log_factor
+        log += 0.0 if node in taken else here.log_factor
         node = here.parents[0]
-    return 0.0
+    return log

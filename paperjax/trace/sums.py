@@ -111,10 +111,12 @@ def _log_scales(walk: Walk, these: list[Sum]) -> list[float]:
         return []
     graph = Graph(walk)
     # What is a leaf's own, the plan takes for an initialization.
-    _, taken = behind_uses(graph, walk, {one.node for one in these})
+    _, taken = behind_uses(graph, walk, {one.node: one.size for one in these})
     nodes = [graph.nodes[one.node] for one in these]
     ahead = [
-        _before_list(graph, walk, one, taken) if one.uses else before(graph, node.parents[0], taken) * (2 if node.how == "bilinear" else 1)
+        _before_list(graph, walk, one, taken)
+        if one.uses
+        else before(graph, node.parents[0], taken)[0] * (2 if node.how == "bilinear" else 1)
         for one, node in zip(these, nodes)
     ]
     return [log + node.log_factor + _after(graph, one, taken) for log, node, one in zip(ahead, nodes, these)]
@@ -123,7 +125,7 @@ def _log_scales(walk: Walk, these: list[Sum]) -> list[float]:
 def _before_list(graph: Graph, walk: Walk, total: Sum, taken: Set[int]) -> float:
     """Logarithm of the numbers that multiply a term, before and behind the use of the leaf that they share."""
     site = walk.sites[total.uses[0]]
-    log, node = site.log_factor + before(graph, site.operand, taken), graph.children[site.node][0]
+    log, node = site.log_factor + before(graph, site.operand, taken)[0], graph.children[site.node][0]
     while node < total.node:
         log += graph.nodes[node].log_factor
         node = graph.children[node][0]

@@ -44,6 +44,8 @@ class Site(NamedTuple):
         Which operand of the equation the activation is; ``None`` where that is not one operand of a product.
     told
         Whether the caller said what the use is, because the trace could not tell; see `paperjax.trace.Use`.
+    finite
+        Whether no axis of the leaf grows.
     """
 
     leaf: int
@@ -64,6 +66,12 @@ class Site(NamedTuple):
     log_factor: float = 0.0
     side: int | None = None
     told: bool = False
+    finite: bool = False
+
+    @property
+    def passes(self) -> bool:
+        """Whether it multiplies an activation by numbers that no size changes: what stands before and behind them is another leaf's."""
+        return self.kind == "elementwise" and self.effect == "times" and (self.finite or not (self.inside or self.out or self.stack))
 
 
 class Node(NamedTuple):

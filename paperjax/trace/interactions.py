@@ -91,15 +91,10 @@ def _normalizes(graph: Graph, total: int) -> bool:
 
 def after(graph: Graph, node: int) -> float:
     """Logarithm of the known numbers that multiply an activation, up to the next nonlinear function."""
-    log = 0.0
-    while True:
-        children = [
-            c
-            for c in graph.children[node]
-            if graph.nodes[c].how in ("linear", "affine") and not graph.sites.get(c) and len(graph.nodes[c].parents) == 1
-        ]
-        # softmax subtracts the maximum: one linear child among nonlinear ones is followed, two different ones are not.
-        if len(children) != 1:
-            return log
-        node = children[0]
-        log += graph.nodes[node].log_factor
+    ways = [
+        graph.nodes[child].log_factor + after(graph, child)
+        for child in graph.children[node]
+        if graph.nodes[child].how in ("linear", "affine") and not graph.contracts(child)
+    ]
+    # softmax subtracts the maximum: linear children among nonlinear ones are followed, where they do not differ.
+    return ways[0] if ways and all(math.isclose(way, ways[0], abs_tol=1e-9) for way in ways) else 0.0

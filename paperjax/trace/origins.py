@@ -21,8 +21,9 @@ def origin(graph: Graph, node: int) -> tuple[tuple[int, ...], float]:
             onwards = None
         if onwards is None:
             return (), log
-        # A norm divides by whatever multiplies what it is taken of.
-        normed = normed or here.how in ("bilinear", "first")
+        # A norm divides by whatever multiplies what it is taken of. What a gain is on is the gain's.
+        gain = any(site.effect == "times" and not site.passes for site in graph.sites.get(node, ()))
+        normed = normed or here.how in ("bilinear", "first") or gain
         log += 0.0 if normed else here.log_factor
         node = onwards
 

@@ -1,14 +1,15 @@
 """Known numbers that a model multiplies its leaves by, and that are its own spelling of an initialization."""
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import NamedTuple
 
 from paperjax.trace import primitives as prim
-from paperjax.trace.graph import Graph, Site, Walk
+from paperjax.trace.graph import Graph, Walk
 from paperjax.trace.interactions import multiplied
 from paperjax.trace.origins import origin, own_size, summed_over
+from paperjax.trace.probe import Shape, pattern_of
 
 NONE: Mapping[int, int] = MappingProxyType({})
 
@@ -44,16 +45,17 @@ def own_factors(walk: Walk, growing: Mapping[int, int] = NONE) -> tuple[Own, ...
     after, taken = behind_uses(graph, walk, growing)
     found = []
     for site, behind in zip(walk.sites, after):
-        outside = site.told or site.effect != "times" or is_scalar(site)
+        outside = site.told or site.effect != "times" or site.passes
         was, ahead = (0.0, frozenset()) if outside else before(graph, site.operand, taken)
         log = site.log_factor + was + (0.0 if behind.logits else behind.log)
         found.append(Own(log, behind.log if behind.logits else 0.0, behind.passed, ahead))
     return tuple(found)
 
 
-def is_scalar(site: Site) -> bool:
-    """Whether a use multiplies everything by one number, which no axis of the leaf tells apart from the next use."""
-    return site.kind == "elementwise" and site.effect == "times" and not (site.inside or site.out or site.window)
+def marked(walk: Walk, shapes: Sequence[Shape], grows: Set[str]) -> Walk:
+    """The walk, with uses of leaves marked whose path is like none in `grows`."""
+    finite = [pattern_of(shape.path) not in grows for shape in shapes]
+    return walk._replace(sites=tuple(site._replace(finite=finite[site.leaf]) for site in walk.sites))
 
 
 def behind_uses(graph: Graph, walk: Walk, growing: Mapping[int, int]) -> tuple[list[Behind], set[int]]:
@@ -64,7 +66,7 @@ def behind_uses(graph: Graph, walk: Walk, growing: Mapping[int, int]) -> tuple[l
     for site in walk.sites:
         # A number after ``x * exp(g)`` cannot be taken out of g: it belongs to the next use. One after a gain is of what the gain is on.
         gain = site.kind == "elementwise" and site.effect == "times"
-        apart = site.told or site.effect == "other" or is_scalar(site) or (gain and site.node in taken)
+        apart = site.told or site.effect == "other" or site.passes or (gain and site.node in taken)
         behind = Behind() if apart else _Ways(graph, products, growing, {site.leaf}).behind(site.node)
         ahead = _sum_before(graph, next(iter(graph.nodes[site.node].parents), None)) if site.effect == "times" else None
         totals = [total for total in (behind.last, ahead) if total is not None and total in growing]
@@ -148,7 +150,7 @@ def before(graph: Graph, node: int | None, taken: Set[int]) -> tuple[float, froz
     """
     log, summed, steps = 0.0, False, set()
     # What multiplies an earlier use (a gain) is that use's.
-    while node is not None and node not in taken and all(is_scalar(site) for site in graph.sites.get(node, ())):
+    while node is not None and node not in taken and all(site.passes for site in graph.sites.get(node, ())):
         here, size = graph.nodes[node], own_size(graph, node)
         steps.add(node)
         if size is not None:

@@ -20,7 +20,7 @@ from paperjax.trace.interactions import Interaction, interactions
 from paperjax.trace.interpret import wiring_of
 from paperjax.trace.leaf import Leaf, roles_of
 from paperjax.trace.made import only_growing
-from paperjax.trace.own import Own, own_factors
+from paperjax.trace.own import Own, marked, own_factors
 from paperjax.trace.probe import Probe, Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
 from paperjax.trace.settle import Use, overridden, refuse_unresolved
 from paperjax.trace.streams import ResidualAdd, branch_factor, residual_adds
@@ -209,8 +209,10 @@ def read(
             Leaf(shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles_of(sites, infinite), *laws, alike=alike)
         )
     traced = (there, small, _narrow(fam, x, base, target, leaves, probe, there, small))
-    settled = {id(t): t._replace(walk=_overridden_base(t.walk, t.shapes, shapes, uses)) for t in traced}
+    grows = {pattern_of(path) for path, infinite in axes.items() if any(infinite)}
+    settled = {id(t): t._replace(walk=marked(_overridden_base(t.walk, t.shapes, shapes, uses), t.shapes, grows)) for t in traced}
     there, small, narrow = (settled[id(t)] for t in traced)
+    found, found_base = marked(found, shapes, grows), marked(found_base, whole, grows)
     wider = growing_sums(there.walk, narrow.walk, shapes, narrow.shapes)
     own_numbers = _own_numbers(there, small, narrow, wider)
     leaves = _with_own_factors(leaves, [part for _, part, _ in pairs], there, small, narrow, own_numbers)

@@ -15,7 +15,7 @@ from paperjax.parametrization.classify import classify
 from paperjax.parametrization.factors import DECAY_MODES, Factors, column, depth_ratios, is_matrix, leaf_factors, rule_of, use_factor
 from paperjax.parametrization.plan import Plan, PlannedLeaf
 from paperjax.parametrization.scaling import Scaling, described, named
-from paperjax.parametrization.unread import warn_of_product, warn_of_sums
+from paperjax.parametrization.unread import warn_of_numbers, warn_of_product, warn_of_sums
 from paperjax.trace.graph import Site
 from paperjax.trace.initial import Law
 from paperjax.trace.leaf import Leaf, role_of
@@ -255,6 +255,7 @@ def _attention(program: Program, scheme: Parametrization) -> list[Scaling]:
     if scheme.attention is None:
         return []
     warn_of_sums(program)
+    warn_of_numbers(program)
     scalings = []
     for found, base_size, exponent in program.interactions:
         if found.size == base_size:

@@ -90,11 +90,22 @@ def _normalizes(graph: Graph, total: int) -> bool:
 
 
 def after(graph: Graph, node: int) -> float:
-    """Logarithm of the known numbers that multiply an activation, up to the next nonlinear function."""
-    ways = [
-        graph.nodes[child].log_factor + after(graph, child)
-        for child in graph.children[node]
-        if graph.nodes[child].how in ("linear", "affine") and not graph.contracts(child)
-    ]
+    """Logarithm of the known numbers that multiply an activation, up to the next nonlinear function; 0 where ways differ."""
+    return _after(graph, node)[0]
+
+
+def after_steps(graph: Graph, node: int) -> frozenset[int]:
+    """The steps that those numbers are of."""
+    return _after(graph, node)[1]
+
+
+def _after(graph: Graph, node: int) -> tuple[float, frozenset[int]]:
+    ways = []
+    for child in graph.children[node]:
+        if graph.nodes[child].how in ("linear", "affine") and not graph.contracts(child):
+            log, steps = _after(graph, child)
+            ways.append((graph.nodes[child].log_factor + log, steps | {child}))
     # softmax subtracts the maximum: linear children among nonlinear ones are followed, where they do not differ.
-    return ways[0] if ways and all(math.isclose(way, ways[0], abs_tol=1e-9) for way in ways) else 0.0
+    if not ways or not all(math.isclose(log, ways[0][0], abs_tol=1e-9) for log, _ in ways):
+        return 0.0, frozenset()
+    return ways[0][0], frozenset().union(*(steps for _, steps in ways))

@@ -8,10 +8,20 @@ from paperjax.trace.graph import CONTRACTING, Graph
 
 def origin(graph: Graph, node: int) -> tuple[tuple[int, ...], float]:
     """The leaves whose contraction made this node, through linear steps and norms, and the known factors on the way."""
-    log, normed = 0.0, False
+    return _origin(graph, node)[:2]
+
+
+def origin_steps(graph: Graph, node: int) -> frozenset[int]:
+    """The steps that those factors are of."""
+    return _origin(graph, node)[2]
+
+
+def _origin(graph: Graph, node: int) -> tuple[tuple[int, ...], float, frozenset[int]]:
+    log, normed, steps = 0.0, False, set()
     while True:
         if graph.contracts(node):
-            return tuple(dict.fromkeys(site.leaf for site in graph.sites[node] if site.kind in CONTRACTING)), log
+            leaves = tuple(dict.fromkeys(site.leaf for site in graph.sites[node] if site.kind in CONTRACTING))
+            return leaves, log, frozenset(steps)
         here = graph.nodes[node]
         onwards = here.parents[0] if here.parents else None
         if here.how in ("bilinear", "first") and here.op in ("mul", "div"):
@@ -20,11 +30,12 @@ def origin(graph: Graph, node: int) -> tuple[tuple[int, ...], float]:
         elif here.how not in ("linear", "affine"):
             onwards = None
         if onwards is None:
-            return (), log
+            return (), log, frozenset(steps)
         # A norm divides by whatever multiplies what it is taken of. What a gain is on is the gain's.
         gain = any(site.effect == "times" and not site.passes for site in graph.sites.get(node, ()))
         normed = normed or here.how in ("bilinear", "first") or gain
         log += 0.0 if normed else here.log_factor
+        steps.update(() if normed else (node,))
         node = onwards
 
 

@@ -25,6 +25,7 @@ from paperjax.trace.probe import Probe, Shape, base_shapes, infinite_axes, leaf_
 from paperjax.trace.settle import Use, overridden, refuse_unresolved
 from paperjax.trace.streams import ResidualAdd, branch_factor, residual_adds
 from paperjax.trace.sums import Pairs, Sum, growing_sums, unscaled
+from paperjax.trace.unclaimed import Number, unclaimed
 from paperjax.trace.walk import walk
 
 
@@ -55,6 +56,8 @@ class Program:
         How the equations of the target's trace are wired, see `paperjax.trace.interpret.wiring_of`.
     sums
         Sums of activations over coordinates that grow with a width and that no leaf weighs, with how each is scaled, as `interactions`.
+    unclaimed
+        Numbers that change with a width, and that no leaf, product or sum has for its own.
     """
 
     base: Mapping[str, Any]
@@ -69,6 +72,7 @@ class Program:
     copies: tuple[tuple[str, str], ...] = ()
     wiring: str = ""
     sums: tuple[tuple[Sum, int, float], ...] = ()
+    unclaimed: tuple[Number, ...] = ()
 
 
 def walk_model(model: Model, x: Any) -> tuple[Walk, Any]:
@@ -227,7 +231,19 @@ def read(
     _warn_of_fixed_heads(scaled, leaves)
     fading = tuple(f for _, f in streams)
     return Program(
-        dict(base), dict(target), tuple(leaves), big.adds, own, grown, fading, scaled, found, there.copies, there.wiring, unweighed
+        dict(base),
+        dict(target),
+        tuple(leaves),
+        big.adds,
+        own,
+        grown,
+        fading,
+        scaled,
+        found,
+        there.copies,
+        there.wiring,
+        unweighed,
+        unclaimed(there.walk, narrow.walk, own_numbers[id(there)]),
     )
 
 

@@ -101,7 +101,7 @@ def unscaled(found: Walk, other: Walk, pairs: Pairs) -> tuple[tuple[Sum, int, fl
     Those factors stand before it and after it, up to the next function or leaf. Left out is what goes on only as a norm, or as a choice.
     """
     graph = Graph(found)
-    on = [(a, b) for a, b in pairs if not _normalizes(graph, a.node) and _reaches_on(graph, a.node)]
+    on = [(a, b) for a, b in pairs if not _normalizes(graph, a.node) and reaches_on(graph, a.node)]
     logs = _log_scales(found, [a for a, _ in on]), _log_scales(other, [b for _, b in on])
     return tuple((a, b.size, (x - y) / math.log(a.size / b.size)) for (a, b), x, y in zip(on, *logs))
 
@@ -160,7 +160,7 @@ def _normalizes(graph: Graph, total: int) -> bool:
     return False
 
 
-def _reaches_on(graph: Graph, total: int) -> bool:
+def reaches_on(graph: Graph, total: int) -> bool:
     """Whether an output depends on how large a sum is: not where it only decides, and not through a norm of its multiples."""
     # What is multiplied by c when the sum is, and all that depends on how large it is.
     scaled, reached = {total}, {total}

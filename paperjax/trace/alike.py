@@ -100,13 +100,16 @@ def parts(
     ours, theirs = _places(here, keys), _places(there, base_keys)
     mine = [(pattern_of(shape.path), narrow.shape, ours[i]) for i, (shape, (narrow, _)) in enumerate(zip(here.shapes, pairs))]
     base = [(pattern_of(shape.path), shape.shape, theirs[k]) for k, shape in enumerate(there.shapes)]
-    found = []
+    found, places = [], dict[Hashable, set[Hashable]]()
+    for *named, place in mine:
+        places.setdefault(tuple(named), set()).add(place)
     for one, (narrow, part), shape in zip(mine, pairs, here.shapes):
         like = [other for other, its in zip(there.shapes, base) if its == one]
         row = sorted((s.path for s, its in zip(here.shapes, mine) if its == one), key=numbers_of)
         # As many outside of branches as at the base are the same ones, in turn.
         in_turn = sorted(like, key=lambda s: numbers_of(s.path))[row.index(shape.path)] if len(row) == len(like) else None
-        found.append((narrow, in_turn or aligned(shape.path, like) or part, bool(like)))
+        # Where all of a name and shape have one place, the name says which is meant.
+        found.append((narrow, in_turn or aligned(shape.path, like) or part, bool(like) or len(places[one[:2]]) == 1))
     return tuple(found)
 
 

@@ -197,14 +197,15 @@ def read(
     big, little = Network(found, residual_adds(found), shapes), Network(found_base, residual_adds(found_base), whole)
     keys, base_keys = kinds(big, little)
     pairs = parts(big, little, keys, base_keys, pairs)
-    found = only_growing(found, found_base, [whole.index(part) for _, part, _ in pairs])
+    like = [whole.index(part) for _, part, _ in pairs]
+    found = only_growing(found, found_base, like)
     refuse_unresolved(found, shapes, whole, axes, uses)
     leaves = []
     for i, shape in enumerate(shapes):
-        narrow, part, alike = pairs[i]
+        narrow, _, alike = pairs[i]
         sites = tuple(site for site in found.sites if site.leaf == i)
         infinite = axes[shape.path]
-        laws = there.laws[i], small.laws[whole.index(part)], there.laws[i]
+        laws = there.laws[i], small.laws[like[i]], there.laws[i]
         leaves.append(
             Leaf(shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles_of(sites, infinite), *laws, alike=alike)
         )
@@ -218,7 +219,7 @@ def read(
     own_base = [branch_factor(found_base, add) - log for add, (log, _) in zip(little.adds, base_streams)]
     logs = [branch_factor(found, add) - log for add, (log, _) in zip(big.adds, streams)]
     own = tuple(math.exp(log - own_base[k] if own_base else log) for log, k in zip(logs, paired(keys, base_keys)))
-    grown = growths(big, little, keys, base_keys)
+    grown = growths(big, little, keys, base_keys, like)
     scaled = _scaled(found, found_base, shapes, whole)
     _warn_of_fixed_heads(scaled, leaves)
     fading = tuple(f for _, f in streams)

@@ -14,7 +14,7 @@ from paperjax.model import Family, Model, batch_form, check_model, family, join,
 from paperjax.trace import primitives as prim
 from paperjax.trace.alike import Network, kinds, paired, parts
 from paperjax.trace.depth import Growth, growths, stream_factors
-from paperjax.trace.graph import Walk
+from paperjax.trace.graph import Graph, Walk
 from paperjax.trace.initial import Law, read_laws
 from paperjax.trace.interactions import Interaction, interactions
 from paperjax.trace.interpret import wiring_of
@@ -216,8 +216,9 @@ def read(
     leaves = _with_own_factors(leaves, [part for _, part, _ in pairs], there, small, narrow, wider)
     unweighed = unscaled(there.walk, narrow.walk, wider)
     streams, base_streams = stream_factors(found, big.adds), stream_factors(found_base, little.adds)
-    own_base = [branch_factor(found_base, add) - log for add, (log, _) in zip(little.adds, base_streams)]
-    logs = [branch_factor(found, add) - log for add, (log, _) in zip(big.adds, streams)]
+    graph, base_graph = Graph(found), Graph(found_base)
+    own_base = [branch_factor(base_graph, add) - log for add, (log, _) in zip(little.adds, base_streams)]
+    logs = [branch_factor(graph, add) - log for add, (log, _) in zip(big.adds, streams)]
     own = tuple(math.exp(log - own_base[k] if own_base else log) for log, k in zip(logs, paired(keys, base_keys)))
     grown = growths(big, little, keys, base_keys, like)
     scaled = _scaled(found, found_base, shapes, whole)

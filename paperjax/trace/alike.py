@@ -34,9 +34,10 @@ def kinds(here: Network, there: Network) -> tuple[Keys, Keys]:
     named = without_growing_numbers([s.path for s in here.shapes], [s.path for s in there.shapes])
     both = here, there
     keys: list[Keys] = [[frozenset(named(of.shapes[leaf].path) for leaf in add.leaves) for add in of.adds] for of in both]
-    keys = _refined(keys, [[_structure(of, add, named) for add in of.adds] for of in both])
+    keys = _refined(keys, [_structures(of, named) for of in both])
     keys = _refined(keys, [_ranks(_streams(of), mine) for of, mine in zip(both, keys)])
-    return keys[0], keys[1]
+    number = {key: n for n, key in enumerate(dict.fromkeys((*keys[0], *keys[1])))}
+    return [number[key] for key in keys[0]], [number[key] for key in keys[1]]
 
 
 def _refined(keys: list[Keys], finer: list[Keys]) -> list[Keys]:
@@ -49,12 +50,12 @@ def _refined(keys: list[Keys], finer: list[Keys]) -> list[Keys]:
     return [[(key, one) if key in same else key for key, one in zip(of, more)] for of, more in zip(keys, finer)]
 
 
-def _structure(of: Network, add: ResidualAdd, named: Callable[[str], str]) -> Hashable:
-    def used(leaf: int) -> Hashable:
-        sites = [site for site in of.walk.sites if site.leaf == leaf]
-        return named(of.shapes[leaf].path), tuple(sorted({(s.kind, s.inside, s.out, s.stack, s.window) for s in sites}))
-
-    return tuple(sorted(map(used, add.leaves), key=repr))
+def _structures(of: Network, named: Callable[[str], str]) -> Keys:
+    uses: dict[int, set[Hashable]] = {}
+    for s in of.walk.sites:
+        uses.setdefault(s.leaf, set()).add((s.kind, s.inside, s.out, s.stack, s.window))
+    used = {leaf: repr((named(of.shapes[leaf].path), sorted(how, key=repr))) for leaf, how in uses.items()}
+    return [tuple(sorted(used[leaf] for leaf in add.leaves)) for add in of.adds]
 
 
 def _streams(of: Network) -> list[int]:
@@ -100,14 +101,25 @@ def parts(
     ours, theirs = _places(here, keys), _places(there, base_keys)
     mine = [(pattern_of(shape.path), narrow.shape, ours[i]) for i, (shape, (narrow, _)) in enumerate(zip(here.shapes, pairs))]
     base = [(pattern_of(shape.path), shape.shape, theirs[k]) for k, shape in enumerate(there.shapes)]
-    found = []
+    found, places = [], dict[Hashable, set[Hashable]]()
+    for *named, place in mine:
+        places.setdefault(tuple(named), set()).add(place)
+    rows, likes = _grouped(mine, here.shapes), _grouped(base, there.shapes)
     for one, (narrow, part), shape in zip(mine, pairs, here.shapes):
-        like = [other for other, its in zip(there.shapes, base) if its == one]
-        row = sorted((s.path for s, its in zip(here.shapes, mine) if its == one), key=numbers_of)
-        # As many outside of branches as at the base are the same ones, in turn.
-        in_turn = sorted(like, key=lambda s: numbers_of(s.path))[row.index(shape.path)] if len(row) == len(like) else None
-        found.append((narrow, in_turn or aligned(shape.path, like) or part, bool(like)))
+        row, like = rows[one], likes.get(one, [])
+        # As many as at the base are the same ones, in turn.
+        in_turn = like[row.index(shape)] if len(row) == len(like) else None
+        # Where all of a name and shape have one place, the name says which is meant.
+        found.append((narrow, in_turn or aligned(shape.path, like) or part, bool(like) or len(places[one[:2]]) == 1))
     return tuple(found)
+
+
+def _grouped(keys: Sequence[Hashable], shapes: Sequence[Shape]) -> dict[Hashable, list[Shape]]:
+    """Leaves by key, in the order of their numbers."""
+    found: dict[Hashable, list[Shape]] = {}
+    for key, shape in sorted(zip(keys, shapes), key=lambda pair: numbers_of(pair[1].path)):
+        found.setdefault(key, []).append(shape)
+    return found
 
 
 OUTSIDE = "outside of all branches"

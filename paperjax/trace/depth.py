@@ -30,8 +30,11 @@ class Growth(NamedTuple):
     shared: tuple[int, ...] = ()
 
 
-def growths(here: Network, there: Network, keys: Keys, base_keys: Keys) -> tuple[Growth, ...]:
-    """For each residual add, how the number of its kind grows; the kinds of a network and its base are `paperjax.trace.alike.kinds`."""
+def growths(here: Network, there: Network, keys: Keys, base_keys: Keys, like: Sequence[int]) -> tuple[Growth, ...]:
+    """For each residual add, how the number of its kind grows.
+
+    The kinds of a network and its base are `paperjax.trace.alike.kinds`; `like` says which leaf of the base each leaf is compared with.
+    """
     walk, adds, shapes = here
 
     def count(kind: Hashable, kinds: Keys, among: Sequence[ResidualAdd]) -> int:
@@ -43,12 +46,19 @@ def growths(here: Network, there: Network, keys: Keys, base_keys: Keys) -> tuple
     leaves = [frozenset(add.leaves) for add in adds]
     looped = {site.leaf for site in walk.sites if site.reused}
     uses = Counter(leaf for add in adds for leaf in add.leaves)
-    base_uses = Counter(there.shapes[leaf].path for add in there.adds for leaf in add.leaves)
+    base_uses = Counter(leaf for add in there.adds for leaf in add.leaves)
+    sites, base_sites = (Counter(site.leaf for site in of.walk.sites) for of in (here, there))
+
+    def more(leaf: int) -> bool:
+        # With one block at the base, what serves both of its sublayers is not yet known for a part of it.
+        ours, base = (uses[leaf], base_uses[like[leaf]]) if base_uses[like[leaf]] else (sites[leaf], base_sites[like[leaf]])
+        return ours > base > 0
+
     found = []
     for i, mine in enumerate(leaves):
         around = [k for k, others in enumerate(leaves) if mine < others]
         outer = min(around, key=lambda k: len(leaves[k]), default=None)
-        shared = [leaf for leaf in mine if uses[leaf] > base_uses[shapes[leaf].path] > 0 or (leaf in looped and adds[i].repeats > 1)]
+        shared = [leaf for leaf in mine if more(leaf) or (leaf in looped and adds[i].repeats > 1)]
         shared = [leaf for leaf in shared if not _holds_layers(walk, leaf, shapes[leaf], there.shapes)]
         found.append(Growth(whole[i], whole[i] / (1.0 if outer is None else whole[outer]), tuple(sorted(shared)) if whole[i] != 1 else ()))
     return tuple(found)

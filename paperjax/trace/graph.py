@@ -147,8 +147,8 @@ class Late(NamedTuple):
 def settled(sites: Sequence[Site], late: Sequence[Late], nodes: Sequence[Node], outputs: Set[int | None]) -> tuple[Site, ...]:
     """The sites, with products in place of the steps that they were written in, where nothing else uses those."""
     children: dict[int, list[int]] = {}
-    for i, node in enumerate(nodes if late else ()):
-        for parent in node.parents:
+    for i in sorted(_alive(nodes, outputs)) if late else ():
+        for parent in nodes[i].parents:
             children.setdefault(parent, []).append(i)
     found = list(sites)
     for use in late:
@@ -166,6 +166,17 @@ def settled(sites: Sequence[Site], late: Sequence[Late], nodes: Sequence[Node], 
     return tuple(found)
 
 
+def _alive(nodes: Sequence[Node], outputs: Set[int | None]) -> set[int]:
+    """Activations that an output depends on, or the next step of a loop: what a function computes and drops is not seen by anything."""
+    todo = [i for i, node in enumerate(nodes) if i in outputs or node.op == "carried"]
+    found = set(todo)
+    while todo:
+        onwards = set(nodes[todo.pop()].parents) - found
+        found |= onwards
+        todo.extend(onwards)
+    return found
+
+
 class Graph:
     """The graph of activations of a `Walk`, with the sites at each node."""
 
@@ -175,10 +186,10 @@ class Graph:
         for site in walk.sites:
             self.sites.setdefault(site.node, []).append(site)
         self.children: list[list[int]] = [[] for _ in walk.nodes]
-        for i, node in enumerate(walk.nodes):
-            for parent in node.parents:
-                self.children[parent].append(i)
         self.outputs = {value.node for value in walk.outputs}
+        for i in sorted(_alive(walk.nodes, self.outputs)):
+            for parent in walk.nodes[i].parents:
+                self.children[parent].append(i)
         uses: dict[int, int] = {}
         for site in walk.sites:
             uses[site.leaf] = uses.get(site.leaf, 0) + 1

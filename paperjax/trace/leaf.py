@@ -38,7 +38,7 @@ class Leaf:
         Of a query's or key's projection that is written ``(x @ W) / sqrt(n)``: that factor, target over base. It is part of how the logits
         are scaled as well (see `Program`), so it counts as the leaf's own only where a parametrization leaves the logits as they are.
     alike
-        Whether the base has a leaf of this shape and part to compare it with; if not, it is one of the same name and shape.
+        Whether the base is sure to have a leaf of this part to compare it with; if not, it is one of the same shape, numbered with it.
     """
 
     path: str

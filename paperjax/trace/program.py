@@ -14,7 +14,7 @@ from paperjax.model import Family, Model, batch_form, check_model, family, join,
 from paperjax.trace import primitives as prim
 from paperjax.trace.alike import Network, kinds, paired, parts
 from paperjax.trace.depth import Growth, growths, stream_factors
-from paperjax.trace.graph import Walk
+from paperjax.trace.graph import Graph, Walk
 from paperjax.trace.initial import Law, read_laws
 from paperjax.trace.interactions import Interaction, interactions
 from paperjax.trace.interpret import wiring_of
@@ -201,14 +201,15 @@ def read(
     big, little = Network(found, residual_adds(found), shapes), Network(found_base, residual_adds(found_base), whole)
     keys, base_keys = kinds(big, little)
     pairs = parts(big, little, keys, base_keys, pairs)
-    found = only_growing(found, found_base, [whole.index(part) for _, part, _ in pairs])
+    like = [whole.index(part) for _, part, _ in pairs]
+    found = only_growing(found, found_base, like)
     refuse_unresolved(found, shapes, whole, axes, uses)
     leaves = []
     for i, shape in enumerate(shapes):
-        narrow, part, alike = pairs[i]
+        narrow, _, alike = pairs[i]
         sites = tuple(site for site in found.sites if site.leaf == i)
         infinite = axes[shape.path]
-        laws = there.laws[i], small.laws[whole.index(part)], there.laws[i]
+        laws = there.laws[i], small.laws[like[i]], there.laws[i]
         leaves.append(
             Leaf(shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles_of(sites, infinite), *laws, alike=alike)
         )
@@ -223,10 +224,11 @@ def read(
     taken, base_taken = (frozenset[int]().union(*(own.behind for own in own_numbers[id(t)])) for t in (there, small))
     unweighed = unscaled(there.walk, narrow.walk, wider)
     streams, base_streams = stream_factors(found, big.adds), stream_factors(found_base, little.adds)
-    own_base = [branch_factor(found_base, add, base_taken) - log for add, (log, _) in zip(little.adds, base_streams)]
-    logs = [branch_factor(found, add, taken) - log for add, (log, _) in zip(big.adds, streams)]
+    graph, base_graph = Graph(found), Graph(found_base)
+    own_base = [branch_factor(base_graph, add, base_taken) - log for add, (log, _) in zip(little.adds, base_streams)]
+    logs = [branch_factor(graph, add, taken) - log for add, (log, _) in zip(big.adds, streams)]
     own = tuple(math.exp(log - own_base[k] if own_base else log) for log, k in zip(logs, paired(keys, base_keys)))
-    grown = growths(big, little, keys, base_keys)
+    grown = growths(big, little, keys, base_keys, like)
     scaled = _scaled(found, found_base, shapes, whole)
     _warn_of_fixed_heads(scaled, leaves)
     fading = tuple(f for _, f in streams)

@@ -224,14 +224,19 @@ def _problems(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping
 
 
 def _copies(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping[str, Use]) -> Iterator[Unresolved]:
-    """Axes of copies whose number grows, unless a scan goes through them one after the other: that is depth."""
+    """Axes of copies whose number grows, unless a scan goes through them one after the other: that is depth.
+
+    A scan goes through layers if one of its leaves acts on what the step before made; then those that act on something else (a condition
+    that is the same for all layers) are the layers', too.
+    """
+    layers = {scan for site in found.sites for scan in dict.fromkeys(site.scans) if _is_deep(found, site, scan)}
     doubtful = {u.leaf for u in found.unresolved if u.axis is None}
     count = {name for u in found.unresolved if u.axis is not None and not u.parts for name in axes[shapes[u.leaf].path][u.axis]}
     flagged: list[Unresolved] = []
     for site in found.sites:
         path = shapes[site.leaf].path
         for i, axis in enumerate(site.stack if site.leaf not in doubtful else ()):
-            if axes[path][axis] and not (i < len(site.scans) and _is_deep(found, site, site.scans[i])):
+            if axes[path][axis] and not (i < len(site.scans) and site.scans[i] in layers):
                 count |= axes[path][axis]
                 if path not in settled:
                     flagged.append(Unresolved(site.leaf, site.op, "independent copies whose number grows", axis))

@@ -226,9 +226,9 @@ def _power(graph: Graph, node: int, scaled: frozenset[int], power: Mapping[int, 
     return None if result is None else result + times.pop()
 
 
-def branch_factor(walk: Walk, add: ResidualAdd, taken: Set[int]) -> float:
+def branch_factor(graph: Graph, add: ResidualAdd, taken: Set[int]) -> float:
     """Logarithm of the known numbers that multiply a branch after its last function, without those that are its leaves' own (`taken`)."""
-    graph, node, log = Graph(walk), add.branch, 0.0
+    node, log = add.branch, 0.0
     while not graph.contracts(node):
         here = graph.nodes[node]
         if here.how not in ("linear", "affine", "homogeneous") or len(here.parents) != 1:

@@ -88,6 +88,15 @@ def before_the_head(d, depth, x):
     return nn.tanh(d("last", kernel_init=WIDE)(h))
 
 
+def modulated(d, depth, x):
+    """adaLN (arXiv 2212.09748), with gates that are zero at first."""
+    c, h = nn.silu(d("condition")(x)), d("embed")(x)
+    for i in range(depth):
+        shift, scale, gate = jnp.split(d(f"m{i}", n=3 * h.shape[-1], kernel_init=nn.initializers.zeros)(c), 3, axis=-1)
+        h = h + gate * d(f"b{i}")(nn.relu(d(f"a{i}")(h * (1 + scale) + shift)))
+    return h
+
+
 def towers(d, depth, x):
     a, b = d("embed_a")(x), d("embed_b")(x)
     for i in range(2):
@@ -116,7 +125,7 @@ def late(n, d, depth, x, **settings):
 
 KINDS = {
     "two and deep": two_and_deep, "every second": every_second, "divided": divided, "divided ends": divided_ends,
-    "wide output": wide_output, "before the head": before_the_head, "towers": towers, "stages": stages,
+    "wide output": wide_output, "before the head": before_the_head, "modulated": modulated, "towers": towers, "stages": stages,
     "late": lambda d, depth, x: late(None, d, depth, x, kernel_init=WIDE), "late, narrow": lambda d, depth, x: late(3, d, depth, x),
 }  # fmt: skip
 SIZES = {

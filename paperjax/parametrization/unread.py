@@ -60,8 +60,8 @@ def warn_of_numbers(program: Program) -> None:
             f"apply multiplies an activation by a number that changes with the width ({number.op}, equation {number.path}, "
             f"{number.ratio:.4g} times that of the base), and whose it is could not be read: what it multiplies is not the result of "
             "leaves alone, or goes on without it elsewhere. The plan takes it for nobody's, so what follows changes with the width. "
-            "Multiply the leaf itself, or its result before anything else is done to it: h @ (w * number) or (h @ w) * number. A coordinate check "
-            "(pj.coord_check) shows what it does.",
+            "Multiply the leaf itself, or its result before anything else is done to it: h @ (w * number) or (h @ w) * number. A "
+            "coordinate check (pj.coord_check) shows what it does.",
             UserWarning,
             stacklevel=4,
         )

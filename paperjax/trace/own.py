@@ -68,7 +68,7 @@ def behind_uses(graph: Graph, walk: Walk, growing: Mapping[int, int]) -> tuple[l
         gain = site.kind == "elementwise" and site.effect == "times"
         apart = site.told or site.effect == "other" or site.passes or (gain and site.node in taken)
         behind = Behind() if apart else _Ways(graph, products, growing, {site.leaf}).behind(site.node)
-        ahead = _sum_before(graph, next(iter(graph.nodes[site.node].parents), None)) if site.effect == "times" else None
+        ahead = sum_before(graph, next(iter(graph.nodes[site.node].parents), None)) if site.effect == "times" else None
         totals = [total for total in (behind.last, ahead) if total is not None and total in growing]
         if len(graph.children[site.node]) > 1:
             # Each part over the number of parts that are added up later.
@@ -136,7 +136,7 @@ def _of_uses(graph: Graph, node: int, but: Set[int]) -> bool:
     return True
 
 
-def _sum_before(graph: Graph, node: int | None) -> int | None:
+def sum_before(graph: Graph, node: int | None) -> int | None:
     """The sum that a use acts on, through steps that move or multiply it."""
     while node is not None and graph.moves(node):
         node = graph.nodes[node].parents[0]

@@ -245,7 +245,7 @@ def read(
         there.copies,
         there.wiring,
         unweighed,
-        unclaimed(there.walk, narrow.walk, own_numbers[id(there)]),
+        unclaimed(there.walk, narrow.walk, own_numbers[id(there)], {a.node for a, _ in wider}),
     )
 
 

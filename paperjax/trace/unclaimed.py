@@ -6,13 +6,13 @@ that is left over changes the size of something, and no factor answers for it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from paperjax.trace.graph import CONTRACTING, Graph, Walk
 from paperjax.trace.interactions import after_steps, interactions
 from paperjax.trace.origins import origin_steps, own_size
-from paperjax.trace.own import Own
+from paperjax.trace.own import Own, sum_before
 from paperjax.trace.sums import reaches_on
 
 
@@ -33,14 +33,18 @@ class Number(NamedTuple):
 
 
 class _Ends(NamedTuple):
-    """Numbers of the sites that a way leads from or to, and whether it leads elsewhere."""
+    """Numbers of the sites that a way leads from or to, whether it leads elsewhere, and the steps on it."""
 
     sites: frozenset[int]
     elsewhere: bool
+    steps: frozenset[int]
 
 
-def unclaimed(walk: Walk, other: Walk, own: Sequence[Own]) -> tuple[Number, ...]:
-    """Numbers of a walk that differ from those of another width of the network, and that nothing has taken for its own."""
+def unclaimed(walk: Walk, other: Walk, own: Sequence[Own], sums: Set[int]) -> tuple[Number, ...]:
+    """Numbers of a walk that differ from those of another width of the network, and that nothing has taken for its own.
+
+    Those before and behind the `sums` that grow are judged with these.
+    """
     if len(walk.nodes) != len(other.nodes) or any(a.op != b.op for a, b in zip(walk.nodes, other.nodes)):
         # Another structure: which number is which is not known.
         return ()
@@ -60,7 +64,12 @@ def unclaimed(walk: Walk, other: Walk, own: Sequence[Own]) -> tuple[Number, ...]
         told = any(walk.sites[k].told for k in up.sites | down.sites)
         by_all = up.sites and not up.elsewhere and all(i in own[k].behind for k in up.sites)
         by_next = down.sites and not down.elsewhere and all(i in own[k].ahead for k in down.sites)
-        if not (told or by_all or by_next) and reaches_on(graph, i):
+        uses = [walk.sites[k] for k in up.sites]
+        ahead = {sum_before(graph, use.operand) for use in uses}
+        # A product that is written entry by entry sums in steps of its own.
+        ahead |= {step for use in uses if use.operand is not None for step in graph.between(use.operand, use.node)}
+        of_sum = sums & (up.steps | down.steps | ahead)
+        if not (told or by_all or by_next or of_sum) and _escapes(graph, i) and reaches_on(graph, i):
             here = walk.nodes[i]
             found.append(Number(here.path, here.op, math.exp(here.log_factor - other.nodes[i].log_factor)))
     return tuple(found)
@@ -88,6 +97,19 @@ def _of_a_sum(graph: Graph, i: int) -> bool:
     return False
 
 
+def _escapes(graph: Graph, i: int) -> bool:
+    """Whether an output depends on an activation other than through quotients by norms, whose size is known whatever multiplies it."""
+    todo, seen = [i], {i}
+    while todo:
+        node = todo.pop()
+        if node in graph.outputs:
+            return True
+        onwards = [child for child in graph.children[node] if child not in seen and own_size(graph, child) is None]
+        seen.update(onwards)
+        todo.extend(onwards)
+    return False
+
+
 def _upwards(graph: Graph, walk: Walk, sites: dict[int, list[int]], i: int) -> _Ends:
     """The uses whose results a number multiplies."""
     todo, seen, found, elsewhere = list(graph.nodes[i].parents), set(), set(), False
@@ -105,7 +127,7 @@ def _upwards(graph: Graph, walk: Walk, sites: dict[int, list[int]], i: int) -> _
             elsewhere = True
         else:
             todo.extend(here.parents)
-    return _Ends(frozenset(found), elsewhere)
+    return _Ends(frozenset(found), elsewhere, frozenset(seen))
 
 
 def _downwards(graph: Graph, walk: Walk, sites: dict[int, list[int]], i: int, own: Sequence[Own]) -> _Ends:
@@ -117,12 +139,13 @@ def _downwards(graph: Graph, walk: Walk, sites: dict[int, list[int]], i: int, ow
             at = [k for k in sites.get(child, ()) if walk.sites[k].effect == "times" and not walk.sites[k].passes]
             takes = [k for k in at if walk.sites[k].kind in CONTRACTING or i in own[k].ahead]
             found.update(takes)
-            if takes or child in seen:
-                continue
+            new = child not in seen
             seen.add(child)
+            if takes or not new:
+                continue
             if here.how in ("linear", "affine", "homogeneous") or (here.op in ("mul", "div") and len(here.parents) == 2):
                 elsewhere = elsewhere or child in graph.outputs
                 todo.append(child)
             else:
                 elsewhere = True
-    return _Ends(frozenset(found), elsewhere)
+    return _Ends(frozenset(found), elsewhere, frozenset(seen))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from jax.extend import core as jex
 
 from paperjax.binding import nearest
 from paperjax.model import Family, Model, batch_form, check_model, family, join, split
@@ -21,6 +22,7 @@ from paperjax.trace.interpret import wiring_of
 from paperjax.trace.leaf import Leaf, roles_of
 from paperjax.trace.made import only_growing
 from paperjax.trace.own import own_factors
+from paperjax.trace.portions import Portions, unlike_portions
 from paperjax.trace.probe import Probe, Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
 from paperjax.trace.settle import Use, overridden, refuse_unresolved
 from paperjax.trace.streams import ResidualAdd, branch_factor, residual_adds
@@ -55,6 +57,8 @@ class Program:
         How the equations of the target's trace are wired, see `paperjax.trace.interpret.wiring_of`.
     sums
         Sums of activations over coordinates that grow with a width and that no leaf weighs, with how each is scaled, as `interactions`.
+    portions
+        Axes of leaves some portions of which grow and others do not, so that no one role is theirs; but for leaves that `uses` names.
     """
 
     base: Mapping[str, Any]
@@ -69,6 +73,7 @@ class Program:
     copies: tuple[tuple[str, str], ...] = ()
     wiring: str = ""
     sums: tuple[tuple[Sum, int, float], ...] = ()
+    portions: tuple[Portions, ...] = ()
 
 
 def walk_model(model: Model, x: Any) -> tuple[Walk, Any]:
@@ -90,19 +95,20 @@ def flat_apply(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> tuple[C
     return flat, (leaves, fixed, x)
 
 
-def _walk(model: Model, params: Any, x: jax.ShapeDtypeStruct) -> tuple[Walk, str]:
+def _walk(model: Model, params: Any, x: jax.ShapeDtypeStruct) -> tuple[Walk, str, jex.ClosedJaxpr]:
     fn, args = flat_apply(model.apply, params, x)
     jaxpr = prim.trace(fn, *args)
-    return walk(jaxpr, len(args[0])), wiring_of(jaxpr)
+    return walk(jaxpr, len(args[0])), wiring_of(jaxpr), jaxpr
 
 
 class _Traced(NamedTuple):
-    """One network: its leaves, their laws, its walk, how its trace is wired, copies of its leaves."""
+    """One network: its leaves, their laws, its walk, how its trace is wired, that trace, copies of its leaves."""
 
     shapes: tuple[Shape, ...]
     laws: tuple[Law, ...]
     walk: Walk
     wiring: str
+    jaxpr: jex.ClosedJaxpr
     copies: tuple[tuple[str, str], ...]
 
 
@@ -222,9 +228,11 @@ def read(
     scaled = _scaled(found, found_base, shapes, whole)
     _warn_of_fixed_heads(scaled, leaves)
     fading = tuple(f for _, f in streams)
+    unlike = [p for p in unlike_portions(there.jaxpr, narrow.jaxpr, len(shapes)) if shapes[p.leaf].path not in uses]
     return Program(
-        dict(base), dict(target), tuple(leaves), big.adds, own, grown, fading, scaled, found, there.copies, there.wiring, unweighed
-    )
+        dict(base), dict(target), tuple(leaves), big.adds, own, grown, fading, scaled, found, there.copies, there.wiring, unweighed,
+        tuple(unlike),
+    )  # fmt: skip
 
 
 def _narrow(

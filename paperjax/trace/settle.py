@@ -129,7 +129,7 @@ def _example(problem: Unresolved, found: Walk, shapes: Sequence[Shape], axes: Ax
     if problem.parts and axis is not None:
         return _split_example(problem, uses, shape, axis, form)
     if len(uses) == 1 and problem.reason == PARTIAL:
-        return f"{form % _written(uses[0])} if it is a gate, and the plan is to leave the sums to the model"
+        return f"{form % written(uses[0])} if it is a gate, and the plan is to leave the sums to the model"
     if len(uses) == 1 and axis is not None:
         # The axis counts copies, or it is what the trace took it for, or a free axis that comes in parts (heads, one by one).
         inside, out, stack = (tuple(a for a in part if a != axis) for part in (uses[0].inside, uses[0].out, uses[0].stack))
@@ -137,22 +137,22 @@ def _example(problem: Unresolved, found: Walk, shapes: Sequence[Shape], axes: Ax
         if _covers(copies, shape):
             taken = axis in (*uses[0].inside, *uses[0].out)
             other = uses[0] if taken else Use(inside, tuple(sorted((axis, *out))), stack, uses[0].kind)
-            counts = f"{form % _written(copies)} if axis {axis} counts copies"
+            counts = f"{form % written(copies)} if axis {axis} counts copies"
             if problem.reason != WEIGHTED or axis not in uses[0].out or not _made_into_kernel(found, sites):
-                return f"{counts}, with {form % _written(other)} if it does not"
+                return f"{counts}, with {form % written(other)} if it does not"
             # H in sum_i h_i sum_k x_k H_kio is a matrix that acts on the products x_k h_i.
-            kernel = f"{form % _written(Use(tuple(sorted((axis, *inside))), out, stack, uses[0].kind))} if the data make a kernel with it"
+            kernel = f"{form % written(Use(tuple(sorted((axis, *inside))), out, stack, uses[0].kind))} if the data make a kernel with it"
             # The number of copies is no width: nothing else sums over it.
             widths = {n for s in found.sites if s.leaf != problem.leaf for a in s.inside for n in axes[shapes[s.leaf].path][a]}
             first = (kernel, counts) if infinite[axis] <= widths else (counts, kernel)
-            return ", with ".join((*first, f"{form % _written(other)} if neither"))
+            return ", with ".join((*first, f"{form % written(other)} if neither"))
     if len(uses) == 1 and problem.reason == LISTED:
-        return f"{form % _written(uses[0])} if each is a copy by itself; heads belong in one leaf, with a first axis that counts them"
+        return f"{form % written(uses[0])} if each is a copy by itself; heads belong in one leaf, with a first axis that counts them"
     known = problem in found.unresolved and all(site.effect == "other" for site in sites)
     if len(uses) == 1 and axis is None and known and _covers(uses[0], shape):
         use = uses[0]
         if use.kind == "elementwise" or (use.out and any(infinite[a] for a in use.inside)):
-            return form % _written(use)
+            return form % written(use)
     return f"{form % WORDS}, the axes by number, or kind='elementwise' and no inside if its entries are added or multiplied one by one"
 
 
@@ -165,12 +165,12 @@ def _split_example(problem: Unresolved, uses: Sequence[Use], shape: Shape, axis:
     place = {a: a + more * (a > axis) for a in range(len(shape.shape))}
     split = {kind: [axis + i for i, part in enumerate(problem.parts) if part.kind == kind] for kind in ("inside", "out", "stack")}
     inside, out, stack = (tuple(sorted([place[a] for a in getattr(use, kind) if a != axis] + split[kind])) for kind in split)
-    told = f"uses={{path: pj.trace.{_written(Use(inside, out, stack))}}}, with its path,"
+    told = f"uses={{path: pj.trace.{written(Use(inside, out, stack))}}}, with its path,"
     parts = tuple(part.size for part in problem.parts)
     sizes = (*shape.shape[:axis], *parts, *shape.shape[axis + 1 :])
     return (
         f"a leaf of shape {sizes}, which has an axis for each part, and {told} if the data make a kernel with it; "
-        f"or with {form % _written(use)} if it is none, and the plan is to leave that sum to the model"
+        f"or with {form % written(use)} if it is none, and the plan is to leave that sum to the model"
     )
 
 
@@ -199,7 +199,7 @@ def _covers(use: Use, shape: Shape) -> bool:
     return sorted((*use.inside, *use.out, *use.stack)) == list(range(len(shape.shape)))
 
 
-def _written(use: Use) -> str:
+def written(use: Use) -> str:
     """An override as its caller writes it."""
     parts = [f"{name}={value}" for name in ("inside", "out", "stack") if (value := getattr(use, name))]
     return f"Use({', '.join(parts + [f'kind={use.kind!r}'] * (use.kind != 'product'))})"

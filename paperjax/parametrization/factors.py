@@ -10,6 +10,7 @@ from paperjax.parametrization.abc import COLUMN_OF, Exponent, Parametrization
 from paperjax.trace.initial import Law
 from paperjax.trace.leaf import Leaf, role_of
 from paperjax.trace.program import Program
+from paperjax.trace.settle import Use, written
 
 # Which rule an optimizer of optax follows: updates proportional to the gradient; of a size of their own, entry by entry; or of a
 # spectral norm of their own. Not here, because neither holds: novograd and lars (one norm for a leaf), yogi (an initial accumulator
@@ -101,9 +102,11 @@ def column(leaf: Leaf) -> str | None:
     if columns == {"input", "output"}:
         return "input"
     if len(columns) > 1:
+        uses = dict.fromkeys(written(Use(site.inside, site.out, site.stack, site.kind)) for site in leaf.sites)
         raise ValueError(
             f"leaf {leaf.path} is used as {' and as '.join(leaf.roles)}, which scale differently: one leaf has one initialization and one "
-            f"learning rate. Use two leaves, or say which use counts: uses={{{leaf.path!r}: pj.trace.Use(...)}}."
+            f"learning rate. Use two leaves, or say which use counts: "
+            f"{', or '.join(f'uses={{{leaf.path!r}: pj.trace.{use}}}' for use in uses)}."
         )
     return next(iter(columns), None)
 

@@ -42,7 +42,7 @@ def refuse_portions(program: Program, factors: Sequence[Factors]) -> None:
         growing, fixed = ROLES[found.part, any(leaf.infinite[axis] for axis in axes)]
         if site.kind not in ("product", "convolution"):
             growing, fixed = leaf.role, "finite"
-        parts = ", ".join(_said(r, growing if r.grows else fixed) for r in found.ranges)
+        parts = ", ".join(_said(r, growing if r.grows else fixed) for r in _merged(found.ranges))
         told = written(Use(site.inside, site.out, site.stack, site.kind))
         lines.append(
             f"  {leaf.path} {leaf.shape}, axis {found.axis} ({DOES[found.part]}): {parts}. "
@@ -54,6 +54,18 @@ def refuse_portions(program: Program, factors: Sequence[Factors]) -> None:
             "some entries of these leaves meet, or make, what grows with the width, and others what does not. They scale differently, and "
             f"a leaf has one initialization and one learning rate. {'. '.join(instead)}.\n" + "\n".join(dict.fromkeys(lines))
         )
+
+
+def _merged(ranges: Sequence[Range]) -> list[Range]:
+    """Those one after the other that grow, or do not, as one."""
+    found: list[Range] = []
+    for one in ranges:
+        last = found[-1] if found else None
+        if last is not None and last.grows == one.grows and all(a + n == b for a, n, b in zip(last.start, last.size, one.start)):
+            found[-1] = last._replace(size=(last.size[0] + one.size[0], last.size[1] + one.size[1]))
+        else:
+            found.append(one)
+    return found
 
 
 def _said(part: Range, role: str) -> str:

@@ -24,7 +24,7 @@ from paperjax.trace.made import only_growing
 from paperjax.trace.own import own_factors
 from paperjax.trace.portions import Portions, unlike_portions
 from paperjax.trace.probe import Probe, Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
-from paperjax.trace.settle import Use, overridden, refuse_unresolved
+from paperjax.trace.settle import Use, overridden, refuse_uncovered, refuse_unresolved
 from paperjax.trace.streams import ResidualAdd, branch_factor, residual_adds
 from paperjax.trace.sums import Pairs, Sum, growing_sums, unscaled
 from paperjax.trace.walk import walk
@@ -201,6 +201,7 @@ def read(
     uses = dict(uses or {})
     found, found_base = overridden(found, shapes, uses), _overridden_base(found_base, whole, shapes, uses)
     big, little = Network(found, residual_adds(found), shapes), Network(found_base, residual_adds(found_base), whole)
+    refuse_uncovered(uses, axes)
     keys, base_keys = kinds(big, little)
     pairs = parts(big, little, keys, base_keys, pairs)
     found = only_growing(found, found_base, [whole.index(part) for _, part, _ in pairs])
@@ -331,7 +332,7 @@ def _check_forms(sizes: Mapping[str, Any], uses: Any) -> None:
         if not isinstance(use, Use):
             raise TypeError(
                 f"uses[{path!r}] is {use!r}, and must say what is done with each axis of the leaf: "
-                "pj.trace.Use(inside=(axes summed over), out=(free axes)); its role follows from which of them grow."
+                "pj.trace.Use(inside=(0,), out=(1,)) if axis 0 is summed over and axis 1 is free; its role follows from which of them grow."
             )
 
 

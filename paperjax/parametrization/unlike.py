@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from paperjax.parametrization.abc import Parametrization
 from paperjax.parametrization.factors import Factors
 from paperjax.trace.portions import Range
 from paperjax.trace.program import Program
@@ -56,6 +57,25 @@ def refuse_portions(program: Program, factors: Sequence[Factors]) -> None:
         )
 
 
+def refuse_on_stream(program: Program, scheme: Parametrization) -> None:
+    """Refuse leaves of every layer that no branch multiplier reaches, because they act on the residual stream itself.
+
+    Raises
+    ------
+    ValueError
+        Naming the leaves.
+    """
+    if program.on_stream:
+        paths = [program.leaves[leaf].path for leaf in program.on_stream]
+        named = ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
+        raise ValueError(
+            f"{named}: each multiplies the residual stream itself, or adds onto it, between the residual adds (the gain and bias of a "
+            f"post-norm layer, h = norm(h + f(h)) * g + b), and their number grows. {scheme.name} scales branches, h + f(h), and not what "
+            "acts on the stream: what these learn adds up over the layers. Norm the input of the branch instead, h + f(norm(h)), or leave "
+            "such a norm without gain and bias, or use pj.mup, which does not scale with depth."
+        )
+
+
 def _merged(ranges: Sequence[Range]) -> list[Range]:
     """Those one after the other that grow, or do not, as one."""
     found: list[Range] = []
@@ -71,4 +91,4 @@ def _merged(ranges: Sequence[Range]) -> list[Range]:
 def _said(part: Range, role: str) -> str:
     first, size, base = int(part.start[0]), int(part.size[0]), int(part.size[1])
     grown = f", and {base} of them at the base" if part.grows else ""
-    return f"{size} entries from {first} on{grown} ({role})"
+    return f"{size} {'entries' if size > 1 else 'entry'} from {first} on{grown} ({role})"

@@ -14,7 +14,7 @@ from paperjax.binding import nearest
 from paperjax.model import Family, Model, batch_form, check_model, family, join, split
 from paperjax.trace import primitives as prim
 from paperjax.trace.alike import Network, kinds, paired, parts
-from paperjax.trace.depth import Growth, growths, stream_factors
+from paperjax.trace.depth import Growth, growths, on_stream, stream_factors
 from paperjax.trace.graph import Walk
 from paperjax.trace.initial import Law, read_laws
 from paperjax.trace.interactions import Interaction, interactions
@@ -59,6 +59,8 @@ class Program:
         Sums of activations over coordinates that grow with a width and that no leaf weighs, with how each is scaled, as `interactions`.
     portions
         Axes of leaves some portions of which grow and others do not, so that no one role is theirs; but for leaves that `uses` names.
+    on_stream
+        Leaves that act on a residual stream itself between its adds, in more layers than at the base.
     """
 
     base: Mapping[str, Any]
@@ -74,6 +76,7 @@ class Program:
     wiring: str = ""
     sums: tuple[tuple[Sum, int, float], ...] = ()
     portions: tuple[Portions, ...] = ()
+    on_stream: tuple[int, ...] = ()
 
 
 def walk_model(model: Model, x: Any) -> tuple[Walk, Any]:
@@ -232,7 +235,7 @@ def read(
     unlike = [p for p in unlike_portions(there.jaxpr, narrow.jaxpr, len(shapes)) if shapes[p.leaf].path not in uses]
     return Program(
         dict(base), dict(target), tuple(leaves), big.adds, own, grown, fading, scaled, found, there.copies, there.wiring, unweighed,
-        tuple(unlike),
+        tuple(unlike), on_stream(big, little),
     )  # fmt: skip
 
 

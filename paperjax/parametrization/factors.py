@@ -10,6 +10,7 @@ from paperjax.parametrization.abc import COLUMN_OF, Exponent, Parametrization
 from paperjax.trace.initial import Law
 from paperjax.trace.leaf import Leaf, role_of
 from paperjax.trace.program import Program
+from paperjax.trace.settle import Use, written
 
 # Which rule an optimizer of optax follows: updates proportional to the gradient; of a size of their own, entry by entry; or of a
 # spectral norm of their own. Not here, because neither holds: novograd and lars (one norm for a leaf), yogi (an initial accumulator
@@ -101,9 +102,11 @@ def column(leaf: Leaf) -> str | None:
     if columns == {"input", "output"}:
         return "input"
     if len(columns) > 1:
+        uses = dict.fromkeys(written(Use(site.inside, site.out, site.stack, site.kind)) for site in leaf.sites)
         raise ValueError(
             f"leaf {leaf.path} is used as {' and as '.join(leaf.roles)}, which scale differently: one leaf has one initialization and one "
-            f"learning rate. Use two leaves, or say which use counts: uses={{{leaf.path!r}: pj.trace.Use(...)}}."
+            f"learning rate. Use two leaves, or say which use counts: "
+            f"{', or '.join(f'uses={{{leaf.path!r}: pj.trace.{use}}}' for use in uses)}."
         )
     return next(iter(columns), None)
 
@@ -130,6 +133,7 @@ def leaf_factors(leaf: Leaf, depth_ratio: float | None, scheme: Parametrization,
     lr = eps = init_scale = multiplier = 1.0
     decay: float | None = None
     base_law = leaf.narrow_law if scheme.depth is None else leaf.base_law
+    _refuse_growing_constant(leaf, base_law)
     if which is None:
         init_scale = _finite_init_scale(leaf, base_law)
     else:
@@ -177,6 +181,24 @@ def _refuse_unlike(leaf: Leaf, scheme: Parametrization) -> None:
         raise ValueError(
             f"leaf {leaf.path}: no leaf of the base has its place in a branch of its kind, and what is numbered with it and has its shape "
             f"{differs}. {scheme.name} compares a leaf with the base's: choose a base that has a layer of each kind{told}."
+        )
+
+
+def _refuse_growing_constant(leaf: Leaf, base: Law) -> None:
+    """Refuse a constant that changes with the size: a number of the model's own, of which the trace cannot tell what it scales.
+
+    A weight of 1 / fan_in alone is what it looks like, a mean of what it sums over.
+    """
+    law = leaf.law
+    constants = law.kind == base.kind == "constant" and not math.isnan(law.mean) and not math.isnan(base.mean)
+    means = [value * leaf.fans(base=of)[0] for value, of in ((law.mean, False), (base.mean, True))]
+    if constants and not any(math.isclose(*pair, rel_tol=1e-4) for pair in ((law.mean, base.mean), means)):
+        raise ValueError(
+            f"leaf {leaf.path}: all its entries start at {law.mean:.4g}, and at {base.mean:.4g} at the base. A constant that changes with "
+            "the size (a temperature of head_dim**-0.5, a gain of sqrt(d)) is a number of the model's own, and in a leaf the trace cannot "
+            "tell what it scales. Initialize the leaf at a value that does not change and multiply by the number in the model's code, "
+            f"where it is read; or, if it is to start at {law.mean:.4g} whatever the parametrization makes of the rest, say so: "
+            f"plan(..., init_std={{{leaf.path!r}: lambda fan_in, fan_out: 1.0}})."
         )
 
 

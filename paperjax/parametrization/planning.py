@@ -15,6 +15,7 @@ from paperjax.parametrization.classify import classify
 from paperjax.parametrization.factors import DECAY_MODES, Factors, column, depth_ratios, is_matrix, leaf_factors, rule_of, use_factor
 from paperjax.parametrization.plan import Plan, PlannedLeaf
 from paperjax.parametrization.scaling import Scaling, described, named
+from paperjax.parametrization.unlike import refuse_on_stream, refuse_portions
 from paperjax.parametrization.unread import warn_of_numbers, warn_of_product, warn_of_sums
 from paperjax.trace.graph import Site
 from paperjax.trace.initial import Law
@@ -101,6 +102,7 @@ def plan(
     _check_depth(program, scheme, fam, x)
     ratios = depth_ratios(program)
     factors = [leaf_factors(leaf, ratios.get(i), scheme, rule, weight_decay) for i, leaf in enumerate(program.leaves)]
+    refuse_portions(program, factors)
     factors, scalings = _with_branches(program, scheme, factors)
     scalings += _attention(program, scheme) + _uses(program, scheme)
     _refuse_scaled_copies(program, scalings)
@@ -219,6 +221,7 @@ def _check_depth(program: Program, scheme: Parametrization, fam: Family, x: Any)
                 f"with the number of layers. {scheme.name} is for h + f(h): take the number out of the stream, or use pj.mup, which does "
                 "not scale with depth."
             )
+    refuse_on_stream(program, scheme)
     if program.adds:
         return
     deeper = {n for leaf in program.leaves for site in leaf.sites for a in site.stack for n in leaf.infinite[a]}

@@ -16,8 +16,8 @@ from paperjax.model import split
 from paperjax.trace.graph import Walk
 from paperjax.trace.interactions import interactions
 from paperjax.trace.interpret import Path, rescaled, wiring_of
-from paperjax.trace.program import flat_apply
 from paperjax.trace.streams import residual_adds
+from paperjax.trace.traced import flat_apply
 from paperjax.trace.walk import walk
 
 Leaves = tuple[tuple[str, ...], ...]

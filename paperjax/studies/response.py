@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 from paperjax.model import Family
 from paperjax.studies.scaled import Scaled, exponent
-from paperjax.trace.program import Program, read, walk_model
+from paperjax.trace.program import Program, read
 from paperjax.trace.streams import CONTRACTING
+from paperjax.trace.traced import walk_model
 from paperjax.trace.walk import Node, Site, Walk
 
 ZERO = -math.inf

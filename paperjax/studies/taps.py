@@ -14,8 +14,8 @@ from paperjax.trace.graph import CONTRACTING
 from paperjax.trace.interactions import interactions
 from paperjax.trace.interpret import edited
 from paperjax.trace.probe import pattern_of
-from paperjax.trace.program import walk_model
 from paperjax.trace.streams import residual_adds
+from paperjax.trace.traced import walk_model
 from paperjax.trace.walk import Site, Walk
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from paperjax.trace.alike import Keys, Network
 from paperjax.trace.graph import Graph, Walk
-from paperjax.trace.probe import Shape
+from paperjax.trace.probe import Shape, pattern_of
 from paperjax.trace.streams import ResidualAdd
 
 ROUNDING = 1e-9
@@ -101,3 +101,48 @@ def stream_factors(walk: Walk, adds: Sequence[ResidualAdd]) -> tuple[tuple[float
         if graph.nodes[node].op == "carry" and graph.nodes[node].path == graph.nodes[end].path and abs(total) > ROUNDING:
             fading.update(passed)
     return tuple((before[add.node][1], add.node in fading) for add in adds)
+
+
+def on_stream(here: Network, there: Network) -> tuple[int, ...]:
+    """Leaves that multiply a residual stream, or add onto it, between one of its adds and the next, more often than at the base.
+
+    Such are the gains and biases of post-norm layers, ``h = norm(h + f(h)) * g + b``. The last norm, after all blocks, is none, nor is one
+    between two stacks.
+    """
+    uses = [{(leaf, pattern_of(of.shapes[leaf].path)): n for leaf, n in _uses_between(of).items()} for of in (here, there)]
+    now, before = ({name: sum(n for (_, other), n in found.items() if other == name) for _, name in found} for found in uses)
+    return tuple(sorted(leaf for leaf, name in uses[0] if now[name] > before.get(name, 0)))
+
+
+def _uses_between(of: Network) -> Counter[int]:
+    """How often leaves act on the stream between two adds, or an add and the step of a loop after it, with no contraction on the way."""
+    graph, found = Graph(of.walk), Counter[int]()
+    adds, branches = {add.node for add in of.adds}, {leaf for add in of.adds for leaf in add.leaves}
+    loops = {graph.nodes[node].path[: len(end.path)] for node in adds for end in graph.nodes if end.op == "carried"}
+    ends = [graph.nodes[add.node].parents[1 - add.operand] for add in of.adds]
+    ends += [end.parents[0] for end in graph.nodes if end.op == "carried" and end.path in loops]
+    seen: set[int] = set()
+    for end in ends:
+        seen |= _between_adds(graph, end, adds)
+    for node in seen:
+        for site in graph.sites.get(node, ()):
+            if site.leaf not in branches:
+                found[site.leaf] += site.repeats
+    return found
+
+
+def _between_adds(graph: Graph, end: int, adds: set[int]) -> set[int]:
+    """What an activation is made of since the last add on each way to it, but for what a leaf's product is on the way of."""
+    todo, back, starts = [end], set[int](), set[int]()
+    while todo:
+        node = todo.pop()
+        if node in adds or graph.nodes[node].op == "carry":
+            starts.add(node)
+        elif node not in back and not graph.contracts(node):
+            back.add(node)
+            todo.extend(graph.nodes[node].parents)
+    reached: set[int] = set()
+    for node in sorted(back):
+        if any(parent in starts or parent in reached for parent in graph.nodes[node].parents):
+            reached.add(node)
+    return reached

@@ -4,29 +4,25 @@ import dataclasses
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
-
-import jax
+from collections.abc import Mapping
+from typing import Any
 
 from paperjax.binding import nearest
-from paperjax.model import Family, Model, batch_form, check_model, family, join, split
-from paperjax.trace import primitives as prim
+from paperjax.model import Family, batch_form, check_model, family
 from paperjax.trace.alike import Network, kinds, paired, parts
-from paperjax.trace.depth import Growth, growths, stream_factors
+from paperjax.trace.depth import Growth, growths, on_stream, stream_factors
 from paperjax.trace.graph import Graph, Walk
-from paperjax.trace.initial import Law, read_laws
 from paperjax.trace.interactions import Interaction, interactions
-from paperjax.trace.interpret import wiring_of
 from paperjax.trace.leaf import Leaf, roles_of
 from paperjax.trace.made import only_growing
-from paperjax.trace.own import Own, marked, own_factors
-from paperjax.trace.probe import Probe, Shape, base_shapes, infinite_axes, leaf_shapes, pattern_of, shapes_at, sizes_key
-from paperjax.trace.settle import Use, overridden, refuse_unresolved
+from paperjax.trace.own import marked
+from paperjax.trace.portions import Portions, unlike_portions
+from paperjax.trace.probe import Probe, Shape, base_shapes, infinite_axes, pattern_of, shapes_at, sizes_key
+from paperjax.trace.settle import Use, overridden, refuse_uncovered, refuse_unresolved
 from paperjax.trace.streams import ResidualAdd, branch_factor, residual_adds
-from paperjax.trace.sums import Pairs, Sum, growing_sums, unscaled
+from paperjax.trace.sums import Sum, growing_sums, unscaled
+from paperjax.trace.traced import Traced, own_numbers, traced, with_own_factors
 from paperjax.trace.unclaimed import Number, unclaimed
-from paperjax.trace.walk import walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +54,10 @@ class Program:
         Sums of activations over coordinates that grow with a width and that no leaf weighs, with how each is scaled, as `interactions`.
     unclaimed
         Numbers that change with a width, and that no leaf, product or sum has for its own.
+    portions
+        Axes of leaves some portions of which grow and others do not, so that no one role is theirs; but for leaves that `uses` names.
+    on_stream
+        Leaves that act on a residual stream itself between its adds, in more layers than at the base.
     """
 
     base: Mapping[str, Any]
@@ -73,59 +73,8 @@ class Program:
     wiring: str = ""
     sums: tuple[tuple[Sum, int, float], ...] = ()
     unclaimed: tuple[Number, ...] = ()
-
-
-def walk_model(model: Model, x: Any) -> tuple[Walk, Any]:
-    """Walk the trace of ``apply`` of one model; the shapes of its parameters come along."""
-    x = batch_form(x)
-    params = jax.eval_shape(model.init, jax.random.key(0), x)
-    return _walk(model, params, x)[0], params
-
-
-def flat_apply(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """``apply`` as a function of the trained leaves, the given ones and the batch, in the order in which they are walked; and those."""
-    trained, given = split(params)
-    leaves, tree = jax.tree.flatten(trained)
-    fixed, fixed_tree = jax.tree.flatten(given)
-
-    def flat(leaves: Any, fixed: Any, x: Any) -> Any:
-        return apply(join(jax.tree.unflatten(tree, leaves), jax.tree.unflatten(fixed_tree, fixed)), x)
-
-    return flat, (leaves, fixed, x)
-
-
-def _walk(model: Model, params: Any, x: jax.ShapeDtypeStruct) -> tuple[Walk, str]:
-    fn, args = flat_apply(model.apply, params, x)
-    jaxpr = prim.trace(fn, *args)
-    return walk(jaxpr, len(args[0])), wiring_of(jaxpr)
-
-
-class _Traced(NamedTuple):
-    """One network: its leaves, their laws, its walk, how its trace is wired, copies of its leaves."""
-
-    shapes: tuple[Shape, ...]
-    laws: tuple[Law, ...]
-    walk: Walk
-    wiring: str
-    copies: tuple[tuple[str, str], ...]
-
-
-def _traced(model: Model, x: jax.ShapeDtypeStruct) -> _Traced:
-    """Trace ``init`` and ``apply``, once each: tracing a large network is what takes time here."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-
-    def init(key: Any, x: Any) -> Any:
-        params = model.init(key, x)
-        trained, given = split(params)
-        return jax.tree.leaves(trained), jax.tree.leaves(given), params
-
-    jaxpr, (leaves, _, params) = jax.make_jaxpr(init, return_shape=True)(key, x)
-    shapes = leaf_shapes(params)
-    drawn = dict(zip(map(id, jaxpr.jaxpr.outvars), shapes))
-    given = jax.tree_util.tree_leaves_with_path(split(params)[1])
-    copied = [(jax.tree_util.keystr(path), drawn.get(id(var))) for (path, _), var in zip(given, jaxpr.jaxpr.outvars[len(leaves) :])]
-    copies = tuple((path, leaf.path) for path, leaf in copied if leaf is not None)
-    return _Traced(shapes, tuple(read_laws(jaxpr, len(leaves))), *_walk(model, params, x), copies)
+    portions: tuple[Portions, ...] = ()
+    on_stream: tuple[int, ...] = ()
 
 
 def read(
@@ -191,7 +140,7 @@ def read(
         raise ValueError("the family has no example batch: pass x=batch here, or build it as family(fn, x=batch).")
     _check_sizes(fam, base, target)
     check_model(fam(**base), x, f"family({', '.join(f'{k}={v}' for k, v in base.items())})")
-    there, small = _traced(fam(**target), x), _traced(fam(**base), x)
+    there, small = traced(fam(**target), x), traced(fam(**base), x)
     at = shapes_at(fam, x, {sizes_key(target): there.shapes, sizes_key(base): small.shapes})
     probe = infinite_axes(at, base, target)
     shapes, axes, whole = probe.shapes, probe.axes, small.shapes
@@ -199,6 +148,7 @@ def read(
     uses = dict(uses or {})
     found, found_base = overridden(found, shapes, uses), _overridden_base(found_base, whole, shapes, uses)
     big, little = Network(found, residual_adds(found), shapes), Network(found_base, residual_adds(found_base), whole)
+    refuse_uncovered(uses, axes)
     keys, base_keys = kinds(big, little)
     pairs = parts(big, little, keys, base_keys, pairs)
     like = [whole.index(part) for _, part, _ in pairs]
@@ -213,15 +163,15 @@ def read(
         leaves.append(
             Leaf(shape.path, shape.shape, shape.dtype, narrow.shape, infinite, sites, roles_of(sites, infinite), *laws, alike=alike)
         )
-    traced = (there, small, _narrow(fam, x, base, target, leaves, probe, there, small))
+    networks = (there, small, _narrow(fam, x, base, target, leaves, probe, there, small))
     grows = {pattern_of(path) for path, infinite in axes.items() if any(infinite)}
-    settled = {id(t): t._replace(walk=marked(_overridden_base(t.walk, t.shapes, shapes, uses), t.shapes, grows)) for t in traced}
-    there, small, narrow = (settled[id(t)] for t in traced)
+    settled = {id(t): t._replace(walk=marked(_overridden_base(t.walk, t.shapes, shapes, uses), t.shapes, grows)) for t in networks}
+    there, small, narrow = (settled[id(t)] for t in networks)
     found, found_base = marked(found, shapes, grows), marked(found_base, whole, grows)
     wider = growing_sums(there.walk, narrow.walk, shapes, narrow.shapes)
-    own_numbers = _own_numbers(there, small, narrow, wider)
-    leaves = _with_own_factors(leaves, [part for _, part, _ in pairs], there, small, narrow, own_numbers)
-    taken, base_taken = (frozenset[int]().union(*(own.behind for own in own_numbers[id(t)])) for t in (there, small))
+    numbers_of = own_numbers(there, small, narrow, wider)
+    leaves = with_own_factors(leaves, [part for _, part, _ in pairs], there, small, narrow, numbers_of)
+    taken, base_taken = (frozenset[int]().union(*(own.behind for own in numbers_of[id(t)])) for t in (there, small))
     unweighed = unscaled(there.walk, narrow.walk, wider)
     streams, base_streams = stream_factors(found, big.adds), stream_factors(found_base, little.adds)
     graph, base_graph = Graph(found), Graph(found_base)
@@ -232,21 +182,12 @@ def read(
     scaled = _scaled(found, found_base, shapes, whole)
     _warn_of_fixed_heads(scaled, leaves)
     fading = tuple(f for _, f in streams)
+    unlike = [p for p in unlike_portions(there.jaxpr, narrow.jaxpr, len(shapes)) if shapes[p.leaf].path not in uses]
+    unseen = unclaimed(there.walk, narrow.walk, numbers_of[id(there)], {a.node for a, _ in wider})
     return Program(
-        dict(base),
-        dict(target),
-        tuple(leaves),
-        big.adds,
-        own,
-        grown,
-        fading,
-        scaled,
-        found,
-        there.copies,
-        there.wiring,
-        unweighed,
-        unclaimed(there.walk, narrow.walk, own_numbers[id(there)], {a.node for a, _ in wider}),
-    )
+        dict(base), dict(target), tuple(leaves), big.adds, own, grown, fading, scaled, found, there.copies, there.wiring, unweighed,
+        unseen, tuple(unlike), on_stream(big, little),
+    )  # fmt: skip
 
 
 def _narrow(
@@ -256,70 +197,16 @@ def _narrow(
     target: Mapping[str, Any],
     leaves: list[Leaf],
     probe: Probe,
-    there: _Traced,
-    small: _Traced,
-) -> _Traced:
+    there: Traced,
+    small: Traced,
+) -> Traced:
     """The network of the base's widths and the target's depth; a depth adds leaves or slices, and changes no other axis."""
     wide = {name for leaf in leaves for site in leaf.sites for a in (*site.inside, *site.out) for name in leaf.infinite[a]}
     adds = {name for leaf in leaves for site in leaf.sites for a in site.stack for name in leaf.infinite[a]} | set(probe.structural)
     deep = {name: target[name] for name in probe.growing if name in adds - wide}
     if not deep:
         return small
-    return there if len(deep) == len(probe.growing) else _traced(fam(**{**base, **deep}), x)
-
-
-def _own_numbers(there: _Traced, small: _Traced, narrow: _Traced, wider: Pairs) -> dict[int, tuple[Own, ...]]:
-    """Of each trace, by its id, the known numbers of all sites."""
-    growing = {id(there): {a.node: a.size for a, _ in wider}, id(narrow): {b.node: b.size for _, b in wider}}
-    if wider and small is not narrow:
-        growing[id(small)] = {b.node: b.size for _, b in growing_sums(there.walk, small.walk, there.shapes, small.shapes)}
-    return {id(traced): own_factors(traced.walk, growing.get(id(traced), {})) for traced in (there, small, narrow)}
-
-
-def _with_own_factors(
-    leaves: list[Leaf], parts: list[Shape], there: _Traced, small: _Traced, narrow: _Traced, own: Mapping[int, tuple[Own, ...]]
-) -> list[Leaf]:
-    def logs(traced: _Traced, leaf: int, of_logits: bool = False) -> list[float]:
-        return [
-            numbers.logits if of_logits else numbers.log for site, numbers in zip(traced.walk.sites, own[id(traced)]) if site.leaf == leaf
-        ]
-
-    at_small, at_narrow = ({shape.path: i for i, shape in enumerate(traced.shapes)} for traced in (small, narrow))
-    found, logits = [], {}
-    for i, (leaf, part) in enumerate(zip(leaves, parts)):
-        # A size that sets widths and adds layers at once leaves no network in between: all of its change counts as the width's.
-        between, k = (narrow, at_narrow[leaf.path]) if leaf.path in at_narrow else (small, at_small[part.path])
-        ours, theirs, first = logs(there, i), logs(between, k), logs(small, at_small[part.path])
-        if len(ours) != len(theirs) or not ours or not first:
-            found.append(dataclasses.replace(leaf, narrow_law=between.laws[k], own_width=(1.0,) * len(leaf.sites)))
-            continue
-        leaf = dataclasses.replace(leaf, narrow_law=between.laws[k], own_width=tuple(math.exp(a - b) for a, b in zip(ours, theirs)))
-        logits[i] = logs(there, i, True)[0] - logs(between, k, True)[0]
-        # A leaf that layers share has more uses in a deeper network; the first of a kind is compared with the first.
-        at = (leaf.deciding,) * 2
-        if len(theirs) != len(first):
-            like = leaf.kind_of(leaf.deciding)
-            at = leaf.first_of(like), leaf.first_of(like, [site for site in small.walk.sites if site.leaf == at_small[part.path]])
-        found.append(dataclasses.replace(leaf, own_depth=math.exp(theirs[at[0]] - first[at[1]])))
-    return _with_own_projections(found, interactions(there.walk), logits)
-
-
-def _with_own_projections(leaves: list[Leaf], products: tuple[Interaction, ...], logs: Mapping[int, float]) -> list[Leaf]:
-    """Tell ``(x @ W) / sqrt(n)`` of both projections from a scale of the logits that is written on their operands.
-
-    A scale of the logits stands on one side (queries over sqrt(d)) or is split over both (each over d^1/4). So a factor of n^-1/2 or
-    smaller on both sides is the projections' own, one n^-1/2 each.
-    """
-    found = list(leaves)
-    for sides in (product.leaves for product in products):
-        made = [i for side in sides for i in side]
-        if not all(sides) or any(len(leaves[i].sites) != 1 for i in made):
-            continue
-        wanted = {i: -math.log(leaves[i].fans()[0] / leaves[i].fans(base=True)[0]) / 2 for i in made}
-        if all(wanted[i] < 0 and logs.get(i, 0.0) <= wanted[i] * (1 - 1e-6) for i in made):
-            for i in made:
-                found[i] = dataclasses.replace(leaves[i], own_projection=math.exp(wanted[i]))
-    return found
+    return there if len(deep) == len(probe.growing) else traced(fam(**{**base, **deep}), x)
 
 
 def _overridden_base(found: Walk, base_shapes: tuple[Shape, ...], shapes: tuple[Shape, ...], uses: Mapping[str, Use]) -> Walk:
@@ -353,7 +240,7 @@ def _check_forms(sizes: Mapping[str, Any], uses: Any) -> None:
         if not isinstance(use, Use):
             raise TypeError(
                 f"uses[{path!r}] is {use!r}, and must say what is done with each axis of the leaf: "
-                "pj.trace.Use(inside=(axes summed over), out=(free axes)); its role follows from which of them grow."
+                "pj.trace.Use(inside=(0,), out=(1,)) if axis 0 is summed over and axis 1 is free; its role follows from which of them grow."
             )
 
 

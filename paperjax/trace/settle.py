@@ -10,7 +10,6 @@ from paperjax.trace.made import PARTIAL
 from paperjax.trace.parts import LISTED, growing_lists, summed_lists
 from paperjax.trace.probe import Shape
 
-WORDS = "Use(inside=(axes summed over), out=(free axes), stack=(axes of copies), kind='product')"
 KINDS = ("product", "convolution", "lookup", "elementwise")
 
 
@@ -93,6 +92,26 @@ def _check(path: str, use: Use, shapes: Sequence[Shape]) -> None:
         raise ValueError(f"uses[{path!r}] gives an axis two parts: {use}. Each axis is inside, out or stack.")
 
 
+def refuse_uncovered(uses: Mapping[str, Use], axes: Axes) -> None:
+    """Refuse overrides that do not say what a growing axis of their leaf is.
+
+    Raises
+    ------
+    ValueError
+        Naming the axes that are missing.
+    """
+    for path, use in uses.items():
+        missing = [a for a, names in enumerate(axes[path]) if names and a not in (*use.inside, *use.out, *use.stack)]
+        if missing:
+            names = ", ".join(sorted({name for axis in missing for name in axes[path][axis]}))
+            free = dataclasses.replace(use, out=tuple(sorted((*use.out, *missing))))
+            raise ValueError(
+                f"uses[{path!r}] = {use} leaves out axis {', '.join(map(str, missing))}, which grows with {names}: without it the leaf "
+                f"would scale as if it did not. Say for every axis that grows whether it is inside, out or stack: pj.trace.{written(free)} "
+                "if it is free."
+            )
+
+
 def refuse_unresolved(found: Walk, shapes: Sequence[Shape], base: Sequence[Shape], axes: Axes, settled: Mapping[str, Use]) -> None:
     """Raise one error that lists every use of a leaf with an infinite axis that cannot be told; `base` has the leaves of the base.
 
@@ -129,7 +148,7 @@ def _example(problem: Unresolved, found: Walk, shapes: Sequence[Shape], axes: Ax
     if problem.parts and axis is not None:
         return _split_example(problem, uses, shape, axis, form)
     if len(uses) == 1 and problem.reason == PARTIAL:
-        return f"{form % _written(uses[0])} if it is a gate, and the plan is to leave the sums to the model"
+        return f"{form % written(uses[0])} if it is a gate, and the plan is to leave the sums to the model"
     if len(uses) == 1 and axis is not None:
         # The axis counts copies, or it is what the trace took it for, or a free axis that comes in parts (heads, one by one).
         inside, out, stack = (tuple(a for a in part if a != axis) for part in (uses[0].inside, uses[0].out, uses[0].stack))
@@ -137,40 +156,51 @@ def _example(problem: Unresolved, found: Walk, shapes: Sequence[Shape], axes: Ax
         if _covers(copies, shape):
             taken = axis in (*uses[0].inside, *uses[0].out)
             other = uses[0] if taken else Use(inside, tuple(sorted((axis, *out))), stack, uses[0].kind)
-            counts = f"{form % _written(copies)} if axis {axis} counts copies"
+            counts = f"{form % written(copies)} if axis {axis} counts copies"
             if problem.reason != WEIGHTED or axis not in uses[0].out or not _made_into_kernel(found, sites):
-                return f"{counts}, with {form % _written(other)} if it does not"
+                return f"{counts}, with {form % written(other)} if it does not"
             # H in sum_i h_i sum_k x_k H_kio is a matrix that acts on the products x_k h_i.
-            kernel = f"{form % _written(Use(tuple(sorted((axis, *inside))), out, stack, uses[0].kind))} if the data make a kernel with it"
+            kernel = f"{form % written(Use(tuple(sorted((axis, *inside))), out, stack, uses[0].kind))} if the data make a kernel with it"
             # The number of copies is no width: nothing else sums over it.
             widths = {n for s in found.sites if s.leaf != problem.leaf for a in s.inside for n in axes[shapes[s.leaf].path][a]}
             first = (kernel, counts) if infinite[axis] <= widths else (counts, kernel)
-            return ", with ".join((*first, f"{form % _written(other)} if neither"))
+            return ", with ".join((*first, f"{form % written(other)} if neither"))
     if len(uses) == 1 and problem.reason == LISTED:
-        return f"{form % _written(uses[0])} if each is a copy by itself; heads belong in one leaf, with a first axis that counts them"
+        return f"{form % written(uses[0])} if each is a copy by itself; heads belong in one leaf, with a first axis that counts them"
     known = problem in found.unresolved and all(site.effect == "other" for site in sites)
     if len(uses) == 1 and axis is None and known and _covers(uses[0], shape):
         use = uses[0]
         if use.kind == "elementwise" or (use.out and any(infinite[a] for a in use.inside)):
-            return form % _written(use)
-    return f"{form % WORDS}, the axes by number, or kind='elementwise' and no inside if its entries are added or multiplied one by one"
+            return form % written(use)
+    return _choices(len(shape.shape), form)
+
+
+def _choices(rank: int, form: str) -> str:
+    """Overrides of a leaf of whose axes the trace knows nothing, each with what it means."""
+    every, last = tuple(range(rank)), rank - 1
+    found = [(Use(every[:-1], (last,)), "the data sum over all of its axes but the last")] if rank > 1 else []
+    if rank > 2:
+        found += [(Use((0,), every[1:]), "they sum over the first alone"), (Use((1,), every[2:], (0,)), "the first counts copies")]
+    found += [(Use((last,), every[:-1]), "they sum over the last")] if rank > 1 else [(Use((0,)), "the data sum over it")]
+    found += [(Use(out=every, kind="elementwise"), "its entries are added or multiplied one by one")]
+    return ", or with ".join(f"{form % written(use)} if {meaning}" for use, meaning in found)
 
 
 def _split_example(problem: Unresolved, uses: Sequence[Use], shape: Shape, axis: int, form: str) -> str:
     """The leaf with an axis for each part, and its use; and the use of the axis as it is."""
     if len(uses) != 1 or not _covers(uses[0], shape) or math.prod(part.size for part in problem.parts) != shape.shape[axis]:
-        apart = "a leaf that has an axis for each part, and pj.trace.Use(inside=(the part that is summed over, ...), out=(the other, ...))"
-        return f"{apart}, with its path, if the data make a kernel with it; or with {form % WORDS} if it is none"
+        apart = "a leaf that has an axis for each part, and a use of it with the part that is summed over inside and the other out,"
+        return f"{apart} if the data make a kernel with it; or, if it is none, with {_choices(len(shape.shape), form)}"
     use, more = uses[0], len(problem.parts) - 1
     place = {a: a + more * (a > axis) for a in range(len(shape.shape))}
     split = {kind: [axis + i for i, part in enumerate(problem.parts) if part.kind == kind] for kind in ("inside", "out", "stack")}
     inside, out, stack = (tuple(sorted([place[a] for a in getattr(use, kind) if a != axis] + split[kind])) for kind in split)
-    told = f"uses={{path: pj.trace.{_written(Use(inside, out, stack))}}}, with its path,"
+    told = form % written(Use(inside, out, stack))
     parts = tuple(part.size for part in problem.parts)
     sizes = (*shape.shape[:axis], *parts, *shape.shape[axis + 1 :])
     return (
         f"a leaf of shape {sizes}, which has an axis for each part, and {told} if the data make a kernel with it; "
-        f"or with {form % _written(use)} if it is none, and the plan is to leave that sum to the model"
+        f"or with {form % written(use)} if it is none, and the plan is to leave that sum to the model"
     )
 
 
@@ -199,7 +229,7 @@ def _covers(use: Use, shape: Shape) -> bool:
     return sorted((*use.inside, *use.out, *use.stack)) == list(range(len(shape.shape)))
 
 
-def _written(use: Use) -> str:
+def written(use: Use) -> str:
     """An override as its caller writes it."""
     parts = [f"{name}={value}" for name in ("inside", "out", "stack") if (value := getattr(use, name))]
     return f"Use({', '.join(parts + [f'kind={use.kind!r}'] * (use.kind != 'product'))})"

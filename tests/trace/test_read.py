@@ -1,6 +1,7 @@
 """What `read` finds of the zoo is what is written beside each of its models; what it cannot tell is refused, and settled by `uses`."""
 
 import math
+import re
 import warnings
 
 import flax.linen as nn
@@ -260,7 +261,7 @@ REFUSED = {
 
 
 # Nothing in these traces says which axes the data sum over.
-WORDS = ("weight standardisation", "lora", "hypernetwork", "unused", "opaque", "per-head mix", "fast weights", "through a constant")
+CHOICES = ("weight standardisation", "lora", "hypernetwork", "unused", "opaque", "per-head mix", "fast weights", "through a constant")
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -275,7 +276,13 @@ def test_what_cannot_be_told_is_refused_and_the_override_settles_it(name):
         mine = [line for line in lines if line.startswith(f"  {path} ")]
         assert any(f"axis {axes} (" in line and f"at {primitive}," in line and reason in line for line in mine), (leaf, lines)
         assert all(f"uses={{{path!r}: pj.trace.Use(" in line for line in mine)
-        assert name not in WORDS or all("inside=(axes summed over)" in line for line in mine)
+        for line in mine:
+            suggested = re.findall(r"uses=(\{.*?\)\})", line)
+            assert name not in CHOICES or re.search(r"one by one$", line)
+            assert suggested
+            # Each is Python that works as it is written.
+            for text in suggested:
+                read(family, base, target, uses={f"['{k}']": use for k, use in settle.items()} | eval(text, {"pj": pj}))
     # No other leaf is in doubt.
     assert {line.split()[0] for line in lines} == {f"['{leaf}']" for leaf in problems}
     program = read(family, base, target, uses={f"['{leaf}']": use for leaf, use in settle.items()})
@@ -296,6 +303,9 @@ def test_one_override_alone_leaves_the_other_leaf_in_doubt():
         ({"['v']": Use(inside=(0,), out=(2,))}, "names axis 2"),
         ({"['v']": Use(inside=(0,), out=(0,))}, "two parts"),
         ({"['v']": Use(inside=(0,), out=(1,), kind="prodct")}, "Did you mean 'product'"),
+        ({"['v']": Use(inside=(0,))}, r"leaves out axis 1, which grows with width.*Use\(inside=\(0,\), out=\(1,\)\) if it is free"),
+        ({"['v']": Use(kind="elementwise")}, r"leaves out axis 0, 1.*Use\(out=\(0, 1\), kind='elementwise'\)"),
+        ({"['g']": Use(kind="elementwise")}, r"\['g'\].* leaves out axis 0, which grows with width"),
     ],
 )
 def test_bad_overrides_are_named(uses, message):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paperjax.trace import primitives as prim
-from paperjax.trace.program import walk_model
+from paperjax.trace.traced import walk_model
 from paperjax.trace.walk import walk
 
 D, F, T = 6, 4, 5

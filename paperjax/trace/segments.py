@@ -87,6 +87,14 @@ def sliced(axis: Axis, start: tuple[int, int], size: tuple[int, int]) -> Axis | 
     return tuple(found) if size_of(tuple(found)) == size else None
 
 
+def strided(axis: Axis, size: tuple[int, int], stride: int) -> Axis | None:
+    """Every so many entries of an axis that is not cut: they stand for those between them, which others take."""
+    if len(axis) > 1 or size_of(axis) != (size[0] * stride, size[1] * stride):
+        return None
+    each = [[s._replace(unit=(s.unit[0] * stride, s.unit[1] * stride)) for s in segment.sources] for segment in axis]
+    return tuple(Segment(*size, segment.kind, frozenset(sources)) for segment, sources in zip(axis, each))
+
+
 def together(values: Sequence[Val], shapes: Sizes, product: bool, but: int | None = None) -> tuple[Axis, ...]:
     """The axes of values that are combined entry by entry, cut wherever one of them is; `but` is an axis to leave out."""
     found: list[Axis] = []

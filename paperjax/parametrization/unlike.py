@@ -45,7 +45,8 @@ def refuse_portions(program: Program, factors: Sequence[Factors]) -> None:
         growing, fixed = ROLES[found.part, any(leaf.infinite[axis] for axis in axes)]
         if site.kind not in ("product", "convolution") or leaf.role == "vector":
             growing, fixed = leaf.role, "finite"
-        parts = ", ".join(_said(r, growing if r.grows else fixed) for r in _merged(found.ranges))
+        said = [_said(r, growing if r.grows else fixed) for r in _merged(found.ranges)]
+        parts = ", ".join(said[:4]) + (", and so on" if len(said) > 4 else "")
         told = written(_as_it_is(leaf, site))
         lines.append(
             f"  {leaf.path} {leaf.shape}, axis {found.axis} ({DOES[found.part]}): {parts}. "

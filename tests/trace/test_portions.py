@@ -77,6 +77,10 @@ UNLIKE = {
         ),
         tokens, INSIDE_1,
     ),
+    "pixels flattened with their channels": (
+        lambda n: [(T * (FIXED + n), n)], lambda n, w, x, h: jnp.concatenate([x, h], -1).reshape(B, -1) @ w, tokens,
+        {(0, 0, "inside"): [r for t in range(4) for r in ((11 * t, 3, 3), (11 * t + 3, 8, 4))]},
+    ),
     "a constant coordinate": (
         lambda n: [(n + 1, n)], lambda n, w, x, h: jnp.concatenate([h, jnp.ones((B, 1))], -1) @ w, rows,
         {(0, 0, "inside"): [(0, 8, 4), (8, 1, 1)]},

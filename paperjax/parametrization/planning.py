@@ -63,9 +63,10 @@ def plan(
         L2 in the gradient under SGD: the product is kept, so the decay is times 1 / learning-rate factor) or ``"independent"`` (a step
         removes that fraction of the weight, whatever the learning rate: the decay is kept). No parametrization multiplies decay by more.
     uses
-        Overrides for leaves that the trace cannot resolve, ``{path: Use(...)}``.
+        Overrides for leaves that the trace cannot resolve, ``{path: Use(...)}``, or whose parts do not all grow and that are to be planned
+        as one all the same.
     init_std
-        ``{path: (fan_in, fan_out) -> std}`` for leaves whose initialization cannot be read.
+        ``{path: (fan_in, fan_out) -> std}`` for leaves whose initialization cannot be read, or is a constant that changes with the size.
 
     Returns
     -------
@@ -75,8 +76,9 @@ def plan(
     ------
     ValueError
         For a base that is larger, unknown sizes, an optimizer of unknown family, overrides of leaves that do not exist, a leaf
-        that cannot be resolved, a depth that grows without residual branches under a depth parametrization, a standard deviation that is
-        no finite number of at least 0.
+        that cannot be resolved, or that is several in one (parts of an axis that grow and parts that do not), or that starts at a constant
+        which changes with the size; under a depth parametrization a depth that grows without residual branches, and leaves of every layer
+        that act on the residual stream itself; a standard deviation that is no finite number of at least 0.
     TypeError
         If sizes or overrides have another form.
 

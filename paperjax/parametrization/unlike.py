@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from paperjax.parametrization.abc import Parametrization
 from paperjax.parametrization.factors import Factors
+from paperjax.trace.graph import Site
+from paperjax.trace.leaf import Leaf, role_of
 from paperjax.trace.portions import Range
 from paperjax.trace.program import Program
 from paperjax.trace.settle import Use, written
@@ -41,10 +43,11 @@ def refuse_portions(program: Program, factors: Sequence[Factors]) -> None:
         site = leaf.sites[leaf.deciding]
         axes = site.inside if found.part == "out" else site.out
         growing, fixed = ROLES[found.part, any(leaf.infinite[axis] for axis in axes)]
-        if site.kind not in ("product", "convolution"):
+        if site.kind not in ("product", "convolution") or leaf.role == "vector":
             growing, fixed = leaf.role, "finite"
-        parts = ", ".join(_said(r, growing if r.grows else fixed) for r in _merged(found.ranges))
-        told = written(Use(site.inside, site.out, site.stack, site.kind))
+        said = [_said(r, growing if r.grows else fixed) for r in _merged(found.ranges)]
+        parts = ", ".join(said[:4]) + (", and so on" if len(said) > 4 else "")
+        told = written(_as_it_is(leaf, site))
         lines.append(
             f"  {leaf.path} {leaf.shape}, axis {found.axis} ({DOES[found.part]}): {parts}. "
             f"To plan it as {leaf.role} all the same: uses={{{leaf.path!r}: pj.trace.{told}}}"
@@ -74,6 +77,13 @@ def refuse_on_stream(program: Program, scheme: Parametrization) -> None:
             "acts on the stream: what these learn adds up over the layers. Norm the input of the branch instead, h + f(norm(h)), or leave "
             "such a norm without gain and bias, or use pj.mup, which does not scale with depth."
         )
+
+
+def _as_it_is(leaf: Leaf, site: Site) -> Use:
+    """What the trace took a use for. A depthwise kernel has an entry for each channel and place: as a convolution it would be a matrix."""
+    if site.kind == "convolution" and role_of(site, leaf.infinite) == "vector":
+        return Use(out=tuple(range(len(leaf.shape))), kind="elementwise")
+    return Use(site.inside, site.out, site.stack, site.kind)
 
 
 def _merged(ranges: Sequence[Range]) -> list[Range]:

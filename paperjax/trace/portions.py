@@ -26,6 +26,7 @@ from paperjax.trace.segments import (
     joined,
     reshaped,
     sliced,
+    strided,
     together,
 )  # fmt: skip
 from paperjax.trace.values import known_number
@@ -94,7 +95,8 @@ def unlike_portions(here: jex.ClosedJaxpr, there: jex.ClosedJaxpr, n_leaves: int
     for (leaf, axis, part), ranges in sorted(follower.ranges.items()):
         if part == "out":
             # All of it is what there is to be cut.
-            ranges = ranges - follower.rejoined.get((leaf, axis), set())
+            back = follower.rejoined.get((leaf, axis), set())
+            ranges = {r for r in ranges if r.grows or not _covered(r, back)}
             ranges = {r for r in ranges if not any(r.holds(other) for other in ranges)}
         if any(r.grows for r in ranges) and not all(r.grows for r in ranges):
             found.append(Portions(leaf, axis, part, tuple(sorted(ranges))))
@@ -156,6 +158,13 @@ class _Follower:
             axes = tuple(inputs[0].axes[axis] for axis in a.params["permutation"])
         elif name in ("broadcast_in_dim", "expand_dims", "squeeze", "reshape"):
             axes = reshaped(a, b, inputs[0], out)
+        elif name == "stack":
+            new = int(a.params["axis"]) % len(out)
+            rest = together(inputs, [*out[:new], *out[new + 1 :]], False)
+            axes = (*rest[:new], (Segment(*out[new], kind, frozenset()),), *rest[new:])
+        elif name == "unstack":
+            along = int(a.params["axis"]) % len(inputs[0].axes)
+            return [Val(kind, data, (*inputs[0].axes[:along], *inputs[0].axes[along + 1 :])) for _ in shapes]
         elif name == "pad":
             axes = _padded(a, b, inputs, out)
         elif name == "gather":
@@ -180,11 +189,12 @@ class _Follower:
         strides = a.params["strides"] or (1,) * len(shapes[0])
         for i, axis in enumerate(inputs[0].axes):
             start = a.params["start_indices"][i], b.params["start_indices"][i]
-            axes.append(self.part_of(axis, start, shapes[0][i], inputs[0], strides[i] == 1))
+            spread = strided(axis, shapes[0][i], strides[i]) if strides[i] > 1 else None
+            axes.append(spread or self.part_of(axis, start, shapes[0][i], inputs[0], strides[i] == 1))
         return [inputs[0]._replace(axes=tuple(axes))]
 
     def split(self, a: Any, b: Any, inputs: list[Val], shapes: list[Any]) -> list[Val]:
-        along, start, found = a.params["axis"], (0, 0), []
+        along, start, found = int(a.params["axis"]), (0, 0), []
         for out in shapes:
             axis = self.part_of(inputs[0].axes[along], start, out[along], inputs[0], True)
             found.append(inputs[0]._replace(axes=(*inputs[0].axes[:along], axis, *inputs[0].axes[along + 1 :])))
@@ -202,7 +212,7 @@ class _Follower:
         return found
 
     def concatenate(self, a: Any, b: Any, inputs: list[Val], shapes: list[Any]) -> list[Val]:
-        along = a.params["dimension"]
+        along = int(a.params["dimension"])
         axes = list(together(inputs, shapes[0], False, along))
         whole, rejoined = concatenated([v.axes[along] for v in inputs])
         for segment, source in rejoined:
@@ -297,6 +307,15 @@ class _Follower:
 
 def _range(segment: Segment, source: Source) -> Range:
     return Range(source.start, (segment.n * source.unit[0], segment.m * source.unit[1]))
+
+
+def _covered(one: Range, ranges: set[Range]) -> bool:
+    """Whether all entries of a range are in others."""
+    at = one.start[0]
+    for other in sorted(ranges):
+        if other.start[0] <= at:
+            at = max(at, other.start[0] + other.size[0])
+    return at >= one.start[0] + one.size[0]
 
 
 def _kind(const: Any) -> int:

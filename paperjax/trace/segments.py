@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 # What a segment holds: zeros, other constants, or what parameters or data made.
 ZERO, CONST, MADE = 0, 1, 2
+# Pixels that are flattened with their channels: of so many it is followed which are which.
+MANY = 256
 
 Pair = tuple[Fraction, Fraction]
 
@@ -85,6 +87,14 @@ def sliced(axis: Axis, start: tuple[int, int], size: tuple[int, int]) -> Axis | 
             return None
         at = until
     return tuple(found) if size_of(tuple(found)) == size else None
+
+
+def strided(axis: Axis, size: tuple[int, int], stride: int) -> Axis | None:
+    """Every so many entries of an axis that is not cut: they stand for those between them, which others take."""
+    if len(axis) > 1 or size_of(axis) != (size[0] * stride, size[1] * stride):
+        return None
+    each = [[s._replace(unit=(s.unit[0] * stride, s.unit[1] * stride)) for s in segment.sources] for segment in axis]
+    return tuple(Segment(*size, segment.kind, frozenset(sources)) for segment, sources in zip(axis, each))
 
 
 def together(values: Sequence[Val], shapes: Sizes, product: bool, but: int | None = None) -> tuple[Axis, ...]:
@@ -185,9 +195,12 @@ def reshaped(here: Any, there: Any, value: Val, out: Sizes) -> tuple[Axis, ...]:
         if a != b:
             return tuple(found)
         first = _scaled(value.axes[left[0]], _product([before[i] for i in left[1:]]), _product([out[i] for i in right[1:]]))
-        # Cut inside, it falls into no segments of the merged axis.
         if first and all(len(value.axes[i]) == 1 for i in left[1:]):
             found[right[0]] = first
+        # Cut inside, the merged axis has its segments over and over.
+        times = _product([before[i] for i in left[:-1]])
+        if len(right) == 1 and len(value.axes[left[-1]]) > 1 and times[0] == times[1] <= MANY:
+            found[right[0]] = tuple(s._replace(sources=frozenset()) for s in value.axes[left[-1]]) * times[0]
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ KINDS = ("product", "convolution", "lookup", "elementwise")
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """How a leaf is used, where the trace cannot tell: axes of the leaf, by number.
+    """How a leaf is used, where the trace cannot tell: axes of the leaf, by number. Each that grows has a part.
 
     Numbers that multiply such a use are left as the model has them: attention of learned queries keeps its 1/sqrt(d), and under muP
     wants 1/d written in the model.

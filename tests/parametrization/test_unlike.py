@@ -61,6 +61,25 @@ def test_it_is_refused_and_a_told_use_takes_it(name):
     assert rows[f"['{leaf}']"].factors.learning_rate == pytest.approx(1 / ratio)
 
 
+def test_all_leaves_are_named_and_the_overrides_together_give_a_plan():
+    """Mamba-2 (arXiv 2405.21060): of one projection and one depthwise kernel some channels are the state's, whose number is fixed."""
+
+    def apply(p, x, n):
+        z = jnp.pad(jnp.tanh(x @ p["u"]) @ p["w"], ((0, 0), (2, 0), (0, 0)))
+        kernel = {"feature_group_count": n + 6, "dimension_numbers": ("NWC", "WIO", "NWC")}
+        h, b, c = jnp.split(jax.lax.conv_general_dilated(z, p["k"], (1,), "VALID", **kernel), [n, n + 3], -1)
+        return jnp.einsum("bts,bls,bth->blh", b, c, jnp.tanh(h)) @ p["o"]
+
+    net = family(lambda n: {"u": (5, n), "w": (n, n + 6), "k": (3, 1, n + 6), "o": (n, 3)}, apply, jnp.zeros((2, 4, 5)))
+    with pytest.raises(ValueError, match=r"\['k'\].*axis 2.* \(vector\), 6 entries from 64 on \(finite\)") as caught:
+        pj.plan(net, pj.mup, base=BASE, target=TARGET, optimizer="sgd")
+    uses = {}
+    for line in str(caught.value).splitlines()[1:]:
+        uses |= eval(line.split("all the same: uses=")[1], {"pj": pj})
+    plan = pj.plan(net, pj.mup, base=BASE, target=TARGET, optimizer="sgd", uses=uses)
+    assert {leaf.path[2:-2]: leaf.role for leaf in plan.leaves} == {"u": "input", "w": "hidden", "k": "vector", "o": "output"}
+
+
 def test_every_scheme_that_scales_it_refuses_and_one_that_does_not_plans():
     for scheme in (pj.mup, pj.mup_table9, pj.ntp, pj.spectral):
         with pytest.raises(ValueError, match=r"\['w'\] \(69, 64\)"):

@@ -46,6 +46,20 @@ def rotated(n, w, x, h):
     return jnp.concatenate([-second, first, rest], -1)
 
 
+def rotated_in_turn(n, w, x, h):
+    """GPT-J's: pairs of neighbours at first, the others as they are."""
+    q = h @ w
+    first, rest = q[:, :4], q[:, 4:]
+    even, odd = first[:, ::2], first[:, 1::2]
+    return jnp.concatenate([jnp.stack([even - odd, odd + even], -1).reshape(B, -1), rest], -1)
+
+
+def rotated_in_halves(n, w, x, h):
+    first, rest = jnp.split(h @ w, [2], -1)
+    a, b = jnp.split(first, 2, -1)
+    return jnp.concatenate([jnp.concatenate([-b, a], -1), rest], -1)
+
+
 INSIDE_1 = {(0, 1, "inside"): [(0, 3, 3), (3, 8, 4)]}
 INSIDE = {(0, 0, "inside"): [(0, 3, 3), (3, 8, 4)]}
 
@@ -62,6 +76,10 @@ UNLIKE = {
             jnp.concatenate([x, h], -1), w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
         ),
         tokens, INSIDE_1,
+    ),
+    "pixels flattened with their channels": (
+        lambda n: [(T * (FIXED + n), n)], lambda n, w, x, h: jnp.concatenate([x, h], -1).reshape(B, -1) @ w, tokens,
+        {(0, 0, "inside"): [r for t in range(4) for r in ((11 * t, 3, 3), (11 * t + 3, 8, 4))]},
     ),
     "a constant coordinate": (
         lambda n: [(n + 1, n)], lambda n, w, x, h: jnp.concatenate([h, jnp.ones((B, 1))], -1) @ w, rows,
@@ -140,6 +158,9 @@ ALIKE = {
         lambda n: [(FIXED, n), (n, n)], lambda n, u, w, x, h: jnp.concatenate([x, h], -1) @ jnp.concatenate([u, w], 0), rows,
     ),
     "some positions rotated": (lambda n: [(n, n)], rotated, rows),
+    "some neighbours rotated": (lambda n: [(n, 2 * n)], rotated_in_turn, rows),
+    "some halves rotated": (lambda n: [(n, n)], rotated_in_halves, rows),
+    "turned around": (lambda n: [(n, n)], lambda n, w, x, h: jnp.roll(h @ w, 1, -1), rows),
     "they go on as one vector": (
         lambda n: [(n, n), (n, n)],
         lambda n, u, w, x, h: (h + jnp.concatenate([(h @ u)[:, :2], jnp.tanh(h @ u)[:, 2:]], -1)) @ w, rows,

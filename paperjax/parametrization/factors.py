@@ -136,6 +136,8 @@ def leaf_factors(leaf: Leaf, depth_ratio: float | None, scheme: Parametrization,
     _refuse_growing_constant(leaf, base_law)
     if which is None:
         init_scale = _finite_init_scale(leaf, base_law)
+        # A number of the model's own that changes with the width would take a leaf away that no width should change.
+        multiplier = 1.0 / leaf.own
     else:
         fans, base = leaf.fans(), leaf.fans(base=True)
 

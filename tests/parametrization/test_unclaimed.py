@@ -75,6 +75,19 @@ def test_a_network_that_writes_its_initialization_as_numbers_is_the_plain_one(na
     assert rates == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_finite_bias_in_front_of_the_number_is_kept():
+    """``(h W + b) / n`` is ``h W / n + b``, with b as large at every width: b is multiplied by 64 / 16."""
+
+    def make(width):
+        def init(key, x):
+            return {"u": jax.random.normal(key, (5, width)), "o": jax.random.normal(key, (width, 3)), "c": jnp.zeros(3)}
+
+        return pj.Model(init, lambda p, x: (jnp.tanh(x @ p["u"]) @ p["o"] + p["c"][None]) / width)
+
+    plan = pj.plan(pj.family(make, x=X), pj.mup, base=dict(width=BASE), target=dict(width=TARGET), optimizer="sgd")
+    assert {leaf.path: leaf.factors.multiplier for leaf in plan.leaves}["['c']"] == pytest.approx(4.0)
+
+
 NOBODYS = {
     "a gate over a root, and a product over it": lambda h, p, r: (lambda a, b: a * jax.nn.sigmoid(b / r) / r)(
         *jnp.split(h @ jnp.concatenate([p["a"], p["b"]], 1), 2, -1)

@@ -6,7 +6,7 @@ that is left over changes the size of something, and no factor answers for it.
 """
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 from paperjax.trace.graph import CONTRACTING, Graph, Walk
@@ -48,8 +48,10 @@ def unclaimed(walk: Walk, other: Walk, own: Sequence[Own], sums: Set[int]) -> tu
     if len(walk.nodes) != len(other.nodes) or any(a.op != b.op for a, b in zip(walk.nodes, other.nodes)):
         # Another structure: which number is which is not known.
         return ()
-    differ = [i for i, (a, b) in enumerate(zip(walk.nodes, other.nodes)) if not math.isclose(a.log_factor, b.log_factor, abs_tol=1e-9)]
-    if not differ:
+    differs = {
+        i: a.log_factor - b.log_factor for i, (a, b) in enumerate(zip(walk.nodes, other.nodes)) if abs(a.log_factor - b.log_factor) > 1e-9
+    }
+    if not differs:
         return ()
     graph = Graph(walk)
     sites: dict[int, list[int]] = {}
@@ -57,8 +59,8 @@ def unclaimed(walk: Walk, other: Walk, own: Sequence[Own], sums: Set[int]) -> tu
         sites.setdefault(site.node, []).append(k)
     of_logits = _of_logits(graph, walk)
     found = []
-    for i in differ:
-        if i in of_logits or _of_a_sum(graph, i):
+    for i in differs:
+        if i in of_logits or _of_a_sum(graph, i) or _undone(graph, i, differs):
             continue
         up, down = _upwards(graph, walk, sites, i), _downwards(graph, walk, sites, i, own)
         told = any(walk.sites[k].told for k in up.sites | down.sites)
@@ -83,6 +85,18 @@ def _of_logits(graph: Graph, walk: Walk) -> set[int]:
         for operand in product.operands:
             found |= {operand, *origin_steps(graph, operand), *graph.between(operand, product.node)}
     return found
+
+
+def _undone(graph: Graph, i: int, differs: Mapping[int, float]) -> bool:
+    """Whether other numbers before or behind it, with nothing but them and moves between, make up for it."""
+    first = i
+    while graph.moves(first) and len(graph.children[graph.nodes[first].parents[0]]) == 1:
+        first = graph.nodes[first].parents[0]
+    total, node = differs.get(first, 0.0), first
+    while len(graph.children[node]) == 1 and graph.moves(graph.children[node][0]):
+        node = graph.children[node][0]
+        total += differs.get(node, 0.0)
+    return abs(total) < 1e-9
 
 
 def _of_a_sum(graph: Graph, i: int) -> bool:

@@ -52,6 +52,7 @@ SEEN_THROUGH = {
     "the number and then a gain": (lambda h, p, r: (h @ p["a"]) / r * p["g"][None], {"g": (None,)}),
     "a scalar before the product": (lambda h, p, r: (p["s"] * h / r) @ p["a"], {"s": ()}),
     "a scalar behind it": (lambda h, p, r: (h @ p["a"]) * p["s"] / r, {"s": ()}),
+    "numbers that make up for each other": (lambda h, p, r: jnp.sin(jnp.cos(h) / r * r) @ p["a"] / r, {}),
     "a gate on what goes in": (lambda h, p, r: (h * jax.nn.sigmoid(h @ p["b"] / r) / r) @ p["a"], {}),
 }
 

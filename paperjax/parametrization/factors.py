@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -133,7 +134,9 @@ def leaf_factors(leaf: Leaf, depth_ratio: float | None, scheme: Parametrization,
     lr = eps = init_scale = multiplier = 1.0
     decay: float | None = None
     base_law = leaf.narrow_law if scheme.depth is None else leaf.base_law
-    _refuse_growing_constant(leaf, base_law)
+    _refuse_growing_constant(leaf, leaf.narrow_law)
+    if scheme.depth is not None:
+        _warn_of_constant(leaf, leaf.narrow_law, base_law)
     if which is None:
         init_scale = _finite_init_scale(leaf, base_law)
         # A number of the model's own that changes with the width would take a leaf away that no width should change.
@@ -192,9 +195,8 @@ def _refuse_growing_constant(leaf: Leaf, base: Law) -> None:
     A weight of 1 / fan_in alone is what it looks like, a mean of what it sums over.
     """
     law = leaf.law
-    constants = law.kind == base.kind == "constant" and not math.isnan(law.mean) and not math.isnan(base.mean)
     means = [value * leaf.fans(base=of)[0] for value, of in ((law.mean, False), (base.mean, True))]
-    if constants and not any(math.isclose(*pair, rel_tol=1e-4) for pair in ((law.mean, base.mean), means)):
+    if _other_constant(law, base) and not math.isclose(*means, rel_tol=1e-4):
         raise ValueError(
             f"leaf {leaf.path}: all its entries start at {law.mean:.4g}, and at {base.mean:.4g} at the base. A constant that changes with "
             "the size (a temperature of head_dim**-0.5, a gain of sqrt(d)) is a number of the model's own, and in a leaf the trace cannot "
@@ -202,6 +204,25 @@ def _refuse_growing_constant(leaf: Leaf, base: Law) -> None:
             f"where it is read; or, if it is to start at {law.mean:.4g} whatever the parametrization makes of the rest, say so: "
             f"plan(..., init_std={{{leaf.path!r}: lambda fan_in, fan_out: 1.0}})."
         )
+
+
+def _warn_of_constant(leaf: Leaf, narrow: Law, base: Law) -> None:
+    """Warn of a constant that differs from that of the base's leaf in its place by depth alone: by the layer's number, or by how many."""
+    if _other_constant(narrow, base):
+        warnings.warn(
+            f"leaf {leaf.path}: all its entries start at {narrow.mean:.4g}, and at {base.mean:.4g} in the layer of the base that it is "
+            "compared with. If that is by the number of the layer (its place), all is well; if it is by how many layers there are "
+            "(depth**-0.5), it is a number of the model's own that the plan does not count: initialize the leaf at a value that does not "
+            "change and multiply by the number in the model's code, where it is read.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _other_constant(law: Law, base: Law) -> bool:
+    """Whether two laws are known constants that differ."""
+    known = law.kind == base.kind == "constant" and not math.isnan(law.mean) and not math.isnan(base.mean)
+    return known and not math.isclose(law.mean, base.mean, rel_tol=1e-4)
 
 
 def _spectral_norm_of_signs(fans: tuple[int, int], base: tuple[int, int]) -> float:

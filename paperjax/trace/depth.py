@@ -1,7 +1,7 @@
 """How the number of residual branches grows, and whether the stream carries what they write unchanged."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from typing import NamedTuple
 
 from paperjax.trace.alike import Keys, Network
@@ -71,8 +71,10 @@ def _holds_layers(walk: Walk, leaf: int, shape: Shape, base_shapes: Sequence[Sha
     return any(a != b and axis not in named for axis, (a, b) in enumerate(zip(shape.shape, sizes)))
 
 
-def stream_factors(walk: Walk, adds: Sequence[ResidualAdd]) -> tuple[tuple[float, bool], ...]:
+def stream_factors(walk: Walk, adds: Sequence[ResidualAdd], taken: Set[int]) -> tuple[tuple[float, bool], ...]:
     """For each residual add, the logarithm of the known number on the stream's side, and whether the stream fades or grows by it.
+
+    Numbers in `taken` are a leaf's own (an embedding's over the root of the width).
 
     It does where nothing but the number stands between one add and the next: ``(h + f(h)) / sqrt(2)``, layer after layer. After a norm
     it is only a number for the branch to be compared with, ``norm(a h + f(h)) = norm(h + f(h) / a)``.
@@ -83,7 +85,7 @@ def stream_factors(walk: Walk, adds: Sequence[ResidualAdd]) -> tuple[tuple[float
         """What an activation was before it was moved and multiplied by numbers, or the step of its loop began; and those numbers."""
         log = 0.0
         while graph.moves(node) and graph.nodes[node].op not in ("carry", "carried"):
-            log += graph.nodes[node].log_factor
+            log += 0.0 if node in taken else graph.nodes[node].log_factor
             node = graph.nodes[node].parents[0]
         return node, log
 

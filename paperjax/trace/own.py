@@ -70,10 +70,10 @@ def behind_uses(graph: Graph, walk: Walk, growing: Mapping[int, int]) -> tuple[l
         behind = Behind() if apart else _Ways(graph, products, growing, {site.leaf}).behind(site.node)
         ahead = sum_before(graph, next(iter(graph.nodes[site.node].parents), None)) if site.effect == "times" else None
         totals = [total for total in (behind.last, ahead) if total is not None and total in growing]
-        if len(graph.children[site.node]) > 1:
-            # Each part over the number of parts that are added up later.
-            totals += [total for total in growing if graph.made_of(total, site.node)]
-        if any(math.isclose(behind.log, -math.log(growing[total]), rel_tol=1e-6) for total in totals):
+        mean = [total for total in growing if math.isclose(behind.log, -math.log(growing[total]), rel_tol=1e-6)]
+        # Each part may be over the number of parts that are added up later.
+        parts = len(graph.children[site.node]) > 1 and any(graph.made_of(total, site.node) for total in mean)
+        if parts or set(mean) & set(totals):
             behind = Behind()
         taken.update(behind.passed)
         found.append(behind)

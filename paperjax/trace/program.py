@@ -173,7 +173,7 @@ def read(
     leaves = with_own_factors(leaves, [part for _, part, _ in pairs], there, small, narrow, numbers_of)
     taken, base_taken = (frozenset[int]().union(*(own.behind for own in numbers_of[id(t)])) for t in (there, small))
     unweighed = unscaled(there.walk, narrow.walk, wider)
-    streams, base_streams = stream_factors(found, big.adds), stream_factors(found_base, little.adds)
+    streams, base_streams = stream_factors(found, big.adds, taken), stream_factors(found_base, little.adds, base_taken)
     graph, base_graph = Graph(found), Graph(found_base)
     own_base = [branch_factor(base_graph, add, base_taken) - log for add, (log, _) in zip(little.adds, base_streams)]
     logs = [branch_factor(graph, add, taken) - log for add, (log, _) in zip(big.adds, streams)]

@@ -258,3 +258,41 @@ def test_layers_that_share_their_weights_are_refused_where_their_number_grows(lo
     with pytest.raises(ValueError, match=r"\['o'\], \['w'\]: layers share it"):
         factors(make, dict(depth=2), dict(depth=4))
     assert factors(make, dict(depth=2), dict(depth=4), pj.mup)[1]["w"].multiplier == 1
+
+
+def embedded(factor):
+    """Tokens times sqrt(d) at the start of a residual stream, or drawn as large, and pre-norm branches."""
+
+    def family(width, depth):
+        def init(key, x):
+            keys = jax.random.split(key, 2 + 2 * depth)
+            layers = [
+                {"a": jax.random.normal(a, (width, width)) * width**-0.5, "b": jax.random.normal(b, (width, width)) * width**-0.5}
+                for a, b in zip(keys[2::2], keys[3::2])
+            ]
+            table = jax.random.normal(keys[0], (7, width)) * (width**-0.5 if factor else 1.0)
+            return {"table": table, "layers": layers, "out": jax.random.normal(keys[1], (width, 3)) * width**-0.5}
+
+        def apply(p, x):
+            h = p["table"][x] * (width**0.5 if factor else 1.0)
+            for layer in p["layers"]:
+                h = h + jnp.tanh(h / jnp.sqrt((h**2).mean(-1, keepdims=True)) @ layer["a"]) @ layer["b"]
+            return h @ p["out"]
+
+        return pj.Model(init, apply)
+
+    return family
+
+
+@pytest.mark.parametrize("scheme", [pj.depth_mup, pj.completep])
+def test_a_number_of_the_embedding_is_not_the_first_branchs(scheme):
+    """The first branch is added to the embedding times sqrt(d); that number is the embedding's, whichever branch comes next."""
+    tokens = np.zeros((2, 4), np.int32)
+
+    def branches(factor):
+        fam = pj.family(embedded(factor), x=tokens)
+        plan = pj.plan(fam, scheme, base=dict(width=16, depth=2), target=dict(width=64, depth=4), optimizer="adam")
+        return {leaf.path: leaf.factors.multiplier for leaf in plan.leaves if "layers" in leaf.path}
+
+    assert branches(True) == pytest.approx(branches(False))
+    assert len({round(m, 9) for path, m in branches(True).items() if path.endswith("['b']")}) == 1

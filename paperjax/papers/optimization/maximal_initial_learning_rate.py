@@ -26,6 +26,8 @@ have eta* lambda_1 / 2 = 1.00 +- 0.02 and no growth.
 
 What did not hold as first proposed, or says less than it seems
     - R² of at least 0.85: true of means over the seeds, 0.91 to 0.95, not of single networks. eta* of one varies by 0.28 octaves.
+      Means are not what is claimed, since their R² does not tell the control apart: 0.71 at quick's size (8 seeds, jackknife +- 0.19), 0.78
+      +- 0.08 at full's, whose slope of -0.11 is small and yet a line. R² of single networks does: 0.24 and 0.21.
     - R² falls with the input layer at full rate: not with 64 inputs (n = 64 to 256, means over eight seeds: 0.95, against 0.98 at r = 0.1),
       only the slope does, -0.55 against -0.70. With 784 inputs they are 0.81 and -0.23, with 3,072 0.24 and -0.03. R² falls as eta* stops
       changing with L n; the scatter about the line does not grow (0.06 octaves, against 0.14 to 0.18 at r = 0.1).

@@ -103,3 +103,32 @@ def test_a_mean_and_constants_that_stay_are_none():
 
     _, found = factors(pj.family(net, x=jnp.ones((4, 3))))
     assert {path: f.init_scale for path, f in found.items()} == dict.fromkeys(("['u']", "['b']", "['v']"), 1.0)
+
+
+def test_a_constant_by_the_number_of_its_layer_plans_with_a_word_under_depth():
+    """The third layer of four has no like among the two of the base; its start is its place's, so the plan is that of equal starts."""
+
+    def family(start):
+        def make(width, depth):
+            def init(key, x):
+                keys = jax.random.split(key, depth + 2)
+                draw = [
+                    {"w": jax.random.normal(k, (width, width)) * width**-0.5, "g": jnp.full(width, start(i))}
+                    for i, k in enumerate(keys[2:])
+                ]
+                return {"u": jax.random.normal(keys[0], (5, width)), "layers": draw, "o": jax.random.normal(keys[1], (width, 3))}
+
+            def apply(p, x):
+                h = x @ p["u"]
+                for q in p["layers"]:
+                    h = h + jnp.tanh(h * q["g"][None]) @ q["w"]
+                return h @ p["o"]
+
+            return pj.Model(init, apply)
+
+        x = jnp.ones((2, 5))
+        return pj.plan(pj.family(make, x=x), pj.depth_mup, base=dict(width=8, depth=2), target=dict(width=32, depth=4), optimizer="adam")
+
+    with pytest.warns(UserWarning, match=r"\['g'\]: all its entries start at .*number of the layer"):
+        found = family(lambda i: 0.8 - 0.1 * i)
+    assert [leaf.factors for leaf in found.leaves] == [leaf.factors for leaf in family(lambda i: 0.8).leaves]

@@ -1,0 +1,112 @@
+"""Values as functions of Gaussian fields, entry by entry: what nonlinear primitives act on."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from paperjax.limits import nodes as nd
+from paperjax.limits.nodes import Det, Func, Node, Wide
+
+
+class Form(NamedTuple):
+    """``fn(fields, dets)``, two lists of arrays."""
+
+    fn: Callable[[Sequence[Any], Sequence[Any]], Any]
+    fields: tuple[Wide, ...]
+    dets: tuple[Det, ...]
+
+
+def same_axes(u: Wide, axes: nd.Axes) -> Wide:
+    return u if u.axes == axes else nd.Linear(axes, u, lambda k, shape=nd.rep_shape(axes): jnp.broadcast_to(k, shape), (), True)
+
+
+@nd.memoized
+def form_of(node: Node) -> Form:
+    """A value as a function of Gaussian fields.
+
+    Raises
+    ------
+    NotImplementedError
+        If it mixes positions after a nonlinear function, so that it is none.
+    """
+    if isinstance(node, Det):
+        number = node.number
+        if number is not None:
+            return Form(lambda fields, dets: number, (), ())
+        return Form(lambda fields, dets: dets[0], (), (node,))
+    assert isinstance(node, Wide)
+    if nd.is_gaussian(node):
+        return Form(lambda fields, dets: fields[0], (node,), ())
+    if isinstance(node, nd.Const):
+        return form_of(node.value)
+    if isinstance(node, Func):
+        n = len(node.fields)
+        return Form(lambda fields, dets: node.fn(*fields[:n], *dets), node.fields, node.dets)
+    if isinstance(node, nd.Add):
+        terms = list(_terms(node))
+        gaussian = [u for u in terms if nd.is_gaussian(u)]
+        others = [u for u in terms if not nd.is_gaussian(u)]
+        total = [_added(gaussian)] if gaussian else []
+        return combined(lambda *parts: sum(parts[1:], start=parts[0]), [*total, *others])
+    if isinstance(node, nd.Scale):
+        return combined(lambda a, b: a * b, [node.u, node.by])
+    if isinstance(node, nd.Prod):
+        return combined(_product, node.factors)
+    if isinstance(node, nd.Linear) and node.selects and not node.dets:
+        below = form_of(node.u)
+        moved = tuple(nd.Linear(node.axes, z, node.fn, (), True) for z in below.fields)
+        whole = [nd.Det(node.u.axes, lambda a, shape=node.u.shape: jnp.broadcast_to(a, shape), (d,)) for d in below.dets]
+        return Form(below.fn, moved, tuple(nd.Det(node.axes, node.fn, (d,)) for d in whole))
+    if isinstance(node, nd.Part):
+        below = form_of(node.u)
+        return Form(below.fn, tuple(nd.Part(node.axes, z, node.which) for z in below.fields), below.dets)
+    raise NotImplementedError(
+        f"a nonlinear function acts on a sum over positions of a nonlinear function ({_named(node)}), which is not Gaussian: its expectations "
+        "at infinite width are integrals over as many fields as there are positions."
+    )
+
+
+def _named(node: Node) -> str:
+    names = {nd.Linear: "a mean, a pooling or a mixing of positions", nd.Carried: "the carry of a scan, not Gaussian there",
+             nd.Scanned: "the result of a scan, not Gaussian there", nd.Mixed: "joined channels", nd.Stacked: "joined positions"}  # fmt: skip
+    names[nd.Entries] = names[nd.Lookup] = names[nd.Field] = "a leaf whose entries are not Gaussian"
+    return names.get(type(node), type(node).__name__)
+
+
+def _terms(node: Wide) -> list[Wide]:
+    return [*_terms(node.u), *_terms(node.v)] if isinstance(node, nd.Add) and not nd.is_gaussian(node) else [node]
+
+
+def _added(terms: Sequence[Wide]) -> Wide:
+    total = terms[0]
+    for term in terms[1:]:
+        total = nd.Add(total.axes, total, term)
+    return total
+
+
+def _product(*parts: Any) -> Any:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total * part
+    return total
+
+
+def combined(fn: Callable[..., Any], operands: Sequence[Node]) -> Form:
+    """``fn`` of several values, each field and each deterministic array taken once."""
+    forms = [form_of(operand) for operand in operands]
+    fields = tuple(dict.fromkeys(z for form in forms for z in form.fields))
+    dets = tuple(dict.fromkeys(d for form in forms for d in form.dets))
+    where = [([fields.index(z) for z in form.fields], [dets.index(d) for d in form.dets]) for form in forms]
+
+    def call(values: Sequence[Any], known: Sequence[Any]) -> Any:
+        return fn(*(f.fn([values[i] for i in zs], [known[i] for i in ds]) for f, (zs, ds) in zip(forms, where)))
+
+    return Form(call, fields, dets)
+
+
+def function(fn: Callable[..., Any], operands: Sequence[Node], axes: nd.Axes) -> Func:
+    """The value ``fn(*operands)``; entries of `operands` along other axes than `axes` are repeated."""
+    form = combined(fn, [same_axes(u, axes) if isinstance(u, Wide) else u for u in operands])
+    n = len(form.fields)
+    return Func(axes, lambda *values: form.fn(values[:n], values[n:]), form.fields, form.dets)

@@ -1,0 +1,352 @@
+"""Values of a network at infinite width: what the interpreter of `paperjax.limits.limit` makes of each array of the trace.
+
+An axis that grows with the width holds independent, identically distributed coordinates, so one coordinate stands for all of them: a
+value is kept as its *representative*, an array in which such axes have size 1. It is either deterministic (`Det`), a function of one
+example, or wide (`Wide`): a random coordinate, a function of Gaussian fields which are jointly distributed over the finite axes.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from paperjax.limits.subsets import apart
+
+Fn = Callable[..., Any]
+
+
+class Atom(NamedTuple):
+    """A part of an axis, its sizes at the two widths that are traced; `kind` is ``"pos"`` (finite, followed entry by entry) or ``"iid"``."""
+
+    kind: str
+    size: int
+    other: int
+
+    @property
+    def grows(self) -> bool:
+        return self.size != self.other
+
+
+Axis = tuple[Atom, ...]
+Axes = tuple[Axis, ...]
+
+
+def axis_of(size: int, other: int, kind: str = "pos") -> Axis:
+    """An axis of one part; one of size 1 has none, and a growing one is of independent coordinates."""
+    if size == other == 1:
+        return ()
+    return (Atom("iid" if size != other else kind, size, other),)
+
+
+def rep_size(axis: Axis) -> int:
+    return math.prod(atom.size for atom in axis if atom.kind == "pos")
+
+
+def full_size(axis: Axis) -> tuple[int, int]:
+    return math.prod(atom.size for atom in axis), math.prod(atom.other for atom in axis)
+
+
+def coordinates(axis: Axis) -> int:
+    """How many independent coordinates run along an axis."""
+    return math.prod(atom.size for atom in axis if atom.kind == "iid")
+
+
+def rep_shape(axes: Axes) -> tuple[int, ...]:
+    return tuple(rep_size(axis) for axis in axes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """A value; `axes` describe the array it stands for."""
+
+    axes: Axes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the representative."""
+        return rep_shape(self.axes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Det(Node):
+    """A deterministic array: ``fn(*args)`` of other ones and of moments of wide ones; `const` if it is known here and now.
+
+    `noise` is the size of what the law of large numbers neglects in it, itself a `Det`; it is looked at where the value is used.
+    """
+
+    fn: Fn | None = None
+    args: tuple["Det | Moment", ...] = ()
+    const: np.ndarray | None = None
+    noise: "Det | None" = None
+
+    @property
+    def number(self) -> float | None:
+        """The one number that all entries equal, if that is known."""
+        if self.const is None or self.const.size == 0:
+            return None
+        first = self.const.flat[0]
+        return first.item() if bool(np.all(self.const == first)) else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moment:
+    """``fn`` of ``E[u v]`` over all pairs of positions, both at one example; of ``E[u]`` if `v` is ``None``."""
+
+    u: "Wide"
+    v: "Wide | None"
+    fn: Fn
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Wide(Node):
+    """A random coordinate."""
+
+
+class Range(NamedTuple):
+    """``start, start + step, ..., < stop`` of part number `part` of coordinates that are laid out as `layout`."""
+
+    layout: tuple[int, ...]
+    part: int
+    start: int
+    stop: int
+    step: int
+
+    def apart(self, other: "Range") -> bool | None:
+        """Whether two ranges share no coordinate; ``None`` where they are laid out in two ways."""
+        if (self.layout, self.part) != (other.layout, other.part):
+            return None
+        both = (range(r.start, r.stop, r.step) for r in (self, other))
+        return not set(next(both)) & set(next(both))
+
+
+Key = tuple[Any, ...]
+"""Which independent random numbers a field is made of: the leaf, which of its entries, and which way it is multiplied."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Field(Wide):
+    """``W u`` for a leaf W: Gaussian, of covariance ``scale · variance · sum_taps sum_c tap(E[u u'])``.
+
+    Each of `taps` takes the representative of `source` to an array ``(*shape, c)`` of whose last axis the trace is taken.
+    """
+
+    key: Key
+    source: Node
+    taps: tuple[Fn, ...]
+    count: float
+    gaussian: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entries(Wide):
+    """A leaf as an activation (bias, gain, position table), less its mean: independent over its finite axes and along its growing ones."""
+
+    key: Key
+    scale: float
+    gaussian: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lookup(Wide):
+    """Rows of a leaf at indices that the data give: covariance ``variance · [i = j]``."""
+
+    key: Key
+    index: Det
+    scale: float
+    gaussian: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Const(Wide):
+    """A deterministic number for every coordinate."""
+
+    value: Det
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Add(Wide):
+    u: Wide
+    v: Wide
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scale(Wide):
+    u: Wide
+    by: Det
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Linear(Wide):
+    """A linear function of the representative, ``fn(u, *dets)``; `selects` if each entry of it is an entry of `u`, or 0."""
+
+    u: Wide
+    fn: Fn
+    dets: tuple[Det, ...]
+    selects: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stacked(Wide):
+    """Values side by side along a finite axis."""
+
+    parts: tuple[Wide, ...]
+    axis: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Func(Wide):
+    """``fn(*fields, *dets)``, entry by entry, of Gaussian `fields`."""
+
+    fn: Fn
+    fields: tuple[Wide, ...]
+    dets: tuple[Det, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prod(Wide):
+    factors: tuple[Wide, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part(Wide):
+    """Some of the coordinates of `u`, which are independent of all the others: a range of one of the parts of its growing axes."""
+
+    u: Wide
+    which: "Range"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixed(Wide):
+    """Coordinates of several kinds along one growing axis: a random one of them is of kind i with probability ``weights[i]``."""
+
+    parts: tuple[Wide, ...]
+    weights: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Carried(Wide):
+    """What enters a step of a scan: Gaussian, or of known second moments only. `scan` names the scan, `slot` the carry."""
+
+    scan: int
+    slot: int
+    gaussian: bool
+    sources: frozenset[Key]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scanned(Wide):
+    """What a scan ends with."""
+
+    scan: Any
+    slot: int
+    gaussian: bool
+    sources: frozenset[Key]
+
+
+def memoized(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Remember a property of a node on the node itself."""
+    name = f"_memo_{fn.__name__}"
+
+    @functools.wraps(fn)
+    def call(node: Any) -> Any:
+        if name not in node.__dict__:
+            object.__setattr__(node, name, fn(node))
+        return node.__dict__[name]
+
+    return call
+
+
+@memoized
+def is_gaussian(node: Wide) -> bool:
+    """Whether a value is jointly Gaussian with the fields, with mean 0."""
+    if isinstance(node, (Field, Entries, Lookup, Carried, Scanned)):
+        return node.gaussian
+    if isinstance(node, Add):
+        return is_gaussian(node.u) and is_gaussian(node.v)
+    if isinstance(node, (Scale, Linear, Part)):
+        return is_gaussian(node.u)
+    return isinstance(node, Stacked) and all(map(is_gaussian, node.parts))
+
+
+@memoized
+def centred(node: Wide) -> bool:
+    """Whether the mean of a value is 0 whatever the data."""
+    if isinstance(node, (Field, Entries, Lookup)):
+        return True
+    if isinstance(node, (Carried, Scanned)):
+        return node.gaussian
+    if isinstance(node, Add):
+        return centred(node.u) and centred(node.v)
+    if isinstance(node, (Scale, Linear, Part)):
+        return centred(node.u)
+    if isinstance(node, (Stacked, Mixed)):
+        return all(map(centred, node.parts))
+    return isinstance(node, Prod) and any(centred(f) and not any(sources(f) & sources(g) for g in node.factors if g is not f) for f in node.factors)
+
+
+@memoized
+def sources(node: Wide) -> frozenset[Key]:
+    """The random numbers that a value depends on at a given coordinate; those below a `Field` do not count, whose leaf mixes them."""
+    if isinstance(node, (Field, Entries, Lookup)):
+        return frozenset((node.key,))
+    if isinstance(node, Const):
+        return frozenset()
+    if isinstance(node, Add):
+        return sources(node.u) | sources(node.v)
+    if isinstance(node, (Scale, Linear)):
+        return sources(node.u)
+    if isinstance(node, Part):
+        return frozenset((*key, node.which) for key in sources(node.u))
+    if isinstance(node, (Carried, Scanned)):
+        return node.sources
+    parts = {Func: "fields", Prod: "factors", Stacked: "parts", Mixed: "parts"}[type(node)]
+    return frozenset().union(*(sources(part) for part in getattr(node, parts)))
+
+
+def fold(fn: Fn, *consts: np.ndarray) -> np.ndarray:
+    """A function of known arrays, here and now, in double precision."""
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        return np.asarray(fn(*consts))
+
+
+def independent(u: Wide, v: Wide) -> bool:
+    """Whether two values share no random number.
+
+    Raises
+    ------
+    NotImplementedError
+        If they use coordinates of one field in two ways that cannot be told apart.
+    """
+    return not any(_share(a, b) for a in sources(u) for b in sources(v))
+
+
+def _share(a: Key, b: Key) -> bool:
+    """Keys are ``(leaf, entries, way, *ranges)``, or ``("scan", ...)`` for what a scan carries."""
+    if a == b:
+        return True
+    if a[0] != b[0] or a[0] == "scan":
+        return False
+    separate = apart(a[1], b[1])
+    if separate:
+        return False
+    if separate is None:
+        raise NotImplementedError(f"{a[0]}: two uses of this leaf share some of its entries, and not all of them.")
+    if a[2] != b[2]:
+        raise NotImplementedError(
+            f"{a[0]}: this leaf is used both ways round (as W and as its transpose, or as a table and as a matrix), and what is made of both "
+            "meets. At infinite width the two are not independent, and no Gaussian limit of it is known here."
+        )
+    for one, two in zip(a[3:], b[3:]):
+        if one != two:
+            between = one.apart(two)
+            if between:
+                return False
+            break
+    raise NotImplementedError(
+        f"{a[0]}: coordinates of what this leaf makes overlap, or are cut in two ways ({a[3:]} and {b[3:]}). Cut a fused layer the same way "
+        "everywhere, or write it as layers of their own."
+    )

@@ -14,6 +14,8 @@ import paperjax as pj
 from paperjax.limits.laws import Law, constant, leaf_laws, normal, orthogonal, truncated_normal, uniform
 from paperjax.limits.rounded import unrounded
 from paperjax.model import Frozen, Model, as_model, family
+from paperjax.trace.initial import read_laws
+from tests.zoo import as_users_run_it
 
 INIT = jax.nn.initializers
 X = jax.ShapeDtypeStruct((2, 3), jnp.float32)
@@ -85,11 +87,16 @@ DRAWS = {
     "raw_key": (lambda key: jax.random.normal(jax.random.split(jax.random.key_data(key))[1], SHAPE) * 0.1, "normal", 0.0, 0.01),
     "half": (lambda key: jax.random.normal(key, SHAPE, jnp.float16) * jnp.float16(0.1), "normal", 0.0, 0.01),
     "brain": (lambda key: jax.random.normal(key, SHAPE, jnp.bfloat16) * jnp.bfloat16(0.5), "normal", 0.0, 0.25),
+    "barrier": (lambda key: jax.lax.optimization_barrier((jnp.ones(3), jax.random.normal(key, (3,))))[1], "normal", 0.0, 1.0),
     "reshaped": (lambda key: jnp.flip(jax.random.normal(key, (2, 18))).T.reshape(SHAPE)[:2], "normal", 0.0, 1.0),
     "sum": (lambda key: jax.random.normal(key, SHAPE) + 2.0 * jax.random.normal(jax.random.fold_in(key, 1), SHAPE), "normal", 0.0, 5.0),
     "doubled": (lambda key: jax.random.normal(key, SHAPE) + jax.random.normal(key, SHAPE), "normal", 0.0, 4.0),
     "fused": (lambda key: pair(key, 1.0), "normal", 0.0, 1.0),
     "unequal_parts": (lambda key: pair(key, 2.0), "other", 0.0, (1 + 4) / 2),
+    "branch": (
+        lambda key: jax.lax.cond(jnp.asarray(True), lambda k: 2.0 * jax.random.normal(k, (3,)), lambda k: jax.random.uniform(k, (3,)), key),
+        "normal", 0.0, 4.0,
+    ),
     "padded": (lambda key: jnp.pad(jax.random.normal(key, (3, 4)), ((0, 0), (0, 4))), "other", 0.0, 1 / 2),
     "delta_orthogonal": (lambda key: INIT.delta_orthogonal()(key, (3, 3, 2, 4)), "other", 0.0, 1 / 4 / 9),
     "masked": (lambda key: jax.random.normal(key, SHAPE) * kept(jax.random.fold_in(key, 1)), "other", 0.0, 0.25),
@@ -134,6 +141,14 @@ def test_laws_in_double_precision_are_the_same(name, x64):
     np.testing.assert_allclose((law.mean, law.variance), (mean, variance), **EXACT)
     wide = drawn(lambda key: jax.random.normal(key, SHAPE, jnp.float64) / 7**0.5)
     np.testing.assert_allclose(wide.variance, 1 / 7, **EXACT)
+
+
+@pytest.mark.parametrize("name", [*INITIALIZERS, "shifted", "over_root", "square", "half_normal", "vmapped"])
+def test_laws_are_those_that_the_trace_reads_from_quantiles(name):
+    # Another reader of the same jaxpr: 4096 bit patterns in place of the draws, whose outermost ones are at 3.7 standard deviations.
+    fn, _, mean, variance = TABLE[name]
+    (law,) = read_laws(jax.make_jaxpr(lambda key, x: fn(key))(jax.random.key(0), X), 1)
+    np.testing.assert_allclose((law.mean, law.std), (mean, math.sqrt(variance)), rtol=1e-2, atol=1e-3)
 
 
 def test_moments_are_those_of_samples():
@@ -308,8 +323,14 @@ def test_declared_laws_are_checked():
     assert leaf_laws(model, X, {"['kernel']": normal(0.5)})["['kernel']"] == normal(0.5)
     with pytest.raises(ValueError, match=r"Did you mean .*kernel"):
         leaf_laws(model, X, {"['kernl']": normal(0.5)})
-    with pytest.raises(TypeError, match=r"must be a law|Expected type"):
-        leaf_laws(model, X, {"['kernel']": 0.5})  # pyright: ignore[reportArgumentType]
+    with as_users_run_it(), pytest.raises(TypeError, match=r"must be a law"):
+        leaf_laws(model, X, {"['kernel']": 0.5})
+    with as_users_run_it(), pytest.raises(TypeError, match=r"give \{path: law\}"):
+        leaf_laws(model, X, [normal(0.5)])
+    with as_users_run_it(), pytest.raises(TypeError, match=r"takes a Model, not a Dense"):
+        leaf_laws(nn.Dense(4), X)
+    with as_users_run_it(), pytest.raises(TypeError, match=r"variance = True is no number"):
+        normal(True)
 
 
 def test_constructors_are_the_laws_that_are_read():

@@ -27,7 +27,7 @@ def entrywise(eqn: Any, values: Sequence[Value], new: Callable[[], int]) -> Rand
         return linear
     if len(draws) == 2 and len(values) == 2:
         first, second = draws
-        if not first.sources & second.sources:
+        if not {source.root for source in first.sources} & {source.root for source in second.sources}:
             return _independent(name, first, second, new)
         if isinstance(first, Draw) and isinstance(second, Draw) and name in ("add", "sub", "add_any"):
             sign = -1 if name == "sub" else 1

@@ -11,9 +11,20 @@ from scipy import special
 
 
 class Source(NamedTuple):
-    """One drawing of bits: the key it used, as a number that only equal keys share, and the scans in which it differs by the step."""
+    """One drawing of bits, or a slice of one.
+
+    Attributes
+    ----------
+    id
+        Equal for the same entries of what one key draws.
+    root
+        Equal for all that one key draws.
+    steps
+        The scans in which it differs by the step.
+    """
 
     id: int
+    root: int
     steps: frozenset[int] = frozenset()
 
 
@@ -223,10 +234,10 @@ def nodes(base: str, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     """
     if base == "uniform":
         towards = 2.0 ** -np.arange(40.0, 0.0, -1.0)
-        edges = np.concatenate([[0.0], towards, 1 - towards[-2::-1], [1.0]])
+        edges = np.unique(np.concatenate([np.linspace(0.0, 1.0, 1025), towards, 1 - towards]))
     else:
-        edges = np.linspace(max(low, -10.0), min(high, 10.0), 81)
-    at, weight = np.polynomial.legendre.leggauss(12)
+        edges = np.linspace(max(low, -10.0), min(high, 10.0), 1601)
+    at, weight = np.polynomial.legendre.leggauss(8)
     half = np.diff(edges)[:, None] / 2
     points = (edges[:-1, None] + half + half * at[None, :]).ravel()
     weights = (half * weight[None, :]).ravel()

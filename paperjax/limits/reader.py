@@ -21,11 +21,13 @@ from paperjax.limits import combine
 from paperjax.limits.entries import (
     Bits,
     Draw,
+    Function,
     Given,
     Key,
     Number,
     Random,
     Source,
+    Sources,
     Triangle,
     Unread,
     Value,
@@ -160,7 +162,7 @@ class _Reader:
             return Unread("random_bits of no random key")
         size = jnp.iinfo(dtype).bits
         points = np.array([(2 * i + 1) << (size - 5) for i in range(16)], dtype)
-        return Bits(points, self.intern("bits", key.id), frozenset([Source(key.id, key.steps)]), key.repeated)
+        return Bits(points, self.intern("bits", key.id), frozenset([Source(key.id, key.id, key.steps)]), key.repeated)
 
     def given(self, eqn: Any, inputs: Sequence[Value]) -> Sequence[Value]:
         name, n = eqn.primitive.name, len(eqn.outvars)
@@ -203,13 +205,19 @@ class _Reader:
         assert isinstance(value, Random | Bits)
         found = []
         for i in range(len(eqn.outvars)):
+            move = (name, str(eqn.params), i, *map(_token, inputs[1:]))
+            # Other entries of one drawing are other numbers, as far as slices do not overlap.
             sources = value.sources
             if name in _PICKS:
-                # Other entries of one drawing are other numbers, as far as slices do not overlap.
-                told = [_token(given) for given in inputs[1:]]
-                sources = frozenset(Source(self.intern(name, str(eqn.params), i, *told, source.id), source.steps) for source in sources)
-            found.append(dataclasses.replace(value, sources=sources, repeated=value.repeated or repeated))
+                sources = frozenset(source._replace(id=self.intern(*move, source.id)) for source in sources)
+            found.append(self.elsewhere(value, move, sources, value.repeated or repeated))
         return found
+
+    def elsewhere(self, value: Random | Bits, move: tuple[Any, ...], sources: Sources, repeated: bool) -> Value:
+        """The same law; entry by entry it goes with others only where they were moved likewise."""
+        if isinstance(value, Bits | Draw | Function):
+            return dataclasses.replace(value, variable=self.intern(*move, value.variable), sources=sources, repeated=repeated)
+        return dataclasses.replace(value, sources=sources, repeated=repeated)
 
     def padded(self, eqn: Any, inputs: Sequence[Value]) -> Value:
         if any(count < 0 for axis in eqn.params["padding_config"] for count in axis):
@@ -295,7 +303,8 @@ class _Reader:
         if isinstance(value, Key):
             return value._replace(id=self.intern("step", mark, value.id), steps=value.steps | {mark})
         if isinstance(value, Random | Bits):
-            return dataclasses.replace(value, sources=frozenset(Source(s.id, s.steps | {mark}) for s in value.sources))
+            sources = frozenset(source._replace(steps=source.steps | {mark}) for source in value.sources)
+            return self.elsewhere(value, ("step", mark), sources, value.repeated)
         return Given(self.new(), steps=value.steps | {mark}) if isinstance(value, Given) else value
 
 

@@ -91,6 +91,7 @@ DRAWS = {
     "reshaped": (lambda key: jnp.flip(jax.random.normal(key, (2, 18))).T.reshape(SHAPE)[:2], "normal", 0.0, 1.0),
     "sum": (lambda key: jax.random.normal(key, SHAPE) + 2.0 * jax.random.normal(jax.random.fold_in(key, 1), SHAPE), "normal", 0.0, 5.0),
     "doubled": (lambda key: jax.random.normal(key, SHAPE) + jax.random.normal(key, SHAPE), "normal", 0.0, 4.0),
+    "doubled_moved": (lambda key: (lambda w: w.T.reshape(36) + w.T.reshape(36))(jax.random.normal(key, SHAPE)), "normal", 0.0, 4.0),
     "fused": (lambda key: pair(key, 1.0), "normal", 0.0, 1.0),
     "unequal_parts": (lambda key: pair(key, 2.0), "other", 0.0, (1 + 4) / 2),
     "branch": (
@@ -131,6 +132,16 @@ def test_functions_of_one_draw_have_their_moments_by_quadrature(name):
     assert law.kind == "other"
     assert not law.gaussian
     np.testing.assert_allclose((law.mean, law.variance), (mean, variance), rtol=1e-9, atol=1e-9)  # What the docstring promises.
+
+
+def test_kinks_and_jumps_are_met_as_well_as_promised():
+    clipped = drawn(lambda key: jnp.clip(jax.random.normal(key, SHAPE), -1.3, 1.3))
+    # E min(Z², c²) = erf(c / sqrt 2) - 2 c phi(c) + c² (1 - erf(c / sqrt 2)).
+    c, inside = 1.3, math.erf(1.3 / math.sqrt(2))
+    expected = inside - 2 * c * math.exp(-c * c / 2) / math.sqrt(2 * math.pi) + c * c * (1 - inside)
+    np.testing.assert_allclose((clipped.mean, clipped.variance), (0.0, expected), rtol=1e-5, atol=1e-12)
+    steps = drawn(lambda key: jnp.floor(10.0 * jax.random.uniform(key, SHAPE)))
+    np.testing.assert_allclose((steps.mean, steps.variance), (4.5, 99 / 12), rtol=1e-3)  # The uniform law on 0, ..., 9.
 
 
 @pytest.mark.parametrize("name", ["lecun_normal", "he_uniform", "scaling_normal", "cut_askew"])
@@ -278,6 +289,11 @@ UNREAD = {
     "complex": (lambda key: jax.random.normal(key, SHAPE, jnp.complex64), "complex"),
     "not Haar": (lambda key: jnp.linalg.qr(jax.random.uniform(key, (4, 4)))[0], "qr of entries that are not normal"),
     "triangle": (lambda key: jnp.linalg.qr(jax.random.normal(key, (4, 4)))[1], "triangle"),
+    "symmetric": (lambda key: (lambda w: w + w.T)(jax.random.normal(key, (3, 3))), "add of draws that depend on each other"),
+    "neighbours": (lambda key: (lambda w: w[1:] + w[:-1])(jax.random.normal(key, (4,))), "add of draws that depend on each other"),
+    "every step": (
+        lambda key: (lambda w: jax.lax.map(lambda row: row + w[0], w))(jax.random.normal(key, (4, 4))), "add of draws that depend on each",
+    ),
     "correlated": (
         lambda key: (lambda w: w * jax.lax.erf_inv(jax.random.uniform(key, SHAPE) - 0.5))(jax.random.normal(key, SHAPE)), "depend on each",
     ),

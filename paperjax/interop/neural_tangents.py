@@ -31,8 +31,8 @@ with itself or two outputs of a convolution (there the arccosine of its formula 
 What does not
 -------------
 - STRUCTURED_DERIVATIVES and AUTO rest on internals that JAX no longer has: they raise, as does ``neural_tangents.experimental``.
-- As on any JAX: `RectifiedMonomial` is NaN for an input with itself, `ExpNormalized` has a kernel and no network, and attention by SOFTMAX,
-  ABS or RELU in square-root scaling has a network and no kernel.
+- As on any JAX: `LayerNorm` must follow an affine layer, `RectifiedMonomial` is NaN for an input with itself, `ExpNormalized` has a kernel
+  and no network, and attention by SOFTMAX, ABS or RELU in square-root scaling has a network and no kernel.
 
 Scaling
 -------

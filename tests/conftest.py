@@ -1,5 +1,6 @@
 """Strict settings for every test: types checked at run time, warnings are errors, no silent promotion of rank or dtype."""
 
+import importlib.util
 import os
 import pathlib
 
@@ -38,6 +39,13 @@ import pytest  # noqa: E402
 
 hypothesis.settings.register_profile("paperjax", max_examples=25, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("paperjax")
+
+
+def pytest_collection_modifyitems(items):
+    if importlib.util.find_spec("neural_tangents") is None:
+        for item in items:
+            if item.name.startswith("paperjax.interop.neural_tangents"):
+                item.add_marker(pytest.mark.skip(reason="neural-tangents is not installed"))
 
 
 @pytest.hookimpl(wrapper=True)

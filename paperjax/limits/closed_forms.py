@@ -17,7 +17,8 @@ class Dual(NamedTuple):
 
     Each is a function of ``(k11, k12, k22)``: floating-point arrays that broadcast against each other, such as (N, 1), (N, M) and
     (1, M), or Python numbers. The result has their dtype. Float64 is advised: in float32, where |k12| comes within rounding of
-    ``sqrt(k11 k22)``, the dual of a function with a kink is off by the root of the rounding, 1e-4.
+    ``sqrt(k11 k22)`` and is not equal to it, the derivative of the dual of a function with a kink is off by the root of the rounding,
+    1e-4; see `correlation`.
 
     Attributes
     ----------
@@ -112,22 +113,29 @@ def _nothing(k11: Array, k12: Array, k22: Array) -> Array:
     return jnp.zeros_like(k11 + k12 + k22)
 
 
-def _correlation(k11: Array, k12: Array, k22: Array) -> tuple[Array, Array, Array]:
-    """``sqrt(k11 k22)``, ``sqrt(1 - rho²)`` and ``arcsin(rho)``, with gradient 0 where they have none: rho = ±1 and zero variance.
+NEAR = 4
+"""Roundings of the dtype to which a correlation is taken to be 1; see `correlation`."""
+
+
+def correlation(k11: Array, k12: Array, k22: Array) -> tuple[Array, Array, Array]:
+    """``sqrt(k11 k22)``, ``sqrt(1 - rho²)`` and ``(2/pi) arcsin(rho)``, with gradient 0 where they have none: rho = ±1, zero variance.
 
     In ``sqrt(1 - rho²) + rho arcsin(rho)`` the infinite parts of the last two gradients cancel, so 0 for each is right there.
+
+    Rounding leaves the rho of equal inputs off 1 by some units, and its arcsine off by the root of that, differently for each pair of
+    three equal inputs, so that their kernel has a negative eigenvalue of 1e-4 in float32. So rho is stretched by `NEAR` units and
+    cut at ±1: equal inputs have an arcsine of exactly ±pi/2, and the others stay within their own rounding.
     """
     positive = (k11 > 0) & (k22 > 0)
     # Both branches of a `where` are differentiated, so the one not taken must be finite too.
     s1, s2 = (jnp.sqrt(jnp.where(positive, k, jnp.ones_like(k))) for k in (k11, k22))
     rho = jnp.where(positive, k12 / s1 / s2, jnp.zeros_like(k12))
-    # The diagonal of a Gram matrix: rounding in the roots would leave rho off 1, and its arcsine off by the root of that.
-    rho = jnp.where((k11 == k22) & (jnp.abs(k12) == k11) & positive, jnp.sign(k12), rho)
+    rho = rho * (1 + NEAR * float(jnp.finfo(k12.dtype).eps))
     inside = jnp.abs(rho) < 1
     within = jnp.where(inside, rho, jnp.zeros_like(rho))
     root = jnp.where(inside, jnp.sqrt((1 - within) * (1 + within)), jnp.zeros_like(rho))
-    angle = jnp.where(inside, jnp.arcsin(within), jnp.sign(rho) * (math.pi / 2))
-    return jnp.where(positive, s1 * s2, jnp.zeros_like(rho)), root, angle
+    fraction = jnp.where(inside, (2 / math.pi) * jnp.arcsin(within), jnp.sign(rho))
+    return jnp.where(positive, s1 * s2, jnp.zeros_like(rho)), root, fraction
 
 
 def piecewise_linear(positive: Real[ArrayLike, ""], negative: Real[ArrayLike, ""]) -> Dual:
@@ -157,16 +165,16 @@ def piecewise_linear(positive: Real[ArrayLike, ""], negative: Real[ArrayLike, ""
 
     def parts(dtype: jnp.dtype) -> tuple[Array, Array]:
         p, n = (jnp.asarray(slope).astype(dtype) for slope in (positive, negative))
-        return jnp.square((p + n) / 2), jnp.square((p - n) / 2) * (2 / math.pi)
+        return jnp.square((p + n) / 2), jnp.square((p - n) / 2)
 
     def value(k11: Array, k12: Array, k22: Array) -> Array:
-        scale, root, angle = _correlation(k11, k12, k22)
+        scale, root, fraction = correlation(k11, k12, k22)
         odd, even = parts(k12.dtype)
-        return odd * k12 + even * (scale * root + k12 * angle)
+        return odd * k12 + even * (scale * root * (2 / math.pi) + k12 * fraction)
 
     def derivative(k11: Array, k12: Array, k22: Array) -> Array:
         odd, even = parts(k12.dtype)
-        return odd + even * _correlation(k11, k12, k22)[2]
+        return odd + even * correlation(k11, k12, k22)[2]
 
     return closed_form("piecewise_linear", value, derivative)
 
@@ -249,6 +257,17 @@ def _mehler(c: Sequence[Real[ArrayLike, ""]], k11: Array, k12: Array, k22: Array
     return total
 
 
+def gaussian_monomial(degree: int, k11: Array, k12: Array, k22: Array) -> Array:
+    """``E (u v)^degree``.
+
+    Examples
+    --------
+    >>> gaussian_monomial(1, jnp.ones(()), jnp.full((), 0.5), jnp.ones(()))
+    Array(0.5, dtype=float32)
+    """
+    return _mehler([0.0] * degree + [1.0], k11, k12, k22)
+
+
 def _shrinkage(k11: Array, k12: Array, k22: Array) -> Array:
     """``det(1 + K)``, which is at least 1; large variances in low precision would make it negative."""
     determinant = 1 + k11 + k22 + (k11 * k22 - k12 * k12)
@@ -307,11 +326,11 @@ relu = piecewise_linear(1.0, 0.0)._replace(name="relu")
 absolute = piecewise_linear(1.0, -1.0)._replace(name="absolute")
 """Dual of ``phi(h) = |h|``; see `piecewise_linear`."""
 
-sign = closed_form("sign", lambda *k: (2 / math.pi) * _correlation(*k)[2], _nothing)
+sign = closed_form("sign", lambda *k: correlation(*k)[2], _nothing)
 """Dual of the sign: ``(2/pi) arcsin rho`` (Sheppard 1899), and 0, the derivative almost everywhere: weights below a sign do not
 train. With delta functions it is ``(2/pi) / sqrt(k11 k22 - k12²)``, which is ``d value / d k12``."""
 
-step = closed_form("step", lambda *k: 0.25 + _correlation(*k)[2] / (2 * math.pi), _nothing)
+step = closed_form("step", lambda *k: (1 + correlation(*k)[2]) / 4, _nothing)
 """Dual of the step from 0 to 1, 1/2 at 0: ``1/4 + arcsin(rho) / 2 pi``, and 0 as for `sign`."""
 
 erf = closed_form("erf", _erf_value, _erf_derivative)

@@ -220,7 +220,7 @@ def polynomial(coefficients: Sequence[float] | Real[ArrayLike, "terms"]) -> Dual
     if not c:
         raise ValueError("polynomial: no coefficients. Give c_0, c_1, ..., the constant term first.")
     slopes = [i * c_i for i, c_i in enumerate(c)][1:] or [0.0]
-    return closed_form("polynomial", lambda *k: _mehler(c, *k), lambda *k: _mehler(slopes, *k))
+    return closed_form("polynomial", lambda *k: mehler(c, c, *k), lambda *k: mehler(slopes, slopes, *k))
 
 
 def monomial(degree: int) -> Dual:
@@ -241,8 +241,16 @@ def monomial(degree: int) -> Dual:
     return polynomial([0.0] * degree + [1.0])._replace(name=f"h^{degree}")
 
 
-def _mehler(c: Sequence[Real[ArrayLike, ""]], k11: Array, k12: Array, k22: Array) -> Array:
-    def hermite(r: int, k: Array) -> Array:
+def mehler(c: Sequence, d: Sequence, k11: Array, k12: Array, k22: Array) -> Array:
+    """``E p(u) q(v)`` of the polynomials with coefficients c and d, the constant first; see `polynomial`.
+
+    Examples
+    --------
+    >>> mehler([0.0, 1.0], [1.0, 2.0], jnp.ones(()), jnp.full((), 0.5), jnp.ones(()))
+    Array(1., dtype=float32)
+    """
+
+    def hermite(c: Sequence[Real[ArrayLike, ""]], r: int, k: Array) -> Array:
         # (m - 1)!! = m! / (2^(m/2) (m/2)!) for even m = i - r; powers from the highest down, as Horner's.
         total = jnp.zeros_like(k)
         for i in range(len(c) - 1 - (len(c) - 1 - r) % 2, r - 1, -2):
@@ -252,20 +260,9 @@ def _mehler(c: Sequence[Real[ArrayLike, ""]], k11: Array, k12: Array, k22: Array
         return total
 
     total = jnp.zeros_like(k12)
-    for r in range(len(c) - 1, -1, -1):
-        total = total * k12 + math.factorial(r) * 1.0 * hermite(r, k11) * hermite(r, k22)
+    for r in range(min(len(c), len(d)) - 1, -1, -1):
+        total = total * k12 + math.factorial(r) * 1.0 * hermite(c, r, k11) * hermite(d, r, k22)
     return total
-
-
-def gaussian_monomial(degree: int, k11: Array, k12: Array, k22: Array) -> Array:
-    """``E (u v)^degree``.
-
-    Examples
-    --------
-    >>> gaussian_monomial(1, jnp.ones(()), jnp.full((), 0.5), jnp.ones(()))
-    Array(0.5, dtype=float32)
-    """
-    return _mehler([0.0] * degree + [1.0], k11, k12, k22)
 
 
 def _shrinkage(k11: Array, k12: Array, k22: Array) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from paperjax.limits.closed_forms import Dual, closed_form, correlation, gaussian_monomial
+from paperjax.limits.closed_forms import Dual, closed_form, correlation, mehler
 
 
 @functools.cache
@@ -103,7 +103,8 @@ def signed_power(degree: int) -> Dual:
     """
 
     def value(n: int, k11: Array, k12: Array, k22: Array) -> Array:
-        return 4 * _rectified(n, k11, k12, k22) - gaussian_monomial(n, k11, k12, k22)
+        power = [0.0] * n + [1.0]
+        return 4 * _rectified(n, k11, k12, k22) - mehler(power, power, k11, k12, k22)
 
     def derivative(k11: Array, k12: Array, k22: Array) -> Array:
         if degree == 0:

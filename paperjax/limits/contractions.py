@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from paperjax.limits import nodes as nd
-from paperjax.limits import structure as st
+from paperjax.limits import moves as st
 from paperjax.limits.nodes import Axes, Axis, Det, Node, Wide, coordinates, rep_shape, rep_size
 from paperjax.limits.views import View
 
@@ -70,7 +70,7 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
         return jnp.transpose(a, order).reshape(*shape, -1)
 
     way = tuple(sorted({k for j in leaf_inside for k, _, _ in view.parts[j]}))
-    return nd.Field(out, key_of(view, way), node, (tap,), count * view.factor**2, law.gaussian or grows)
+    return nd.Field(out, key_of(view, way), node, (tap,), count * view.factor**2, law.gaussian or grows, law.variance == 0)
 
 
 def refuse_mean(law: LeafLaw) -> None:
@@ -217,7 +217,7 @@ def conv(node: Node, view: View, params: dict[str, Any], sizes: tuple[int, ...],
 
     count = coordinates(channels) / groups * view.factor**2
     way = tuple(sorted({k for k, _, _ in view.parts[leaf_in]}))
-    return nd.Field(axes, key_of(view, way), node, tuple(map(traced, taps)), count, law.gaussian or grows)
+    return nd.Field(axes, key_of(view, way), node, tuple(map(traced, taps)), count, law.gaussian or grows, law.variance == 0)
 
 
 def _by_channel(
@@ -253,17 +253,40 @@ def _by_channel(
 
 
 def product(factors: Sequence[Wide], axes: Axes) -> Wide:
-    """A product of wide values; a constant factor is a scale."""
-    flat = [f for factor in factors for f in (factor.factors if isinstance(factor, nd.Prod) else (factor,))]
+    """A product of wide values. Scales go to one factor, and a gain ``1 + g`` is what it starts as and what training changes."""
+    flat, scales = [], []
+    for factor in factors:
+        while isinstance(factor, nd.Scale):
+            scales.append(factor.by)
+            factor = factor.u
+        flat += factor.factors if isinstance(factor, nd.Prod) else [factor]
+    if scales:
+        by = scales[0]
+        for other in scales[1:]:
+            by = st.det(axes, lambda a, b: jnp.broadcast_to(a * b, rep_shape(axes)), by, other)
+        # One node for a field times a number, in all terms: what is linear in one field stays so.
+        at = next((i for i, f in enumerate(flat) if not isinstance(f, (nd.Entries, nd.Const)) and not _gain(f)), 0)
+        flat[at] = nd.Const(axes, st.det(axes, _times, flat[at].value, by)) if isinstance(flat[at], nd.Const) else nd.scale(flat[at], by, axes)
     for i, factor in enumerate(flat):
-        if isinstance(factor, nd.Add) and isinstance(factor.u, nd.Const):
-            # (1 + g) u for a gain g: what it starts as, and what training changes.
-            rest = [*flat[:i], *flat[i + 1 :]]
+        rest = [*flat[:i], *flat[i + 1 :]]
+        if _gain(factor) and rest:
             return nd.Add(axes, product([factor.u, *rest], axes), product([factor.v, *rest], axes))
-        if isinstance(factor, nd.Const) and len(flat) > 1:
-            rest = product([*flat[:i], *flat[i + 1 :]], axes)
-            return rest if factor.value.number == 1 else nd.Scale(axes, rest, st.same_shape(factor.value, axes))
+        if isinstance(factor, nd.Const) and rest:
+            others = _joined(rest, axes)
+            return others if factor.value.number == 1 else nd.scale(others, st.same_shape(factor.value, axes), axes)
+    return _joined(flat, axes)
+
+
+def _joined(flat: Sequence[Wide], axes: Axes) -> Wide:
     return flat[0] if len(flat) == 1 else nd.Prod(axes, tuple(flat))
+
+
+def _gain(factor: Wide) -> Any:
+    return isinstance(factor, nd.Add) and isinstance(factor.u, nd.Const)
+
+
+def _times(a: Any, b: Any) -> Any:
+    return a * b
 
 
 def activated(view: View, law: LeafLaw, like: Axes | None = None) -> Node:
@@ -280,7 +303,7 @@ def activated(view: View, law: LeafLaw, like: Axes | None = None) -> Node:
                 "it stays random at infinite width."
             )
         return mean
-    entries = nd.Entries(axes, key_of(view, ()), view.factor**2, law.gaussian)
+    entries = nd.Entries(axes, key_of(view, ()), view.factor**2, law.gaussian, law.variance == 0)
     return nd.Add(axes, nd.Const(axes, mean), entries) if law.mean else entries
 
 
@@ -305,4 +328,4 @@ def lookup(view: View, index: Det, eqn: Any, sizes: tuple[int, ...], law: LeafLa
         raise NotImplementedError(f"{law.path}: a table none of whose other axes grows.")
     shape = rep_shape(out)
     rows = st.det(out, lambda i: jnp.reshape(i, shape), index)
-    return nd.Lookup(out, key_of(view, ("rows", looked[0])), rows, view.factor**2, law.gaussian)
+    return nd.Lookup(out, key_of(view, ("rows", looked[0])), rows, view.factor**2, law.gaussian, law.variance == 0)

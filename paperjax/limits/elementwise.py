@@ -8,7 +8,7 @@ import numpy as np
 
 from paperjax.limits import contractions as con
 from paperjax.limits import nodes as nd
-from paperjax.limits import structure as st
+from paperjax.limits import moves as st
 from paperjax.limits.functions import form_of, function
 from paperjax.limits.nodes import Axes, Det, Node, Wide
 
@@ -121,7 +121,7 @@ def scaled(u: Node, by: Any, axes: Axes) -> Wide:
         by = st.same_shape(by, axes)
     if isinstance(u, nd.Const):
         return nd.Const(axes, st.det(axes, lambda a, b: jnp.broadcast_to(a * b, nd.rep_shape(axes)), u.value, by))
-    return nd.Scale(axes, _with_axes(u, axes), by)
+    return nd.scale(_with_axes(u, axes), by, axes)
 
 
 def multiplied(u: Wide, v: Wide, axes: Axes) -> Wide:
@@ -132,6 +132,6 @@ def multiplied(u: Wide, v: Wide, axes: Axes) -> Wide:
         forms = form_of(u), form_of(v)
     except NotImplementedError:
         return con.product([u, v], axes)
-    if len({z for form in forms for z in form.fields}) == 1:
+    if len({z for form in forms for z in form.fields if not nd.is_still(z)}) <= 1 and not any(form.dets for form in forms):
         return function(lambda a, b: a * b, [u, v], axes)
     return con.product([u, v], axes)

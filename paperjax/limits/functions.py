@@ -9,6 +9,14 @@ from paperjax.limits import nodes as nd
 from paperjax.limits.nodes import Det, Func, Node, Wide
 
 
+class NotGaussian(NotImplementedError):
+    """A nonlinear function of a leaf whose law is not Gaussian, nor made so by a sum."""
+
+    def __init__(self, leaf: int) -> None:
+        super().__init__(f"{leaf}: its entries are not Gaussian, and a nonlinear function acts on them.")
+        self.leaf = leaf
+
+
 class Form(NamedTuple):
     """``fn(fields, dets)``, two lists of arrays."""
 
@@ -37,7 +45,7 @@ def form_of(node: Node) -> Form:
         return Form(lambda fields, dets: dets[0], (), (node,))
     assert isinstance(node, Wide)
     if nd.is_gaussian(node):
-        return Form(lambda fields, dets: fields[0], (node,), ())
+        return _of_gaussians([node])
     if isinstance(node, nd.Const):
         return form_of(node.value)
     if isinstance(node, Func):
@@ -47,8 +55,7 @@ def form_of(node: Node) -> Form:
         terms = list(_terms(node))
         gaussian = [u for u in terms if nd.is_gaussian(u)]
         others = [u for u in terms if not nd.is_gaussian(u)]
-        total = [_added(gaussian)] if gaussian else []
-        return combined(lambda *parts: sum(parts[1:], start=parts[0]), [*total, *others])
+        return _joined([*([_of_gaussians(gaussian)] if gaussian else []), *map(form_of, others)], lambda *parts: sum(parts[1:], start=parts[0]))
     if isinstance(node, nd.Scale):
         return combined(lambda a, b: a * b, [node.u, node.by])
     if isinstance(node, nd.Prod):
@@ -61,6 +68,8 @@ def form_of(node: Node) -> Form:
     if isinstance(node, nd.Part):
         below = form_of(node.u)
         return Form(below.fn, tuple(nd.Part(node.axes, z, node.which) for z in below.fields), below.dets)
+    if isinstance(node, (nd.Field, nd.Entries, nd.Lookup)):
+        raise NotGaussian(node.key[0])
     raise NotImplementedError(
         f"a nonlinear function acts on a sum over positions of a nonlinear function ({_named(node)}), which is not Gaussian: its expectations "
         "at infinite width are integrals over as many fields as there are positions."
@@ -70,7 +79,6 @@ def form_of(node: Node) -> Form:
 def _named(node: Node) -> str:
     names = {nd.Linear: "a mean, a pooling or a mixing of positions", nd.Carried: "the carry of a scan, not Gaussian there",
              nd.Scanned: "the result of a scan, not Gaussian there", nd.Mixed: "joined channels", nd.Stacked: "joined positions"}  # fmt: skip
-    names[nd.Entries] = names[nd.Lookup] = names[nd.Field] = "a leaf whose entries are not Gaussian"
     return names.get(type(node), type(node).__name__)
 
 
@@ -78,11 +86,13 @@ def _terms(node: Wide) -> list[Wide]:
     return [*_terms(node.u), *_terms(node.v)] if isinstance(node, nd.Add) and not nd.is_gaussian(node) else [node]
 
 
-def _added(terms: Sequence[Wide]) -> Wide:
-    total = terms[0]
-    for term in terms[1:]:
-        total = nd.Add(total.axes, total, term)
-    return total
+def _of_gaussians(terms: Sequence[Wide]) -> Form:
+    """A sum of Gaussian values: one field that varies, and what does not vary yet by itself."""
+    parts = [nd.moving_and_still(term) for term in terms]
+    moving, still = (tuple(z for part in parts for z in part[i]) for i in (0, 1))
+    fields = (*((nd.total(moving),) if moving else ()), *dict.fromkeys(still))
+    times = [1 if moving and i == 0 else still.count(z) for i, z in enumerate(fields)]
+    return Form(lambda values, dets: sum((n * z for n, z in zip(times[1:], values[1:])), start=times[0] * values[0]), fields, ())
 
 
 def _product(*parts: Any) -> Any:
@@ -94,7 +104,10 @@ def _product(*parts: Any) -> Any:
 
 def combined(fn: Callable[..., Any], operands: Sequence[Node]) -> Form:
     """``fn`` of several values, each field and each deterministic array taken once."""
-    forms = [form_of(operand) for operand in operands]
+    return _joined([form_of(operand) for operand in operands], fn)
+
+
+def _joined(forms: Sequence[Form], fn: Callable[..., Any]) -> Form:
     fields = tuple(dict.fromkeys(z for form in forms for z in form.fields))
     dets = tuple(dict.fromkeys(d for form in forms for d in form.dets))
     where = [([fields.index(z) for z in form.fields], [dets.index(d) for d in form.dets]) for form in forms]

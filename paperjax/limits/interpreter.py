@@ -15,7 +15,7 @@ from jax.extend import core as jex
 
 from paperjax.limits import contractions as con
 from paperjax.limits import nodes as nd
-from paperjax.limits import structure as st
+from paperjax.limits import moves as st
 from paperjax.limits.elementwise import broadcasting, elementwise
 from paperjax.limits.nodes import Axes, Det, Node, Wide, axis_of, coordinates
 from paperjax.limits.views import View, whole

@@ -76,10 +76,6 @@ class Run:
         self.asked[wanted] = None
         return self.tapes[s][wanted]
 
-    def still(self, u: Wide) -> bool:
-        """Whether a Gaussian value has no variance until it is trained."""
-        return all(isinstance(key[0], int) and isinstance(self.variance(key[0]), float) and self.variance(key[0]) == 0 for key in nd.sources(u))
-
     # Means and second moments.
 
     def mean(self, u: Wide, s: int) -> Moments:
@@ -120,8 +116,7 @@ class Run:
             terms = [_times(self.mean(part, s), weight) for part, weight in zip(u.parts, u.weights)]
             return _sum(terms)
         if isinstance(u, nd.Func):
-            variances = [self.second(z, z, s, s, True) for z in u.fields]
-            return mean_of(self, u, variances, s)
+            return mean_of(self, u, s)
         if isinstance(u, nd.Prod):
             return self._of_products(u.factors, (), s, s, True)
         raise NotImplementedError(f"the mean of {type(u).__name__} at infinite width is not known.")

@@ -8,7 +8,7 @@ example, or wide (`Wide`): a random coordinate, a function of Gaussian fields wh
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -139,6 +139,7 @@ class Field(Wide):
     taps: tuple[Fn, ...]
     count: float
     gaussian: bool
+    still: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,6 +149,7 @@ class Entries(Wide):
     key: Key
     scale: float
     gaussian: bool
+    still: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -158,6 +160,7 @@ class Lookup(Wide):
     index: Det
     scale: float
     gaussian: bool
+    still: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -285,7 +288,9 @@ def centred(node: Wide) -> bool:
         return centred(node.u)
     if isinstance(node, (Stacked, Mixed)):
         return all(map(centred, node.parts))
-    return isinstance(node, Prod) and any(centred(f) and not any(sources(f) & sources(g) for g in node.factors if g is not f) for f in node.factors)
+    return isinstance(node, Prod) and any(
+        centred(f) and all(j == i or independent(f, g) for j, g in enumerate(node.factors)) for i, f in enumerate(node.factors)
+    )
 
 
 @memoized
@@ -305,6 +310,60 @@ def sources(node: Wide) -> frozenset[Key]:
         return node.sources
     parts = {Func: "fields", Prod: "factors", Stacked: "parts", Mixed: "parts"}[type(node)]
     return frozenset().union(*(sources(part) for part in getattr(node, parts)))
+
+
+def scale(u: Wide, by: Det, axes: Axes) -> Scale:
+    """One node for a value times a number, whoever asks for it: so fields are known to be the same."""
+    made = u.__dict__.setdefault("_scaled", {})
+    if (by, axes) not in made:
+        made[by, axes] = Scale(axes, u, by)
+    return made[by, axes]
+
+
+def total(terms: Sequence[Wide]) -> Wide:
+    """One node for a sum, whoever asks for it."""
+    terms = sorted(terms, key=id)
+    made = terms[0].__dict__.setdefault("_sums", {})
+    rest = tuple(terms[1:])
+    if rest not in made:
+        node = terms[0]
+        for term in rest:
+            node = Add(node.axes, node, term)
+        made[rest] = node
+    return made[rest]
+
+
+@memoized
+def is_still(node: Wide) -> bool:
+    """Whether a Gaussian value has no variance until it is trained: leaves that start as a constant."""
+    if isinstance(node, (Field, Entries, Lookup)):
+        return node.still
+    if isinstance(node, Add):
+        return is_still(node.u) and is_still(node.v)
+    if isinstance(node, (Scale, Linear, Part)):
+        return is_still(node.u)
+    return isinstance(node, Stacked) and all(map(is_still, node.parts))
+
+
+@memoized
+def moving_and_still(node: Wide) -> tuple[tuple[Wide, ...], tuple[Wide, ...]]:
+    """The terms of a Gaussian value that vary, and those that do not yet."""
+    if is_still(node):
+        return (), (node,)
+    if isinstance(node, Add):
+        parts = [moving_and_still(u) for u in (node.u, node.v)]
+        return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
+    if isinstance(node, Scale):
+        moving, still = moving_and_still(node.u)
+        if not still and len(moving) == 1:
+            return (node,), ()
+        return tuple(scale(u, node.by, node.axes) for u in moving), tuple(scale(u, node.by, node.axes) for u in still)
+    if isinstance(node, (Linear, Part)):
+        moving, still = moving_and_still(node.u)
+        if not still:
+            return (node,), ()
+        return tuple(dataclasses.replace(node, u=u) for u in moving), tuple(dataclasses.replace(node, u=u) for u in still)
+    return (node,), ()
 
 
 def fold(fn: Fn, *consts: np.ndarray) -> np.ndarray:

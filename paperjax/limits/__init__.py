@@ -18,10 +18,15 @@ from paperjax.limits.closed_forms import (
     step,
 )
 from paperjax.limits.dual import dual
+from paperjax.limits.expectation import Mean, mean, moment, pair
+from paperjax.limits.joint import Expectation, expect, isserlis
 from paperjax.limits.quadrature import quadrature
+from paperjax.limits.recognise import Affine, Term, recognise
+from paperjax.limits.rectified import rectified_monomial, signed_power
 from paperjax.limits.recursion import Kernels, mlp_kernels
 
 __all__ = [
-    "Dual", "Kernels", "absolute", "cos", "dual", "erf", "exp", "gelu", "identity", "leaky_relu", "mlp_kernels", "monomial",
-    "piecewise_linear", "polynomial", "quadrature", "relu", "sign", "sin", "step",
+    "Affine", "Dual", "Expectation", "Kernels", "Mean", "Term", "absolute", "cos", "dual", "erf", "exp", "expect", "gelu", "identity",
+    "isserlis", "leaky_relu", "mean", "mlp_kernels", "moment", "monomial", "pair", "piecewise_linear", "polynomial", "quadrature",
+    "recognise", "rectified_monomial", "relu", "sign", "signed_power", "sin", "step",
 ]  # fmt: skip

@@ -79,7 +79,7 @@ def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance
     >>> pair(lambda x: jnp.where(x > 0, x, 0.0))
     <dual of 0.5 h + 0.5 signed 1(1 h)>
     >>> float(pair(jnp.tanh, jax.nn.silu).value(1.0, 0.5, 1.0))
-    0.152...
+    0.1514...
     """
     psi = phi if psi is None else psi
     names = name_of(phi) if psi is phi else f"{name_of(phi)}, {name_of(psi)}"
@@ -264,6 +264,15 @@ def _by_panels(f: Pieces, g: Pieces, order: Order, name: str) -> Dual:
     return Dual(jax.jit(functools.partial(value, order)), jax.jit(functools.partial(derivative, order)), jax.jit(error), name)
 
 
+def _cut_off(h: Pieces, variance: float) -> float:
+    """About the part of ``E h²`` beyond the reach of the panels."""
+    ends = jnp.asarray([-panels.REACH, panels.REACH])
+    whole = panels.single(h._replace(f=lambda x: h.f(x) ** 2), panels.ORDERS[-1], jnp.zeros(()), jnp.full((), variance))
+    density = math.exp(-(panels.REACH**2) / 2) / math.sqrt(2 * math.pi)
+    at_ends = float(jnp.max(h.f(math.sqrt(variance) * ends) ** 2)) * density
+    return 0.0 if at_ends == 0 else at_ends / float(whole) if math.isfinite(at_ends) else math.inf
+
+
 CORRELATIONS = (-1.0, -0.9, -0.3, 0.0, 0.6, 0.99, 1.0)
 
 
@@ -274,7 +283,7 @@ def choose_order(f: Pieces, g: Pieces, variance: float, target: float, accepted:
     --------
     >>> relu6 = Pieces(jax.nn.relu6, (0.0, 6.0))
     >>> choose_order(relu6, relu6, 1.0, 1e-7, 1e-6)[0]
-    Order(outer=56, inner=40, sharp=False)
+    Order(outer=72, inner=56, sharp=False)
     """
     few = [(variance, variance), (variance, variance / 50), (variance / 50, variance)]
     table = np.array([(a, r * math.sqrt(a * b), b) for a, b in few for r in CORRELATIONS]).T
@@ -296,8 +305,9 @@ def choose_order(f: Pieces, g: Pieces, variance: float, target: float, accepted:
         *lower, highest = panels.ORDERS
         truth = found(highest)
         best = highest, math.inf
-        if not np.all(np.isfinite(truth)) or not np.all(np.isfinite(scale)):
-            return best
+        beyond = max(_cut_off(h, variance) for h in (f, g, df, dg))
+        if not np.all(np.isfinite(truth)) or not np.all(np.isfinite(scale)) or beyond > accepted:
+            return highest, beyond
         for order in lower:
             off = np.abs(found(order) - truth) / np.where(scale > 0, scale, 1.0)
             best = order, float(off.max())

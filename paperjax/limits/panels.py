@@ -187,8 +187,8 @@ def double_panels(f: Pieces, g: Pieces, order: Order, k11: Array, k12: Array, k2
     Examples
     --------
     >>> relu = Pieces(jax.nn.relu, (0.0,))
-    >>> double_panels(relu, relu, ORDERS[0], jnp.ones(()), jnp.zeros(()), jnp.ones(())).round(3)  # 1 / 2 pi
-    Array(0.159, dtype=float32)
+    >>> float(double_panels(relu, relu, ORDERS[0], jnp.ones(()), jnp.zeros(()), jnp.ones(())))  # 1 / 2 pi
+    0.1591...
     """
     k11, k12, k22 = jnp.broadcast_arrays(k11, k12, k22)
     s1, s2, rho, across = _standard(k11, k12, k22)

@@ -282,7 +282,7 @@ def _refined(bases: tuple[str, ...], x: np.ndarray, y: np.ndarray, size: float, 
 
         def residual(p: np.ndarray, t: np.ndarray = t, target: np.ndarray = target, row: np.ndarray = row) -> np.ndarray:
             value = p[1] + p[2] * t + sum(w * base_value(base, p[0] * t) for base, w in zip(bases, p[3:]))
-            return np.nan_to_num((value - target) * row, posinf=1e9, neginf=-1e9)
+            return np.clip(np.nan_to_num((value - target) * row, posinf=1e9, neginf=-1e9), -1e9, 1e9)
 
         p = scipy.optimize.least_squares(residual, p, method="lm", x_scale="jac", xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=400).x
     const, slope, *weights = p[1:]

@@ -49,7 +49,10 @@ SPELLINGS = {
     "gelu by erf": (lambda x: x * 0.5 * (1 + erf(x / ROOT_2)), Affine((0.0, 0.0), one("gelu"))),
     "gelu, scaled": (lambda x: 1.5 * exact_gelu(1.25 * x) + x - 2, Affine((-2.0, 1.0), one("gelu", 1.5, 1.25))),
     "sine": (lambda x: 3 + 2 * jnp.sin(x), Affine((3.0, 0.0), one("sin", 2.0))),
-    "shifted sine": (lambda x: jnp.sin(7 * x + 0.3), Affine((0.0, 0.0), (Term(math.cos(0.3), "sin", 7.0), Term(math.sin(0.3), "cos", 7.0)))),
+    "shifted sine": (
+        lambda x: jnp.sin(7 * x + 0.3),
+        Affine((0.0, 0.0), (Term(math.cos(0.3), "sin", 7.0), Term(math.sin(0.3), "cos", 7.0))),
+    ),
     "snake": (lambda x: x + jnp.sin(x) ** 2, Affine((0.5, 1.0), one("cos", -0.5, 2.0))),
     "slow cosine": (lambda x: jnp.cos(x / 20), Affine((0.0, 0.0), one("cos", 1.0, 0.05))),
     "exponential": (jnp.exp, Affine((0.0, 0.0), one("exp"))),

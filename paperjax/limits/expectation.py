@@ -99,7 +99,8 @@ def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance
     def error(k11: Array, k12: Array, k22: Array) -> Array:
         return plan(k11, k12, k22).error(k11, k12, k22)
 
-    plan(*(jnp.ones((), jnp.float32),) * 3)
+    # Refused here rather than at the first covariance.
+    plan(*(np.ones((), jnp.result_type(float)),) * 3)
     return Dual(checked(value), checked(derivative), checked(error), names)
 
 
@@ -189,7 +190,7 @@ def recognised(phi: Phi, where: str) -> Affine | None:
     return recognise(phi)
 
 
-def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -> Callable[[Array, Array, Array], Dual]:
+def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -> Callable[..., Dual]:
     """A function of the covariances that gives the compiled way to take their expectation; what it finds is kept for each range.
 
     Examples
@@ -224,7 +225,7 @@ def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -
             "or accept the error with tolerance=."
         )
 
-    def plan(k11: Array, k12: Array, k22: Array) -> Dual:
+    def plan(k11: Array | np.ndarray, k12: Array | np.ndarray, k22: Array | np.ndarray) -> Dual:
         largest = variance
         if not any(isinstance(k, Tracer) for k in (k11, k22)):
             largest = float(max(np.max(k11, initial=0.0), np.max(k22, initial=0.0)))

@@ -41,10 +41,7 @@ def _nothing(k: Array) -> Array:
 
 def _absolute_moment(n: int, k: Array) -> Array:
     """``E |v|^n``; for n = -1, twice the density at 0. Gradient 0 at 0, where it has none."""
-    if n == -1:
-        scale = math.sqrt(2 / math.pi)
-    else:
-        scale = 2 ** (n / 2) * math.gamma((n + 1) / 2) / math.sqrt(math.pi)
+    scale = math.sqrt(2 / math.pi) if n == -1 else 2 ** (n / 2) * math.gamma((n + 1) / 2) / math.sqrt(math.pi)
     if n % 2 == 0:
         return scale * k ** (n // 2)
     positive = k > 0
@@ -57,8 +54,8 @@ def base(name: str) -> Base:
 
     Examples
     --------
-    >>> base("signed 1").mean(jnp.ones(())).round(4)  # E |v| = sqrt(2 / pi)
-    Array(0.7979, dtype=float32)
+    >>> float(base("signed 1").mean(jnp.ones(())))  # E |v| = sqrt(2 / pi)
+    0.7978...
     """
     if name.startswith("signed"):
         n = int(name.split()[1])
@@ -122,8 +119,8 @@ def pair_of(phi: Affine, psi: Affine) -> Dual | None:
         return total + sum(_product(s, t, k11, k12, k22) for s in phi.terms for t in psi.terms)
 
     def derivative(k11: Array, k12: Array, k22: Array) -> Array:
-        slopes = [[j * c for j, c in enumerate(p.polynomial)][1:] or [0.0] for p in (phi, psi)]
-        total = mehler(*slopes, k11, k12, k22) + jnp.zeros_like(k11 + k22)
+        of_phi, of_psi = ([j * c for j, c in enumerate(p.polynomial)][1:] or [0.0] for p in (phi, psi))
+        total = mehler(of_phi, of_psi, k11, k12, k22) + jnp.zeros_like(k11 + k22)
         for p, q, k in ((phi, psi, k22), (psi, phi, k11)):
             for t in q.terms:
                 total = total + t.weight * t.scale * _at(p, 1) * base(t.base).slope_almost(t.scale**2 * k)

@@ -78,8 +78,8 @@ def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance
     --------
     >>> pair(lambda x: jnp.where(x > 0, x, 0.0))
     <dual of 0.5 h + 0.5 signed 1(1 h)>
-    >>> pair(jnp.tanh, jnp.exp).value(1.0, 0.5, 1.0).round(4)
-    Array(0.473..., dtype=float32)
+    >>> float(pair(jnp.tanh, jax.nn.silu).value(1.0, 0.5, 1.0))
+    0.1514...
     """
     psi = phi if psi is None else psi
     names = name_of(phi) if psi is phi else f"{name_of(phi)}, {name_of(psi)}"
@@ -99,7 +99,8 @@ def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance
     def error(k11: Array, k12: Array, k22: Array) -> Array:
         return plan(k11, k12, k22).error(k11, k12, k22)
 
-    plan(*(jnp.ones((), jnp.float32),) * 3)
+    # Refused here rather than at the first covariance.
+    plan(*(np.ones((), jnp.result_type(float)),) * 3)
     return Dual(checked(value), checked(derivative), checked(error), names)
 
 
@@ -189,14 +190,14 @@ def recognised(phi: Phi, where: str) -> Affine | None:
     return recognise(phi)
 
 
-def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -> Callable[[Array, Array, Array], Dual]:
+def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -> Callable[..., Dual]:
     """A function of the covariances that gives the compiled way to take their expectation; what it finds is kept for each range.
 
     Examples
     --------
     >>> one = jnp.ones(())
     >>> planner(jnp.tanh, jnp.tanh, "tanh", 100.0, 1e-10)(one, one, one).name
-    'tanh: Grid(points=48, reach=10.0, degree=55)'
+    'tanh: Grid(points=64, reach=10.0, degree=98)'
     """
 
     @functools.cache
@@ -224,7 +225,7 @@ def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -
             "or accept the error with tolerance=."
         )
 
-    def plan(k11: Array, k12: Array, k22: Array) -> Dual:
+    def plan(k11: Array | np.ndarray, k12: Array | np.ndarray, k22: Array | np.ndarray) -> Dual:
         largest = variance
         if not any(isinstance(k, Tracer) for k in (k11, k22)):
             largest = float(max(np.max(k11, initial=0.0), np.max(k22, initial=0.0)))
@@ -250,7 +251,7 @@ def _by_series(f: Phi, g: Phi, grid: Grid, name: str) -> Dual:
 
 def _by_panels(f: Pieces, g: Pieces, order: Order, name: str) -> Dual:
     df, dg = (h._replace(f=slope(h.f)) for h in (f, g))
-    finer = Order(order.outer * 3 // 2, order.inner * 3 // 2)
+    finer = order._replace(outer=order.outer * 3 // 2, inner=order.inner * 3 // 2)
 
     def value(order: Order, *k: Array) -> Array:
         return panels.double_panels(f, g, order, *k)
@@ -264,6 +265,15 @@ def _by_panels(f: Pieces, g: Pieces, order: Order, name: str) -> Dual:
     return Dual(jax.jit(functools.partial(value, order)), jax.jit(functools.partial(derivative, order)), jax.jit(error), name)
 
 
+def _cut_off(h: Pieces, variance: float) -> float:
+    """About the part of ``E h²`` beyond the reach of the panels."""
+    ends = jnp.asarray([-panels.REACH, panels.REACH])
+    whole = panels.single(h._replace(f=lambda x: h.f(x) ** 2), panels.ORDERS[-1], jnp.zeros(()), jnp.full((), variance))
+    density = math.exp(-(panels.REACH**2) / 2) / math.sqrt(2 * math.pi)
+    at_ends = float(jnp.max(h.f(math.sqrt(variance) * ends) ** 2)) * density
+    return 0.0 if at_ends == 0 else at_ends / float(whole) if math.isfinite(at_ends) else math.inf
+
+
 CORRELATIONS = (-1.0, -0.9, -0.3, 0.0, 0.6, 0.99, 1.0)
 
 
@@ -274,7 +284,7 @@ def choose_order(f: Pieces, g: Pieces, variance: float, target: float, accepted:
     --------
     >>> relu6 = Pieces(jax.nn.relu6, (0.0, 6.0))
     >>> choose_order(relu6, relu6, 1.0, 1e-7, 1e-6)[0]
-    Order(outer=56, inner=40)
+    Order(outer=72, inner=56, sharp=False)
     """
     few = [(variance, variance), (variance, variance / 50), (variance / 50, variance)]
     table = np.array([(a, r * math.sqrt(a * b), b) for a, b in few for r in CORRELATIONS]).T
@@ -289,15 +299,16 @@ def choose_order(f: Pieces, g: Pieces, variance: float, target: float, accepted:
 
     def norm(h: Pieces, k: np.ndarray) -> np.ndarray:
         square = h._replace(f=lambda x: h.f(x) ** 2)
-        return np.sqrt(np.asarray(panels.single(square, 120, jnp.zeros(len(k)), jnp.asarray(k))))
+        return np.sqrt(np.asarray(panels.single(square, panels.ORDERS[-1], jnp.zeros(len(k)), jnp.asarray(k))))
 
     with double():
         scale = np.stack([norm(f, table[0]) * norm(g, table[2]), norm(df, table[0]) * norm(dg, table[2])])
         *lower, highest = panels.ORDERS
         truth = found(highest)
         best = highest, math.inf
-        if not np.all(np.isfinite(truth)) or not np.all(np.isfinite(scale)):
-            return best
+        beyond = max(_cut_off(h, variance) for h in (f, g, df, dg))
+        if not np.all(np.isfinite(truth)) or not np.all(np.isfinite(scale)) or beyond > accepted:
+            return highest, beyond
         for order in lower:
             off = np.abs(found(order) - truth) / np.where(scale > 0, scale, 1.0)
             best = order, float(off.max())

@@ -22,13 +22,14 @@ MOST_BREAKS = 12
 
 
 class Order(NamedTuple):
-    """Nodes on a panel of the outer sum, and of the inner one."""
+    """Nodes on a panel of the outer sum, and of the inner one; and whether the inner rule, too, is for bends at the ends of a panel."""
 
     outer: int
     inner: int
+    sharp: bool = False
 
 
-ORDERS = (Order(56, 40), Order(72, 56), Order(104, 80), Order(160, 120))
+ORDERS = (Order(56, 40), Order(72, 56), Order(104, 80), Order(144, 176, sharp=True), Order(208, 256, sharp=True))
 
 
 class Pieces(NamedTuple):
@@ -155,29 +156,29 @@ def _root(k: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, k, jnp.ones_like(k))), jnp.zeros_like(k))
 
 
-def single(g: Pieces, points: int, mean: Array, variance: Array) -> Array:
+def single(g: Pieces, order: Order, mean: Array, variance: Array) -> Array:
     """``E g(v)`` for v of this mean and variance.
 
     Examples
     --------
-    >>> single(Pieces(jax.nn.relu, (0.0,)), 48, jnp.zeros(()), jnp.ones(())).round(4)  # 1 / sqrt(2 pi)
+    >>> single(Pieces(jax.nn.relu, (0.0,)), ORDERS[1], jnp.zeros(()), jnp.ones(())).round(4)  # 1 / sqrt(2 pi)
     Array(0.3989, dtype=float32)
     """
     mean, variance = jnp.broadcast_arrays(mean, variance)
     s = _root(variance)
     cuts = _over(g.breaks, s) - _over((1.0,), s) * mean[..., None]
-    z, w = _nodes(cuts, _legendre(points))
+    z, w = _nodes(cuts, (_tanh_sinh if order.sharp else _legendre)(order.inner))
     return jnp.sum(w * g.f(mean[..., None] + s[..., None] * z), -1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def double_panels(f: Pieces, g: Pieces, order: Order, k11: Array, k12: Array, k22: Array) -> Array:
-    """``E f(u) g(v)`` by iterated sums between breaks, the outer by the tanh-sinh rule, the inner by Gauss-Legendre.
+    """``E f(u) g(v)`` by iterated sums between breaks, the outer by the tanh-sinh rule, the inner by that or Gauss-Legendre.
 
     ``u = s1 z`` and ``v = s2 (rho z + c z')``, ``c = sqrt(1 - rho²)``. The sum over z' is cut where v is at a break of g. That over z
     is cut where u is at a break of f, and where ``s2 rho z`` is at one of g: there the sum over z' bends within a width of c, and
-    tanh-sinh nodes crowd at the ends of a panel on every scale. It costs ``(|f| + |g| + 2)(|g| + 1) · outer · inner`` evaluations of g
-    for a covariance, where |f| counts breaks.
+    tanh-sinh nodes crowd at the ends of a panel on every scale. A covariance costs at most
+    ``(|f| + |g| + 2)(|g| + 1) · outer · inner`` evaluations of g, |f| being the number of breaks.
 
     The gradient in k12 is ``E f' g'``, jumps included as delta functions (Price); those in the variances follow from it by scaling,
     ``2 k11 d/dk11 = E u f'(u) g(v) - k12 d/dk12``, which needs no second derivative of a kink. Taken as 0 at zero variance, and the
@@ -186,17 +187,18 @@ def double_panels(f: Pieces, g: Pieces, order: Order, k11: Array, k12: Array, k2
     Examples
     --------
     >>> relu = Pieces(jax.nn.relu, (0.0,))
-    >>> double_panels(relu, relu, ORDERS[0], jnp.ones(()), jnp.zeros(()), jnp.ones(())).round(5)  # 1 / 2 pi
-    Array(0.15915, dtype=float32)
+    >>> float(double_panels(relu, relu, ORDERS[0], jnp.ones(()), jnp.zeros(()), jnp.ones(())))  # 1 / 2 pi
+    0.1591...
     """
     k11, k12, k22 = jnp.broadcast_arrays(k11, k12, k22)
     s1, s2, rho, across = _standard(k11, k12, k22)
-    middle = jnp.zeros((*s1.shape, 1), s1.dtype)
-    z, w = _nodes(jnp.concatenate([_over(f.breaks, s1), _over(g.breaks, s2 * rho), middle], -1), _tanh_sinh(order.outer))
+    elsewhere = [tuple(b for b in h.breaks if b) for h in (f, g)]
+    cuts = [_over(elsewhere[0], s1), _over(elsewhere[1], s2 * rho), jnp.zeros((*s1.shape, 1), s1.dtype)]
+    z, w = _nodes(jnp.concatenate(cuts, -1), _tanh_sinh(order.outer))
 
     def row(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
         z, w = node
-        inner = single(g, order.inner, s2 * rho * z, jnp.square(s2 * across))
+        inner = single(g, order, s2 * rho * z, jnp.square(s2 * across))
         return total + w * f.f(s1 * z) * inner, None
 
     return jax.lax.scan(row, jnp.zeros_like(k12), (jnp.moveaxis(z, -1, 0), jnp.moveaxis(w, -1, 0)))[0]
@@ -211,43 +213,41 @@ def _standard(k11: Array, k12: Array, k22: Array) -> tuple[Array, Array, Array, 
     return s1, s2, rho, _root((1 - rho) * (1 + rho))
 
 
-def _bell(b: float, k: Array) -> Array:
+def _bell(b: Array | float, k: Array) -> Array:
     """Density at b of a Gaussian of variance k; 0 at zero variance."""
     positive = k > 0
     k = jnp.where(positive, k, jnp.ones_like(k))
     return jnp.where(positive, jnp.exp(-b * b / (2 * k)) / jnp.sqrt(2 * math.pi * k), jnp.zeros_like(k))
 
 
-def _given(g: Pieces, points: int, b: float, k11: Array, k12: Array, k22: Array) -> Array:
+def _given(g: Pieces, order: Order, b: float, k11: Array, k12: Array, k22: Array) -> Array:
     """``E[g(v) | u = b]`` times the density of u there."""
     positive = k11 > 0
     ratio = jnp.where(positive, k12 / jnp.where(positive, k11, jnp.ones_like(k11)), jnp.zeros_like(k12))
-    return _bell(b, k11) * single(g, points, ratio * b, jnp.maximum(k22 - ratio * k12, jnp.zeros_like(k22)))
+    return _bell(b, k11) * single(g, order, ratio * b, jnp.maximum(k22 - ratio * k12, jnp.zeros_like(k22)))
 
 
 @double_panels.defjvp
-def _double_panels_jvp(
-    f: Pieces, g: Pieces, order: Order, primals: tuple[Array, ...], tangents: tuple[Array, ...]
-) -> tuple[Array, Array]:
+def _double_panels_jvp(f: Pieces, g: Pieces, order: Order, primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     k11, k12, k22 = jnp.broadcast_arrays(*primals)
     df, dg = (h._replace(f=slope(h.f)) for h in (f, g))
     at_f, at_g = ([(b, j) for b, j in zip(h.breaks, jumps(h)) if j] for h in (f, g))
 
     by_k12 = double_panels(df, dg, order, k11, k12, k22)
-    by_k12 = by_k12 + sum(j * _given(dg, order.inner, b, k11, k12, k22) for b, j in at_f)
-    by_k12 = by_k12 + sum(j * _given(df, order.inner, b, k22, k12, k11) for b, j in at_g)
+    by_k12 = by_k12 + sum(j * _given(dg, order, b, k11, k12, k22) for b, j in at_f)
+    by_k12 = by_k12 + sum(j * _given(df, order, b, k22, k12, k11) for b, j in at_g)
     for b, j in at_f:
         positive = k11 > 0
         ratio = jnp.where(positive, k12 / jnp.where(positive, k11, jnp.ones_like(k11)), jnp.zeros_like(k12))
         for b2, j2 in at_g:
             left = k22 - ratio * k12
             apart = jnp.where(left > 2 * NEAR * jnp.finfo(left.dtype).eps * k22, left, jnp.zeros_like(left))
-            by_k12 = by_k12 + j * j2 * _bell(b, k11) * _shifted_bell(b2 - ratio * b, apart)
+            by_k12 = by_k12 + j * j2 * _bell(b, k11) * _bell(b2 - ratio * b, apart)
 
     def by_variance(f: Pieces, g: Pieces, at: list[tuple[float, float]], k11: Array, k22: Array) -> Array:
         moved = f._replace(f=lambda h: h * slope(f.f)(h))
         stretched = double_panels(moved, g, order, k11, k12, k22)
-        stretched = stretched + sum(j * b * _given(g, order.inner, b, k11, k12, k22) for b, j in at if b)
+        stretched = stretched + sum(j * b * _given(g, order, b, k11, k12, k22) for b, j in at if b)
         positive = k11 > 0
         twice = jnp.where(positive, 2 * k11, jnp.ones_like(k11))
         return jnp.where(positive, (stretched - k12 * by_k12) / twice, jnp.zeros_like(k11))
@@ -255,9 +255,3 @@ def _double_panels_jvp(
     change = by_k12 * tangents[1]
     change = change + by_variance(f, g, at_f, k11, k22) * tangents[0] + by_variance(g, f, at_g, k22, k11) * tangents[2]
     return double_panels(f, g, order, k11, k12, k22), change
-
-
-def _shifted_bell(x: Array, k: Array) -> Array:
-    positive = k > 0
-    k = jnp.where(positive, k, jnp.ones_like(k))
-    return jnp.where(positive, jnp.exp(-x * x / (2 * k)) / jnp.sqrt(2 * math.pi * k), jnp.zeros_like(k))

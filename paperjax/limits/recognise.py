@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.special
+from jax.core import Tracer
 from jaxtyping import Array
 
 Phi = Callable[[Array], Array]
@@ -71,7 +72,7 @@ def sample(phi: Phi, points: np.ndarray) -> np.ndarray | None:
     """
     with double():
         out = phi(jnp.asarray(points, float))
-        if isinstance(out, jax.core.Tracer):
+        if isinstance(out, Tracer):
             raise TypeError(
                 f"{name_of(phi)} closes over a traced value, so it cannot be looked at. Give that value as a Python number, or use a "
                 "closed form whose parameters may be traced: leaky_relu(slope), polynomial(coefficients)."
@@ -171,8 +172,17 @@ def recognise(phi: Phi) -> Affine | None:
         return None
     for candidate in _candidates(x, y):
         if agrees(candidate, x, y):
-            return candidate
+            tidy = Affine(
+                tuple(map(_short, candidate.polynomial)), tuple(Term(_short(t.weight), t.base, _short(t.scale)) for t in candidate.terms)
+            )
+            return tidy if agrees(tidy, x, y) else candidate
     return None
+
+
+def _short(c: float) -> float:
+    """The number of six digits that c is off by rounding, if there is one."""
+    short = float(f"{c:.6g}")
+    return short if abs(short - c) <= 1e-13 * abs(c) else c
 
 
 def agrees(affine: Affine, x: np.ndarray, y: np.ndarray) -> bool:
@@ -272,7 +282,7 @@ def _refined(bases: tuple[str, ...], x: np.ndarray, y: np.ndarray, size: float, 
 
         def residual(p: np.ndarray, t: np.ndarray = t, target: np.ndarray = target, row: np.ndarray = row) -> np.ndarray:
             value = p[1] + p[2] * t + sum(w * base_value(base, p[0] * t) for base, w in zip(bases, p[3:]))
-            return np.nan_to_num((value - target) * row, posinf=1e9, neginf=-1e9)
+            return np.clip(np.nan_to_num((value - target) * row, posinf=1e9, neginf=-1e9), -1e9, 1e9)
 
         p = scipy.optimize.least_squares(residual, p, method="lm", x_scale="jac", xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=400).x
     const, slope, *weights = p[1:]

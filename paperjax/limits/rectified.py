@@ -53,14 +53,19 @@ def _horner(coefficients: tuple[float, ...], c: Array) -> Array:
     return total
 
 
-def _rectified(degree: int, k11: Array, k12: Array, k22: Array) -> Array:
-    if degree == 0:
-        return (1 + correlation(k11, k12, k22)[2]) / 4
+def _signed(degree: int, k11: Array, k12: Array, k22: Array) -> Array:
+    """``E s(u) s(v)`` of ``s(h) = |h| h^(degree - 1)``: ``4 E max(u, 0)^n max(v, 0)^n`` without its part ``E (u v)^n``."""
     scale, root, fraction = correlation(k11, k12, k22)
     positive = scale > 0
     c = jnp.where(positive, k12 / jnp.where(positive, scale, jnp.ones_like(scale)), jnp.zeros_like(k12))
     p, q = arc_cosine(degree)
-    return scale**degree * (_horner(p, c) * root / (2 * math.pi) + _horner(q, c) * (1 + fraction) / 4)
+    power = scale**degree if degree else jnp.ones_like(scale)
+    return power * (_horner(p, c) * root * (2 / math.pi) + _horner(q, c) * fraction)
+
+
+def _rectified(degree: int, k11: Array, k12: Array, k22: Array) -> Array:
+    power = [0.0] * degree + [1.0]
+    return (mehler(power, power, k11, k12, k22) + _signed(degree, k11, k12, k22)) / 4
 
 
 def rectified_monomial(degree: int) -> Dual:
@@ -102,13 +107,9 @@ def signed_power(degree: int) -> Dual:
     Array(0.63662, dtype=float32)
     """
 
-    def value(n: int, k11: Array, k12: Array, k22: Array) -> Array:
-        power = [0.0] * n + [1.0]
-        return 4 * _rectified(n, k11, k12, k22) - mehler(power, power, k11, k12, k22)
-
     def derivative(k11: Array, k12: Array, k22: Array) -> Array:
         if degree == 0:
             return jnp.zeros_like(k11 + k12 + k22)
-        return degree * degree * value(degree - 1, k11, k12, k22)
+        return degree * degree * _signed(degree - 1, k11, k12, k22)
 
-    return closed_form(f"|h| h^{degree - 1}", lambda *k: value(degree, *k), derivative)
+    return closed_form(f"|h| h^{degree - 1}", lambda *k: _signed(degree, *k), derivative)

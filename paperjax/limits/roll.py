@@ -28,7 +28,7 @@ def rolled(fn: Callable[P, T], fewest: int = 3, saved: int = 16) -> Callable[P, 
     fn
         Of pytrees of arrays, as for `jax.jit`.
     fewest
-        Layers that make a scan, at least 2.
+        Layers that make a scan, at least 3.
     saved
         Equations saved that make a scan worth it, at least 1. A polynomial in Horner's form repeats itself too.
 
@@ -41,7 +41,7 @@ def rolled(fn: Callable[P, T], fewest: int = 3, saved: int = 16) -> Callable[P, 
     Raises
     ------
     ValueError
-        If `fewest` is below 2 or `saved` below 1.
+        If `fewest` is below 3 or `saved` below 1.
 
     Examples
     --------
@@ -91,13 +91,17 @@ def roll(jaxpr: jex.ClosedJaxpr, fewest: int = 3, saved: int = 16) -> jex.Closed
     Raises
     ------
     ValueError
-        If `fewest` is below 2 or `saved` below 1.
+        If `fewest` is below 3 or `saved` below 1.
 
     Examples
     --------
-    >>> jaxpr = jax.make_jaxpr(lambda w, x: [x := jnp.sin(w[l] * x) for l in range(9)])(jnp.ones(9), 0.5)
-    >>> [eqn.primitive.name for eqn in roll(jaxpr).eqns][:3]
-    ['convert_element_type', 'scan', 'slice']
+    >>> def network(w, x):
+    ...     for layer in range(9):
+    ...         x = jnp.sin(w[layer] * x) + x
+    ...     return x
+    >>> jaxpr = roll(jax.make_jaxpr(network)(jnp.ones(9), jnp.ones(3)))
+    >>> [eqn.primitive.name for eqn in jaxpr.eqns]
+    ['scan']
     """
     _check(fewest, saved)
     plan = _plan(jaxpr, fewest, saved)
@@ -112,8 +116,8 @@ def _plan(jaxpr: jex.ClosedJaxpr, fewest: int, saved: int) -> Plan:
 
 
 def _check(fewest: int, saved: int) -> None:
-    if fewest < 2 or saved < 1:
-        raise ValueError(f"roll: fewest = {fewest} and saved = {saved}, but a run has at least 2 blocks and saves at least 1 equation.")
+    if fewest < 3 or saved < 1:
+        raise ValueError(f"roll: fewest = {fewest} and saved = {saved}, but a run has at least 3 blocks and saves at least 1 equation.")
 
 
 class _Step(NamedTuple):
@@ -177,12 +181,13 @@ def _evaluate(plan: Plan, closed: jex.ClosedJaxpr, args: Sequence[Any]) -> list[
     given = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args)))
     number = {v: i for i, v in enumerate(plan.made)}
     values: dict[int, Any] = {-1 - i: v.val if isinstance(v, jex.Literal) else given[v] for i, v in enumerate(plan.outer)}
-    values |= {}
     stacks: dict[int, Any] = {}
     last_read = np.full(len(plan.made), -1)
     reader = np.repeat(np.arange(len(plan.eqns)), np.diff(wiring.first_read))
     np.maximum.at(last_read, wiring.reads[wiring.reads >= 0], reader[wiring.reads >= 0])
     last_read[wiring.results[wiring.results >= 0]] = len(plan.eqns)
+    # Rows are taken where they are needed, not where the program takes them.
+    last_read[[number[row.array] for row in plan.families if row.array in number]] = len(plan.eqns)
 
     def rows(family: int, first: int, step: int, count: int) -> Any:
         low, high = sorted((first, first + step * (count - 1)))
@@ -196,8 +201,9 @@ def _evaluate(plan: Plan, closed: jex.ClosedJaxpr, args: Sequence[Any]) -> list[
             bounds = [(*bound, 1) if bound is not None else (low, high + 1, abs(step)) for bound in row.others]
             if bounds != [(0, n, 1) for n in array.shape]:
                 array = jax.lax.slice(array, *zip(*bounds))
-            array = jnp.expand_dims(jnp.moveaxis(array, row.axis, 0), row.axis + 1)
-            array = jax.lax.squeeze(array, [axis + 1 for axis in row.squeezed])
+            array = jnp.moveaxis(array, row.axis, 0)
+            if row.squeezed != (row.axis,):
+                array = jax.lax.squeeze(jnp.expand_dims(array, row.axis + 1), [axis + 1 for axis in row.squeezed])
         return array if step > 0 else jnp.flip(array, 0)
 
     def column(ids: np.ndarray) -> Any:
@@ -223,11 +229,13 @@ def _evaluate(plan: Plan, closed: jex.ClosedJaxpr, args: Sequence[Any]) -> list[
             waiting.append(step.part.start)
             continue
         flush()
-        if isinstance(step.part, range):
+        if step.rows is not None:
             eqn = plan.eqns[step.part.start]
-            array = rows(*step.rows, len(eqn.invars))
+            family, first, apart = step.rows
+            array = rows(family, first, apart, len(eqn.invars))
             values[number[eqn.outvars[0]]] = _gathered(eqn, array)
             continue
+        assert isinstance(step.part, Run)
         low = int(wiring.first_made[step.part.start])
         last, ys = _scan(plan, jaxpr, step, values, column)
         width = int(wiring.first_made[step.part.start + step.part.period]) - low
@@ -247,7 +255,7 @@ def _bind(around: jex.Jaxpr, eqns: list[Any], read: list[Any], kept: list[Any], 
 
 
 def _strong(value: Any, aval: Any) -> Any:
-    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+    if jnp.issubdtype(aval.dtype, jax.dtypes.extended):
         return value
     return jax.lax.convert_element_type(value, aval.dtype)
 
@@ -273,10 +281,9 @@ def _scan(
     run = step.part
     assert isinstance(run, Run)
     bases = plan.wiring.first_made[run.start + run.period * np.arange(3)]
-    width = int(bases[1] - bases[0])
     # The second block stands for all.
     block = plan.eqns[run.start + run.period : run.start + 2 * run.period]
-    made = [v if not isinstance(v, jex.DropVar) else jex.Var(v.aval) for v in plan.made[bases[1] : bases[2]]]
+    made: list[Any] = [v if not isinstance(v, jex.DropVar) else jex.Var(v.aval) for v in plan.made[bases[1] : bases[2]]]
 
     shared: dict[int, Any] = {}
     stacked: dict[bytes, Any] = {}
@@ -301,7 +308,7 @@ def _scan(
     eqns = [eqn.replace(invars=[next(at) for _ in eqn.invars], outvars=[next(outs) for _ in eqn.outvars]) for eqn in block]
 
     in_carry = {o for o, _ in carried}
-    every = [*step.all, *(o for o in step.last if o not in in_carry and jax.dtypes.issubdtype(made[o].aval.dtype, jax.dtypes.extended))]
+    every = [*step.all, *(o for o in step.last if o not in in_carry and jnp.issubdtype(made[o].aval.dtype, jax.dtypes.extended))]
     only = [o for o in step.last if o not in in_carry and o not in every]
     handed = [*(o for o, _ in carried), *only]
     read, kept = [*shared.values(), *carried.values(), *stacked.values()], [made[o] for o in [*handed, *every]]

@@ -238,13 +238,6 @@ def _phase(wiring: Wiring, start: int, length: int, period: int, fewest: int) ->
     return min(phases, key=lambda p: (crossing[offset[p]], p), default=None)
 
 
-def used_after(wiring: Wiring, run: Run) -> np.ndarray:
-    """The values of a run that are read after it or are results, each once."""
-    low, high = wiring.first_made[run.start], wiring.first_made[run.stop]
-    later = np.concatenate([wiring.reads[wiring.first_read[run.stop] :], wiring.results])
-    return np.unique(later[(later >= low) & (later < high)])
-
-
 def columns(run: Run) -> list[np.ndarray]:
     """The different columns of values that a run reads."""
     return list({column.tobytes(): column for column in run.reads.T[run.kinds == COLUMN]}.values())
@@ -258,11 +251,10 @@ def _gain(wiring: Wiring, run: Run, gathers: Callable[[int], bool]) -> int:
         if not literal and row_step(column, wiring) is None:
             gain -= run.repeats // 2
     if not (run.kinds == CARRIED).any():
-        later = slice(wiring.first_read[run.stop], None)
-        readers = np.repeat(np.arange(len(wiring.codes)), np.diff(wiring.first_read))[later]
+        after = wiring.first_read[run.stop]
         low, high = wiring.first_made[run.start], wiring.first_made[run.stop]
-        ours = (wiring.reads[later] >= low) & (wiring.reads[later] < high)
-        alone = [r for r in np.unique(readers[ours]) if not gathers(int(r))]
+        ours = after + np.flatnonzero((wiring.reads[after:] >= low) & (wiring.reads[after:] < high))
+        alone = [r for r in np.unique(np.searchsorted(wiring.first_read, ours, side="right") - 1) if not gathers(int(r))]
         results = (wiring.results >= low) & (wiring.results < high)
         gain -= 2 * (len(alone) + int(results.sum()))
     return gain

@@ -48,7 +48,7 @@ def plan_runs(closed: jex.ClosedJaxpr, fewest: int, saved: int, roll: Callable[[
     left = len(eqns) - sum((run.repeats - 1) * run.period for run in plan.runs)
     if left > max(len(eqns) // 2, saved) and not any(eqn.effects for eqn in eqns):
         # Layers may be there, but interleaved with something else.
-        other = _with_runs(jaxpr, _by_need(jaxpr, eqns), codes, numbers, fewest, saved)
+        other = _with_runs(jaxpr, _rows_first(jaxpr, _by_need(jaxpr, eqns)), codes, numbers, fewest, saved)
         if sum((run.repeats - 1) * run.period for run in other.runs) > len(eqns) - left:
             plan = other
 
@@ -192,11 +192,14 @@ def _with_runs(
     for var, (row, at) in _rows(eqns).items():
         family[place[var]], index[place[var]] = 2 * families.setdefault(row, len(families)), at
     wiring = Wiring(
-        np.array([codes[id(eqn)] for eqn in eqns], np.int64),
-        *(np.array(a, np.int64) for a in (reads, first_read, first_made, results)),
-        np.array([isinstance(v, jex.Literal) for v in outer], bool),
-        family,
-        index,
+        codes=np.array([codes[id(eqn)] for eqn in eqns], np.int64),
+        reads=np.array(reads, np.int64),
+        first_read=np.array(first_read, np.int64),
+        first_made=np.array(first_made, np.int64),
+        results=np.array(results, np.int64),
+        free=np.array([isinstance(v, jex.Literal) for v in outer], bool),
+        family=family,
+        place=index,
     )
     runs = find_runs(wiring, fewest, saved, lambda i: eqns[i].primitive.name in GATHERS)
     return Plan(eqns, wiring, runs, made, outer, list(families), False)

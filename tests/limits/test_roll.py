@@ -1,204 +1,16 @@
 """Rolled programs against the programs written out: the same numbers, and as many equations at any depth."""
 
 import functools
-import math
+import time
 
-import hypothesis
-import hypothesis.strategies as st
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paperjax import limits
 from paperjax.limits.roll import roll, rolled
-
-# The same operations in the same order; XLA may fuse and contract them otherwise, to a few last bits per layer.
-EXACT = dict(rtol=1e-14, atol=1e-14)
-K11, K12, K22 = np.array([[1.3], [0.7]]), np.array([[0.4, -0.2, 0.1], [0.3, 0.6, 0.0]]), np.array([[1.1, 0.8, 0.5]])
-X = np.array([0.3, -0.8, 1.2])
-
-
-def arccos_layer(k11, k12, k22):
-    s = jnp.sqrt(k11 * k22)
-    rho = jnp.where(s > 0, k12 / jnp.where(s > 0, s, jnp.ones_like(s)), jnp.zeros_like(k12))
-    within = jnp.where(jnp.abs(rho) < 1, rho, jnp.zeros_like(rho))
-    root, angle = jnp.sqrt(1 - within**2), math.pi / 2 + jnp.arcsin(within)
-    return s / math.pi * (root + rho * angle), angle / math.pi
-
-
-def arccos(depth, k11, k12, k22):
-    theta = k12
-    for _ in range(depth):
-        k12, slope = arccos_layer(k11, k12, k22)
-        theta = k12 + slope * theta
-    return k12, theta
-
-
-def three_carries(dual, depth, k11, k12, k22):
-    for _ in range(depth):
-        k11, k12, k22 = (1.5 * dual.value(*ks) + 0.1 for ks in ((k11, k11, k11), (k11, k12, k22), (k22, k22, k22)))
-    return k11, k12, k22
-
-
-def residual(depth, x):
-    first = x
-    for _ in range(depth):
-        x = x + 0.1 * jnp.tanh(x) * jnp.cos(x) + 0.01 * first
-    return jnp.sum(x * first)
-
-
-@jax.custom_jvp
-def soft(x):
-    return jnp.log1p(jnp.exp(x))
-
-
-@soft.defjvp
-def _(primals, tangents):
-    # Not the derivative of the formula, so that a lost rule is noticed.
-    return soft(*primals), 3 * jax.nn.sigmoid(primals[0]) * tangents[0]
-
-
-@jax.custom_vjp
-def swish(x):
-    return x * jax.nn.sigmoid(x)
-
-
-swish.defvjp(lambda x: (swish(x), x), lambda x, ct: (2.0 * ct * jnp.cos(x),))
-
-
-def custom(depth, x):
-    for _ in range(depth):
-        own = jax.custom_jvp(lambda h: jnp.sin(h))
-        own.defjvps(lambda t, out, h: 5.0 * t * jnp.cos(h))
-        x = soft(x) - jax.nn.relu(0.3 * x) + swish(0.1 * x) + 0.01 * own(x)
-    return x
-
-
-def two_kinds(depth, x):
-    for _ in range(depth):
-        scores = jax.nn.softmax(x[:, None] * x[None, :], axis=1)
-        x = x + scores @ x
-        x = x / jnp.sqrt(jnp.mean(x**2) + 1e-3)
-        x = x + 0.5 * jnp.tanh(x)
-    return x
-
-
-def inside(depth, x):
-    layer = jax.jit(lambda h: 1.01 * jnp.sin(h) + h)
-    for _ in range(depth):
-        x = layer(x)
-        x = jax.lax.scan(lambda h, w: (h + w * jnp.cos(h), None), x, jnp.arange(3.0) / 30)[0]
-        x = jax.jit(lambda h: h * jnp.exp(-h))(x)
-    return x
-
-
-def two_runs(depth, x):
-    x = jnp.exp(-(x**2))
-    for _ in range(depth):
-        x = jnp.tanh(2 * x) + x / 3
-    x = jnp.cumsum(x)
-    for _ in range(depth):
-        x = jnp.sin(x) * jnp.cos(x) + jnp.max(x) / 7
-    return jnp.sum(jnp.log(1 + x**2))
-
-
-def numbers(depth, x):
-    for layer in range(depth):
-        x = jnp.tanh(x * (1 + layer / 7)) + 0.1 / (layer + 1)
-    return x
-
-
-def weights(depth, x):
-    w = jnp.linspace(0.5, 1.5, depth * 3).reshape(depth, 3)
-    for layer in range(depth):
-        x = jnp.tanh(w[layer] * x) + w[layer, 0]
-    return x
-
-
-def backwards_weights(depth, x):
-    w = jnp.linspace(0.5, 1.5, depth * 3).reshape(3, depth) * x[0]
-    for layer in reversed(range(depth)):
-        x = jnp.tanh(w[:, layer] * x) + jnp.sin(x)
-    return x
-
-
-def tape(depth, x):
-    seen = []
-    for _ in range(depth):
-        x = jnp.tanh(1.3 * x) + 0.2 * x**2
-        seen.append(jnp.sum(x**2))
-    y = jnp.ones_like(x)
-    for q in seen:
-        y = jnp.sin(y * q) + y / jnp.sqrt(1 + q)
-    return jnp.stack(seen), y
-
-
-def stages(depth, x):
-    for width in (3, 6, 12):
-        x = jnp.concatenate([x, x])[:width]
-        for _ in range(depth):
-            x = x + 0.1 * jnp.tanh(x - jnp.mean(x)) / jnp.sqrt(1 + jnp.var(x))
-    return x
-
-
-def gradients(depth, x):
-    return jax.value_and_grad(lambda h: residual(depth, h))(x)
-
-
-def tangents(depth, x):
-    return jax.jvp(lambda h: (residual(depth, h), custom(depth, h)), (x,), (jnp.cos(x),))
-
-
-def compiled(depth, x):
-    return jax.jit(functools.partial(numbers, depth))(x) + 1
-
-
-def kernel_tangents(depth, *ks):
-    return jax.jvp(functools.partial(arccos, depth), ks, tuple(jnp.ones_like(k) for k in ks))
-
-
-def lagged(depth, x):
-    before = x
-    for _ in range(depth):
-        x, before = jnp.tanh(x) + 0.5 * before, x
-    return x
-
-
-def interleaved(depth, x):
-    chains = [x, 2 * x]
-    todo = [0] * depth + [1] * depth
-    np.random.default_rng(0).shuffle(todo)
-    for which in todo:
-        chains[which] = jnp.tanh(chains[which]) + 0.1 * jnp.cos(chains[which])
-    return chains
-
-
-TANH = limits.quadrature(jnp.tanh, points=16, tolerance=1.0)
-KERNELS = dict(
-    arccos=arccos,
-    kernel_tangents=kernel_tangents,
-    relu=functools.partial(three_carries, limits.relu),
-    gelu=functools.partial(three_carries, limits.gelu),
-    quadrature=functools.partial(three_carries, TANH),
-)
-CHAINS = dict(
-    residual=residual, custom=custom, two_kinds=two_kinds, inside=inside, two_runs=two_runs, numbers=numbers, weights=weights,
-    backwards_weights=backwards_weights, tape=tape, stages=stages, gradients=gradients, tangents=tangents, compiled=compiled,
-    lagged=lagged, interleaved=interleaved,
-)  # fmt: skip
-CASES = {name: (f, (K11, K12, K22)) for name, f in KERNELS.items()} | {name: (f, (X,)) for name, f in CHAINS.items()}
-
-
-def equations(jaxpr):
-    """All equations, those of compiled functions and of loops' bodies too."""
-    jaxprs = [p for eqn in jaxpr.eqns for p in jax.tree.leaves(list(eqn.params.values())) if hasattr(p, "eqns")]
-    return len(jaxpr.eqns) + sum(equations(inner) for inner in jaxprs)
-
-
-def scans(jaxpr):
-    names = [eqn.primitive.name for eqn in jaxpr.eqns]
-    return names.count("scan") + sum(scans(eqn.params["jaxpr"]) for eqn in jaxpr.eqns if eqn.primitive.name in ("jit", "pjit"))
+from tests.limits.programs import CASES, CHAINS, EXACT, K11, K12, K22, X, arccos, equations, scans
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -217,9 +29,9 @@ def test_the_same_numbers_and_as_many_equations_at_any_depth(name, x64):
     jax.tree.map(functools.partial(np.testing.assert_allclose, **EXACT), jax.jit(rolled(functools.partial(f, 8)))(*args), unrolled)
 
 
-@pytest.mark.parametrize("name", ["residual", "custom", "tape", "weights", "inside"])
+@pytest.mark.parametrize("name", ["residual", "custom", "tape", "weights", "inside", "compiled"])
 def test_through_transformations(name, x64):
-    f = functools.partial(CHAINS[name], 5)
+    f = functools.partial(CHAINS[name], 7)
     ours, x = rolled(f), jnp.asarray(X)
     assert scans(jax.make_jaxpr(ours)(x)) >= 1
 
@@ -235,3 +47,124 @@ def test_through_transformations(name, x64):
     theirs = jax.jit(lambda: all_of(f))()
     # Gradients sum in another order: several roundings of numbers up to 100.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-13), jax.jit(lambda: all_of(ours))(), theirs)
+
+
+def self_pass(x):
+    seen = []
+    for _ in range(9):
+        x = jnp.tanh(1.3 * x) + 0.2 * x**2
+        seen.append(dict(mean=jnp.mean(x), var=jnp.var(x)))
+    return seen
+
+
+def cross_pass(y, seen):
+    for at in seen:
+        y = jnp.sin(y * at["mean"]) / jnp.sqrt(1 + at["var"]) + 0.1 * y
+    return y
+
+
+def test_one_tape_for_two_passes(x64):
+    x = jnp.asarray(X)
+    both = jax.make_jaxpr(lambda x: cross_pass(x[::-1], self_pass(x)))(x)
+    ours = roll(both)
+    names = [eqn.primitive.name for eqn in ours.eqns]
+    # The tape goes from one scan to the other as it is: nothing is taken apart or put together.
+    assert names.count("scan") == 2
+    apart = {"slice", "dynamic_slice", "squeeze", "stack", "concatenate"}
+    assert not apart & set(names[names.index("scan") :])
+    apart = jax.jit(lambda x: rolled(cross_pass)(x[::-1], rolled(self_pass)(x)))(x)
+    expected = jax.jit(lambda x: cross_pass(x[::-1], self_pass(x)))(x)
+    np.testing.assert_allclose(apart, expected, **EXACT)
+    np.testing.assert_allclose(jax.jit(jax.jit(rolled(lambda x: cross_pass(x[::-1], self_pass(x)))))(x), expected, **EXACT)
+    assert scans(jax.make_jaxpr(rolled(cross_pass))(x, self_pass(x))) == 1
+
+
+KINDS = dict(residual=1, two_kinds=1, two_runs=2, stages=3, tape=2, compiled=1)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_scan_per_kind_of_layer(name, x64):
+    assert scans(roll(jax.make_jaxpr(functools.partial(CHAINS[name], 9))(X))) == KINDS[name]
+
+
+def test_what_is_closed_over_is_differentiated(x64):
+    def loss(rolling, w):
+        def network(x):
+            for layer in range(6):
+                x = jnp.tanh(w[layer] * x) + jnp.mean(w) * x
+            return jnp.sum(x)
+
+        return rolling(network)(jnp.asarray(X))
+
+    w = jnp.linspace(0.5, 1.5, 6)
+    ours, theirs = (jax.grad(functools.partial(loss, rolling))(w) for rolling in (rolled, lambda f: f))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-13)
+    assert scans(jax.make_jaxpr(functools.partial(loss, rolled))(w)) == 1
+
+
+def test_keys(x64):
+    def draws(key, x):
+        for _ in range(6):
+            key, now = jax.random.split(key)
+            x = x + 0.1 * jax.random.normal(now, x.shape) * jnp.sin(x)
+        return key, x
+
+    key = jax.random.key(3)
+    jaxpr = roll(jax.make_jaxpr(draws)(key, X))
+    assert scans(jaxpr) == 1
+    ours, theirs = jax.jit(rolled(draws))(key, X), jax.jit(draws)(key, X)
+    np.testing.assert_allclose(ours[1], theirs[1], **EXACT)
+    assert jax.random.key_data(ours[0]).tolist() == jax.random.key_data(theirs[0]).tolist()
+
+
+def test_effects_happen_once_and_in_place(x64):
+    def network(x, told):
+        for layer in range(16):
+            x = jnp.tanh(2 * x) + x / 3
+            if layer == 7:
+                jax.debug.callback(lambda x: told.append(float(x)), x[0])
+        return x
+
+    ours, theirs = [], []
+    jaxpr = roll(jax.make_jaxpr(lambda x: network(x, ours))(X))
+    assert [eqn.primitive.name for eqn in jaxpr.eqns if eqn.primitive.name in ("scan", "debug_callback")] == [
+        "scan",
+        "debug_callback",
+        "scan",
+    ]
+    np.testing.assert_allclose(rolled(lambda x: network(x, ours))(X), network(jnp.asarray(X), theirs), **EXACT)
+    jax.effects_barrier()
+    np.testing.assert_allclose(ours, theirs, **EXACT)
+
+
+def test_one_program_for_arguments_of_any_kind():
+    def network(x, *, scale):
+        for _ in range(6):
+            x = dict(a=jnp.sin(x["a"] * scale) + 1, b=x["b"] @ x["b"] / 4 + jnp.outer(x["a"], x["a"]))
+        return x, 3.0
+
+    x = dict(a=X.astype(np.float32), b=np.eye(3, dtype=np.float32))
+    ours, three = rolled(network)(x, scale=1.5)
+    np.testing.assert_allclose(ours["b"], network(x, scale=1.5)[0]["b"], rtol=1e-5)
+    assert float(three) == 3.0
+    assert jax.tree.structure(ours) == jax.tree.structure(x)
+
+
+@pytest.mark.parametrize("options", [dict(fewest=2), dict(saved=0)])
+def test_bad_options(options):
+    with pytest.raises(ValueError, match="at least 3 blocks and saves at least 1 equation"):
+        rolled(jnp.sin, **options)
+
+
+@pytest.mark.slow
+def test_a_thousand_layers_cost_as_much_as_the_tracing(x64):
+    ks = [jnp.asarray(k) for k in (K11, K12, K22)]
+    jaxpr = jax.make_jaxpr(functools.partial(arccos, 1000))(*ks)
+    assert len(jaxpr.eqns) > 20_000
+    start = time.perf_counter()
+    compiled = jax.jit(jax.extend.core.jaxpr_as_fun(roll(jaxpr))).lower(*ks).compile()
+    # 0.4 s on two cores; unrolled it is over a minute.
+    assert time.perf_counter() - start < 10
+    sigma, theta = compiled(*ks)
+    assert np.all(np.isfinite(sigma))
+    assert np.all(np.isfinite(theta))

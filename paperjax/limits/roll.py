@@ -260,6 +260,23 @@ def _strong(value: Any, aval: Any) -> Any:
     return jax.lax.convert_element_type(value, aval.dtype)
 
 
+def _varying(body: Callable[..., Any], start: list[Any], xs: list[Any], constants: list[Any]) -> list[Any]:
+    """What starts a scan, differing from device to device in `jax.shard_map` if what it becomes does."""
+
+    def axes(kind: Any) -> frozenset[str]:
+        # JAX 0.10 and the versions before it.
+        manual = getattr(kind, "manual_axis_type", None)
+        return frozenset(getattr(kind, "vma", None) or () if manual is None else manual.varying)
+
+    missing = [frozenset(())]
+    while any(axes(jax.typeof(v)) for v in (*start, *xs, *constants)) and missing:
+        after, _ = jax.eval_shape(body, start, [x[0] for x in xs])
+        missing = [axes(new) - axes(jax.typeof(old)) for new, old in zip(after, start)]
+        start = [jax.lax.pcast(v, tuple(sorted(m)), to="varying") if m else v for v, m in zip(start, missing)]
+        missing = [m for m in missing if m]
+    return start
+
+
 def _stack(entries: list[Any], plan: Plan, ids: np.ndarray) -> Any:
     avals = [(plan.made[i] if i >= 0 else plan.outer[-1 - i]).aval for i in ids]
     if all(i < 0 and plan.wiring.free[-1 - i] for i in ids):
@@ -320,6 +337,7 @@ def _scan(
 
     start = [_strong(values[i], made[o].aval) for o, i in carried]
     start += [jnp.zeros(made[o].aval.shape, made[o].aval.dtype) for o in only]
+    start = _varying(body, start, xs, constants)
     end, ys = jax.lax.scan(body, start, xs, length=run.repeats)
     by_place = dict(zip(every, ys))
     last = dict(zip(handed, end))

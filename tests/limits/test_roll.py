@@ -117,6 +117,23 @@ def test_keys(x64):
     assert jax.random.key_data(ours[0]).tolist() == jax.random.key_data(theirs[0]).tolist()
 
 
+def test_on_several_devices(x64):
+    def network(x):
+        y = jnp.zeros(x.shape)
+        for _ in range(6):
+            y = jnp.tanh(y + x)
+            slope = jnp.cos(y) + y
+            y = 0.5 * slope + y
+        return y, slope
+
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = functools.partial(jax.shard_map, mesh=mesh, in_specs=jax.P("x"), out_specs=jax.P("x"))
+    x = jnp.linspace(-1, 1, 8)
+    assert scans(jax.make_jaxpr(rolled(network))(x)) == 1
+    ours, theirs = jax.jit(spread(rolled(network)))(x), jax.jit(spread(network))(x)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **EXACT), ours, theirs)
+
+
 def test_effects_happen_once_and_in_place(x64):
     def network(x, told):
         for layer in range(16):

@@ -6,8 +6,41 @@ import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
 from paperjax.limits.roll import rolled
+from paperjax.limits.runs import Wiring, find_runs
+
+
+def chain(codes):
+    """Equations that read the one before."""
+    n = len(codes)
+    apart = np.full(n, -1)
+    return Wiring(
+        np.array(codes), np.arange(-1, n - 1), np.arange(n + 1), np.arange(n + 1), np.array([n - 1]), np.zeros(1, bool), apart, apart + 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([1, 2, 3] * 8, [(0, 3, 8)]),
+        ([9, 8] + [1, 2, 3] * 8 + [7], [(2, 3, 8)]),
+        ([1, 1, 1, 2] * 10, [(0, 4, 10)]),
+        ([1, 2] * 10 + [3] + [1, 2, 4, 5] * 10, [(0, 2, 10), (21, 4, 10)]),
+        (([1] * 40 + [2]) * 3, [(0, 41, 3)]),
+        (([1] * 40 + [2]) * 2, [(0, 1, 40), (41, 1, 40)]),
+        ([1, 2, 3, 4, 5, 6, 7, 8] * 2 + [1, 2, 3, 4], []),
+        (list(range(100)), []),
+        ([1] * 12, []),
+        ([], []),
+    ],
+)
+def test_the_runs_of_a_chain(codes, expected):
+    runs = find_runs(chain(codes), 3, 16, lambda eqn: False)
+    assert [(run.start, run.period, run.repeats) for run in runs] == expected
+
 
 OPERATIONS = lambda a, *_: jnp.sin(a), lambda a, b, _: a + b, lambda a, b, _: 0.5 * a * b, lambda a, _, constant: a - constant / 3
 

@@ -25,6 +25,8 @@ class Moments2(Protocol):
     def det(self, node: Det, s: int) -> Array: ...
     @property
     def cache(self) -> dict[Any, Any]: ...
+    @property
+    def shift(self) -> Any: ...
 
 
 def _unary(form: Form, live: Sequence[int]) -> Callable[..., Any]:
@@ -75,7 +77,7 @@ def expected_product(run: Moments2, u: Wide | None, v: Wide | None, s: int, t: i
     # A leaf that starts as a constant moves nothing yet; what training it does is of first order in its covariance.
     for i, j in itertools.product(*(range(len(form.fields)) for form in forms)):
         a, b = forms[0].fields[i], forms[1].fields[j]
-        if i in live[0] or j in live[1] or s == t or nd.independent(a, b):
+        if i in live[0] or j in live[1] or s == t or run.shift is None or nd.independent(a, b):
             continue
         moved = run.second(a, b, s, t, diag)
         if moved is None:

@@ -88,6 +88,8 @@ class Run:
 
     def second(self, u: Wide, v: Wide, s: int, t: int, diag: bool = False) -> Moments:
         """``(*u.shape, *v.shape)``, or ``u.shape`` if `diag`; ``None`` for 0."""
+        if (s == t or self.shift is None) and (nd.is_still(u) or nd.is_still(v)):
+            return None
         key = ("second", u, v, diag, s, t)
         if key not in self.known:
             if s == t and self.tapes:

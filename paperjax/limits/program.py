@@ -109,21 +109,29 @@ class Program:
         run = Run((x[None],), self._variance, cache=self.cache)
         return [(where, float(run.det(size, 0))) for where, size in self.noises]
 
-    def asked(self, x: Any) -> tuple[Any, ...]:
+    def asked(self, x: Any, ntk: bool) -> tuple[Any, ...]:
         """What the kernel of two examples asks of each of them alone."""
-        alone = Run((x[None],), self._variance, cache=self.cache)
-        both = self._pair_run(x, x, (_OnDemand(alone), _OnDemand(alone)), self._shift(jnp.zeros(len(self.paths))))
-        both.second(self.output, self.output, 0, 1)
-        return tuple(both.asked)
+        found: dict[Any, None] = {}
+
+        def dry(x: Any) -> Any:
+            alone = Run((x[None],), self._variance, cache=self.cache)
+            shift = self._shift(jnp.zeros(len(self.paths))) if ntk else None
+            both = self._pair_run(x, x, (_OnDemand(alone), _OnDemand(alone)), shift)
+            both.second(self.output, self.output, 0, 1)
+            found.update(both.asked)
+            return x
+
+        jax.eval_shape(dry, x)
+        return tuple(found)
 
     def tape(self, x: Array, asked: Sequence[Any]) -> tuple[Any, ...]:
         """Those moments of one example."""
         found = _OnDemand(Run((x[None],), self._variance, cache=self.cache))
         return tuple(found[key] for key in asked)
 
-    def pair(self, x1: Array, x2: Array, tape1: Tape, tape2: Tape, shift: Array) -> Array:
+    def pair(self, x1: Array, x2: Array, tape1: Tape, tape2: Tape, shift: Array | None) -> Array:
         """``E f_p(x1) f_q(x2)`` for all positions p and q of the output, ``(*out, *out)``, with leaves' variances shifted in between."""
-        run = self._pair_run(x1, x2, (tape1, tape2), self._shift(shift))
+        run = self._pair_run(x1, x2, (tape1, tape2), None if shift is None else self._shift(shift))
         found = run.second(self.output, self.output, 0, 1)
         return jnp.zeros(self.output.shape * 2) if found is None else found
 

@@ -26,12 +26,12 @@ def pair_step(program: Program, asked: Sequence[Any], ntk: bool, leaves: bool) -
     n = len(program.paths)
 
     def step(x1: Array, x2: Array, tape1: Any, tape2: Any) -> tuple[Array, ...]:
-        def kernel(shift: Array) -> Array:
+        def kernel(shift: Array | None) -> Array:
             return program.pair(x1, x2, as_tape(asked, tape1), as_tape(asked, tape2), shift).reshape(shape)
 
         zero = jnp.zeros(n)
         if not ntk:
-            return (kernel(zero),)
+            return (kernel(None),)
         if leaves:
             return kernel(zero), jnp.moveaxis(jax.jacfwd(kernel)(zero), -1, 0)
         return jax.jvp(kernel, (zero,), (jnp.ones(n),))
@@ -48,7 +48,7 @@ def kernels(
     """
     with jax.enable_x64(dtype == np.float64):
         given = [_in(x, dtype) for x in ((x1,) if x2 is None else (x1, x2))]
-        asked = program.asked(given[0][0])
+        asked = program.asked(given[0][0], ntk)
         step = pair_step(program, asked, ntk, leaves)
         tapes = [_tapes(program, asked, x) for x in given]
         if any(isinstance(x, jax.core.Tracer) for x in given):

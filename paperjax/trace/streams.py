@@ -68,8 +68,8 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
             members = chain(stream)
             if branch in members:
                 continue
-            back = _back(graph, branch, members)
-            reach = _reach(graph, members, back)
+            back = _back(graph, branch, members, node.path)
+            reach = _reach(graph, members, back, node.path)
             # What is added to another stream in every block (an embedding of time) is no stream itself.
             foreign = any(n in found and found[n][1] not in members and not reach.get(found[n][1]) for n, r in reach.items() if r)
             if reach.get(branch) == CROSSED and not foreign:
@@ -107,7 +107,17 @@ def _beside(graph: Graph, add: int, stream: int) -> tuple[int, ...]:
     return tuple(leaf for leaf in dict.fromkeys(found) if leaf in graph.used_once)
 
 
-def _back(graph: Graph, branch: int, stream: set[int]) -> set[int]:
+def _made_of(graph: Graph, node: int, add: tuple[int, ...]) -> tuple[int, ...]:
+    """What an activation is made of; of a carry that is its first value, and what a step of the loop leaves in its place.
+
+    A loop around the add itself runs over layers, say, and the add is of one step of it: what other steps do is other branches'.
+    """
+    here = graph.nodes[node]
+    around = add[: len(here.path)] == here.path
+    return here.parents if here.next is None or around else (*here.parents, here.next)
+
+
+def _back(graph: Graph, branch: int, stream: set[int], add: tuple[int, ...]) -> set[int]:
     """What the branch is made of, up to the stream; nothing from before the stream began, where a path could only lead away from it."""
     first = min(stream)
     found: set[int] = set()
@@ -116,7 +126,7 @@ def _back(graph: Graph, branch: int, stream: set[int]) -> set[int]:
         node = todo.pop()
         if node not in found and node not in stream and node > first:
             found.add(node)
-            todo.extend(graph.nodes[node].parents)
+            todo.extend(_made_of(graph, node, add))
     return found
 
 
@@ -124,11 +134,15 @@ def _back(graph: Graph, branch: int, stream: set[int]) -> set[int]:
 APART, MADE_OF, CROSSED = 0, 1, 2
 
 
-def _reach(graph: Graph, stream: set[int], back: set[int]) -> dict[int, int]:
-    reach: dict[int, int] = {}
-    for node in sorted(back):
-        so_far = max((MADE_OF if parent in stream else reach.get(parent, APART) for parent in graph.nodes[node].parents), default=APART)
-        reach[node] = CROSSED if so_far and graph.contracts(node) else so_far
+def _reach(graph: Graph, stream: set[int], back: set[int], add: tuple[int, ...]) -> dict[int, int]:
+    reach, before = dict[int, int](), None
+    # What a carry is made of comes after it: once more for each loop in a loop.
+    while reach != before:
+        before = dict(reach)
+        for node in sorted(back):
+            made_of = _made_of(graph, node, add)
+            so_far = max((MADE_OF if parent in stream else reach.get(parent, APART) for parent in made_of), default=APART)
+            reach[node] = CROSSED if so_far and graph.contracts(node) else so_far
     return reach
 
 
@@ -137,11 +151,14 @@ def _inside(graph: Graph, add: int, reach: Mapping[int, int]) -> set[int]:
 
     What also serves other parts (an encoder that every decoder layer looks at, an embedding of time) is no part of the branch.
     """
-    inside: set[int] = set()
-    for node in sorted(reach, reverse=True):
-        own = all(child == add or child in inside for child in graph.children[node]) and node not in graph.outputs
-        if own or reach[node]:
-            inside.add(node)
+    inside, before = set(reach), -1
+    carries = {here: node for node in reach if (here := graph.nodes[node].next) in reach}
+    while len(inside) != before:
+        before = len(inside)
+        for node in sorted(reach, reverse=True):
+            serves = (*graph.children[node], *((carries[node],) if node in carries else ()))
+            if not reach[node] and (node in graph.outputs or any(child != add and child not in inside for child in serves)):
+                inside.discard(node)
     return inside
 
 

@@ -309,31 +309,27 @@ class _Walker:
     def scan(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         n_consts, n_carry, body = eqn.params["num_consts"], eqn.params["num_carry"], prim.closed(eqn.params["jaxpr"])
         consts = [reuse(value)._replace(scalar=value.scalar, rows=passed_on(value, False)) for value in inputs[:n_consts]]
-        rows = [
-            self.slice_of(value, eqn, var, path)
-            for value, var in zip(inputs[n_consts + n_carry :], body.jaxpr.invars[n_consts + n_carry :])
-        ]
+        n_fixed = n_consts + n_carry
+        rows = [self.slice_of(value, eqn, var, path) for value, var in zip(inputs[n_fixed:], body.jaxpr.invars[n_fixed:])]
 
         def step(carry: list[Value]) -> list[Value]:
             return self.jaxpr(body, [*consts, *carry, *rows], (*path, 0))
 
         outside, self.repeats = self.repeats, self.repeats * eqn.params["length"]
-        carry_vars = body.jaxpr.invars[n_consts : n_consts + n_carry]
-        _, results = self.fixed_point(step, inputs[n_consts : n_consts + n_carry], carry_vars, eqn, path)
+        entering, results = self.fixed_point(step, inputs[n_consts:n_fixed], body.jaxpr.invars[n_consts:n_fixed], eqn, path)
         self.repeats = outside
         stacked = [self.stacked(value, eqn, var, path) for value, var in zip(results[n_carry:], eqn.outvars[n_carry:])]
-        return [self.after(value, eqn, var, path) for value, var in zip(results[:n_carry], eqn.outvars[:n_carry])] + stacked
+        return self.after(entering, results[:n_carry], eqn, path) + stacked
 
     def while_loop(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         n_cond, n_body, body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"], prim.closed(eqn.params["body_jaxpr"])
-        given = inputs[n_cond : n_cond + n_body]
-        consts = [reuse(value)._replace(scalar=value.scalar, rows=passed_on(value, False)) for value in given]
+        consts = [reuse(v)._replace(scalar=v.scalar, rows=passed_on(v, False)) for v in inputs[n_cond : n_cond + n_body]]
 
         def step(carry: list[Value]) -> list[Value]:
             return self.jaxpr(body, [*consts, *carry], (*path, 1))
 
-        _, results = self.fixed_point(step, inputs[n_cond + n_body :], body.jaxpr.invars[n_body:], eqn, path)
-        return [self.after(value, eqn, var, path) for value, var in zip(results, eqn.outvars)]
+        entering, results = self.fixed_point(step, inputs[n_cond + n_body :], body.jaxpr.invars[n_body:], eqn, path)
+        return self.after(entering, results, eqn, path)
 
     def fixed_point(self, step: Any, start: list[Value], variables: Sequence[Any], eqn: Any, path: tuple[int, ...]) -> Any:
         """The carry of a loop whose kinds no longer change from one step to the next, and the results of that step."""
@@ -347,10 +343,10 @@ class _Walker:
                 return entering, results
             del self.nodes[marks[0] :], self.sites[marks[1] :], self.unresolved[marks[2] :], self.late[marks[3] :]
             # A parameter that becomes an activation in the loop (a learned first state) meets the data where the loop begins.
-            for before, after in zip(carry, joined):
-                if before.leaves() and after.node is not None:
-                    node = self.node(eqn.primitive.name, path, eqn.outvars[0], (), "linear")
-                    self.elementwise_site(before, eqn, path, node, None, "plus")
+            for i, (before, var) in enumerate(zip(carry, variables)):
+                if before.leaves() and joined[i].node is not None:
+                    joined[i] = Value(node=self.node(eqn.primitive.name, path, var, (), "linear"))
+                    self.elementwise_site(before, eqn, path, joined[i].node, None, "plus")
             carry = joined
         raise AssertionError("the kinds of a loop's carry only ever grow, and did not settle")
 
@@ -359,8 +355,13 @@ class _Walker:
             return reuse(value) if value.leaves() else Value()
         return Value(node=self.node("carry", path, var, () if value.node < 0 else (value.node,), "linear"))
 
-    def after(self, value: Value, eqn: Any, var: Any, path: tuple[int, ...]) -> Value:
-        return value if value.node is None else Value(node=self.node("carried", path, var, (value.node,), "linear"))
+    def after(self, entering: list[Value], results: list[Value], eqn: Any, path: tuple[int, ...]) -> list[Value]:
+        left = list(results)
+        for i, (before, value) in enumerate(zip(entering, results)):
+            if before.node is not None and value.node is not None:
+                left[i] = Value(node=self.node("carried", path, eqn.outvars[i], (value.node,), "linear"))
+                self.nodes[before.node] = self.nodes[before.node]._replace(next=left[i].node)
+        return left
 
     def slice_of(self, value: Value, eqn: Any, var: Any, path: tuple[int, ...]) -> Value:
         if value.node is not None:

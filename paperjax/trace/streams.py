@@ -8,6 +8,7 @@ from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 from paperjax.trace.blocks import of_one_block
+from paperjax.trace.branch import CROSSED, inside_of, of_steps_before, reach_of
 from paperjax.trace.graph import CONTRACTING as CONTRACTING
 from paperjax.trace.graph import Graph, Walk
 
@@ -68,16 +69,29 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
             members = chain(stream)
             if branch in members:
                 continue
-            back = _back(graph, branch, members, node.path)
-            reach = _reach(graph, members, back, node.path)
+            reach = reach_of(graph, branch, i, members)
             # What is added to another stream in every block (an embedding of time) is no stream itself.
             foreign = any(n in found and found[n][1] not in members and not reach.get(found[n][1]) for n, r in reach.items() if r)
             if reach.get(branch) == CROSSED and not foreign:
-                inside = branches[i] = _inside(graph, i, reach)
+                inside = branches[i] = inside_of(graph, i, reach)
                 writers = _writers(graph, i, branch, inside)
                 operand = node.parents.index(branch)
                 found[i] = ResidualAdd(node.path, node.op, operand, i, branch, node.repeats, (), writers), stream
                 break
+
+    def onwards(add: int) -> set[int]:
+        """Later points of the stream that an add writes into, itself among them."""
+        points = {add}
+        for i in range(add + 1, len(graph.nodes)):
+            on = graph.moves(i) or added(graph, i)
+            before = found[i][1] if i in found else graph.nodes[i].parents[0] if on else None
+            if before in points:
+                points.add(i)
+        return points
+
+    for i, (add, stream) in found.items():
+        if any(node.next is not None and add.path[: len(node.path)] == node.path for node in graph.nodes):
+            branches[i] = of_steps_before(graph, add.branch, i, chain(stream), onwards(i), branches[i], chain)
     shared = of_one_block(graph, branches)
 
     def leaves(add: int) -> tuple[int, ...]:
@@ -105,61 +119,6 @@ def _beside(graph: Graph, add: int, stream: int) -> tuple[int, ...]:
         found += added(graph, stream)
         stream = graph.nodes[stream].parents[0]
     return tuple(leaf for leaf in dict.fromkeys(found) if leaf in graph.used_once)
-
-
-def _made_of(graph: Graph, node: int, add: tuple[int, ...]) -> tuple[int, ...]:
-    """What an activation is made of; of a carry that is its first value, and what a step of the loop leaves in its place.
-
-    A loop around the add itself runs over layers, say, and the add is of one step of it: what other steps do is other branches'.
-    """
-    here = graph.nodes[node]
-    around = add[: len(here.path)] == here.path
-    return here.parents if here.next is None or around else (*here.parents, here.next)
-
-
-def _back(graph: Graph, branch: int, stream: set[int], add: tuple[int, ...]) -> set[int]:
-    """What the branch is made of, up to the stream; nothing from before the stream began, where a path could only lead away from it."""
-    first = min(stream)
-    found: set[int] = set()
-    todo = [branch]
-    while todo:
-        node = todo.pop()
-        if node not in found and node not in stream and node > first:
-            found.add(node)
-            todo.extend(_made_of(graph, node, add))
-    return found
-
-
-# Whether an activation is made of the stream, and whether through a parameter contraction.
-APART, MADE_OF, CROSSED = 0, 1, 2
-
-
-def _reach(graph: Graph, stream: set[int], back: set[int], add: tuple[int, ...]) -> dict[int, int]:
-    reach, before = dict[int, int](), None
-    # What a carry is made of comes after it: once more for each loop in a loop.
-    while reach != before:
-        before = dict(reach)
-        for node in sorted(back):
-            made_of = _made_of(graph, node, add)
-            so_far = max((MADE_OF if parent in stream else reach.get(parent, APART) for parent in made_of), default=APART)
-            reach[node] = CROSSED if so_far and graph.contracts(node) else so_far
-    return reach
-
-
-def _inside(graph: Graph, add: int, reach: Mapping[int, int]) -> set[int]:
-    """The branch's own activations: those between the stream and the add, and those that serve nothing but this branch.
-
-    What also serves other parts (an encoder that every decoder layer looks at, an embedding of time) is no part of the branch.
-    """
-    inside, before = set(reach), -1
-    carries = {here: node for node in reach if (here := graph.nodes[node].next) in reach}
-    while len(inside) != before:
-        before = len(inside)
-        for node in sorted(reach, reverse=True):
-            serves = (*graph.children[node], *((carries[node],) if node in carries else ()))
-            if not reach[node] and (node in graph.outputs or any(child != add and child not in inside for child in serves)):
-                inside.discard(node)
-    return inside
 
 
 def _writers(graph: Graph, add: int, branch: int, inside: set[int]) -> tuple[int, ...]:

@@ -309,14 +309,13 @@ class _Walker:
     def scan(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         n_consts, n_carry, body = eqn.params["num_consts"], eqn.params["num_carry"], prim.closed(eqn.params["jaxpr"])
         consts = [reuse(value)._replace(scalar=value.scalar, rows=passed_on(value, False)) for value in inputs[:n_consts]]
-        n_fixed = n_consts + n_carry
-        rows = [self.slice_of(value, eqn, var, path) for value, var in zip(inputs[n_fixed:], body.jaxpr.invars[n_fixed:])]
+        rows = [self.slice_of(v, eqn, var, path) for v, var in zip(inputs[n_consts + n_carry :], body.jaxpr.invars[n_consts + n_carry :])]
 
         def step(carry: list[Value]) -> list[Value]:
             return self.jaxpr(body, [*consts, *carry, *rows], (*path, 0))
 
         outside, self.repeats = self.repeats, self.repeats * eqn.params["length"]
-        entering, results = self.fixed_point(step, inputs[n_consts:n_fixed], body.jaxpr.invars[n_consts:n_fixed], eqn, path)
+        entering, results = self.fixed_point(step, inputs[n_consts : n_consts + n_carry], body.jaxpr.invars[n_consts:], eqn, path)
         self.repeats = outside
         stacked = [self.stacked(value, eqn, var, path) for value, var in zip(results[n_carry:], eqn.outvars[n_carry:])]
         return self.after(entering, results[:n_carry], eqn, path) + stacked
@@ -345,8 +344,9 @@ class _Walker:
             # A parameter that becomes an activation in the loop (a learned first state) meets the data where the loop begins.
             for i, (before, var) in enumerate(zip(carry, variables)):
                 if before.leaves() and joined[i].node is not None:
-                    joined[i] = Value(node=self.node(eqn.primitive.name, path, var, (), "linear"))
-                    self.elementwise_site(before, eqn, path, joined[i].node, None, "plus")
+                    node = self.node(eqn.primitive.name, path, var, (), "linear")
+                    self.elementwise_site(before, eqn, path, node, None, "plus")
+                    joined[i] = Value(node=node)
             carry = joined
         raise AssertionError("the kinds of a loop's carry only ever grow, and did not settle")
 

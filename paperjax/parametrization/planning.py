@@ -217,6 +217,12 @@ def _check_depth(program: Program, scheme: Parametrization, fam: Family, x: Any)
                 f"{scheme.name} is for layers with weights of their own: what a shared one gets from all of them adds up. Use pj.mup, "
                 "which does not scale with depth, or give each layer its own."
             )
+        if growth.inside != 1 and add.late:
+            raise ValueError(
+                f"the loop over layers adds in each step what the step before it made ({where}), and in the first one what it begins with, "
+                f"which is no branch. {scheme.name} multiplies branches: carry one stream, h + f(norm(h)), and not the last branch beside "
+                "it, or write the layers out in a Python loop, or use pj.mup, which does not scale with depth."
+            )
         # As many adds to a branch's own stream as at the base fade as they do there.
         if growth.inside != 1 and fades:
             raise ValueError(

@@ -5,6 +5,7 @@ over time with all layers in each step; the add is of one step, and of earlier o
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from typing import NamedTuple
 
 from paperjax.trace.graph import Graph
 
@@ -45,10 +46,25 @@ def inside_of(graph: Graph, add: int, reach: Mapping[int, int], known: Set[int] 
     return inside
 
 
-def of_steps_before(
-    graph: Graph, branch: int, add: int, stream: Set[int], later: Set[int], inside: Set[int], earlier: Callable[[int], Set[int]]
-) -> set[int]:
-    """A branch's own activations, with those by which earlier steps of loops around the add leave something to it.
+class Before(NamedTuple):
+    """What a branch is made of by way of the steps before of a loop around the add.
+
+    Attributes
+    ----------
+    deep
+        Whether the stream itself goes from step to step, layer after layer.
+    reach
+        As for `reach_of`.
+    """
+
+    deep: bool
+    reach: dict[int, int]
+
+
+def steps_before(
+    graph: Graph, branch: int, add: int, stream: Set[int], later: Set[int], earlier: Callable[[int], Set[int]]
+) -> tuple[Before, ...]:
+    """For each loop around an add from which the branch has something that an earlier step left, what that was made of.
 
     Parameters
     ----------
@@ -56,23 +72,15 @@ def of_steps_before(
         The activations; the branch among them, and what the add makes of it.
     stream, later
         Points of the stream up to the add, and from it on.
-    inside
-        The branch's own activations in one step.
     earlier
         For an activation, earlier points of the stream that runs through it.
-
-    Returns
-    -------
-    set
-        A set of nodes, `inside` among them.
     """
-    path, first, found = graph.nodes[add].path, min(stream), set(inside)
+    path, first, found = graph.nodes[add].path, min(stream), []
     carries = [(node, here.path, here.next) for node, here in enumerate(graph.nodes) if here.next is not None and _around(here.path, path)]
-    # Those that the stream runs through, layer after layer.
     deep = {loop for carry, loop, left in carries if carry in stream and left in later}
     for loop in dict.fromkeys(loop for _, loop, _ in carries):
-        # Of two streams side by side neither is in the other's branches.
         left = {carry: left for carry, its, left in carries if its == loop and carry not in stream}
+        # Of two streams side by side neither is in the other's branches.
         left = {carry: after for carry, after in left.items() if loop not in deep or carry not in earlier(after)}
 
         def among(node: int, left: Set[int] = frozenset(left)) -> bool:
@@ -81,17 +89,22 @@ def of_steps_before(
         def onwards(node: int, left: Mapping[int, int] = left) -> tuple[int, ...]:
             return (left[node],) if node in left else _made_of(graph, node, path)
 
-        back = _back(branch, among, onwards)
+        back = _back(branch, among, onwards) if left else set[int]()
         if back & set(left):
-            reach = _reach(graph, back, stream | later if loop in deep else stream, onwards)
-            found |= inside_of(graph, add, reach, found)
-    return found
+            found.append(Before(loop in deep, _reach(graph, back, stream | later if loop in deep else stream, onwards)))
+    return tuple(found)
 
 
 def _made_of(graph: Graph, node: int, path: tuple[int, ...]) -> tuple[int, ...]:
     """What an activation is made of: of a carry its first value and, if the loop is not around `path`, what its steps leave there."""
     here = graph.nodes[node]
     return here.parents if here.next is None or _around(here.path, path) else (*here.parents, here.next)
+
+
+def in_a_loop(graph: Graph, node: int) -> bool:
+    """Whether an activation is made in a loop that carries activations."""
+    path = graph.nodes[node].path
+    return any(here.next is not None and _around(here.path, path) for here in graph.nodes)
 
 
 def _around(loop: tuple[int, ...], path: tuple[int, ...]) -> bool:

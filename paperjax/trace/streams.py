@@ -8,7 +8,7 @@ from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 from paperjax.trace.blocks import of_one_block
-from paperjax.trace.branch import CROSSED, inside_of, of_steps_before, reach_of
+from paperjax.trace.branch import CROSSED, Before, in_a_loop, inside_of, reach_of, steps_before
 from paperjax.trace.graph import CONTRACTING as CONTRACTING
 from paperjax.trace.graph import Graph, Walk
 
@@ -31,6 +31,8 @@ class ResidualAdd(NamedTuple):
         where there are none (a branch that ends in tanh, a weight used elsewhere too).
     beside
         Leaves that are added to the stream right before or after the branch: ``(h + f(h)) + b`` is ``h + (f(h) + b)``.
+    late
+        Whether a step of a loop over layers adds what the step before it made.
     """
 
     path: tuple[int, ...]
@@ -42,6 +44,7 @@ class ResidualAdd(NamedTuple):
     leaves: tuple[int, ...]
     writers: tuple[int, ...]
     beside: tuple[int, ...] = ()
+    late: bool = False
 
 
 def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
@@ -62,36 +65,50 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
             else:
                 return members
 
-    for i, node in enumerate(graph.nodes):
-        if node.op not in ("add", "add_any", "sub") or len(node.parents) != 2:
-            continue
-        for stream, branch in (node.parents, node.parents[::-1])[: 1 if node.op == "sub" else 2]:
-            members = chain(stream)
-            if branch in members:
-                continue
-            reach = reach_of(graph, branch, i, members)
-            # What is added to another stream in every block (an embedding of time) is no stream itself.
-            foreign = any(n in found and found[n][1] not in members and not reach.get(found[n][1]) for n, r in reach.items() if r)
-            if reach.get(branch) == CROSSED and not foreign:
-                inside = branches[i] = inside_of(graph, i, reach)
-                writers = _writers(graph, i, branch, inside)
-                operand = node.parents.index(branch)
-                found[i] = ResidualAdd(node.path, node.op, operand, i, branch, node.repeats, (), writers), stream
-                break
-
-    def onwards(add: int) -> set[int]:
+    def onwards(add: int, members: Set[int]) -> set[int]:
         """Later points of the stream that an add writes into, itself among them."""
-        points = {add}
-        for i in range(add + 1, len(graph.nodes)):
+        points = {add, *(i for i in found if i not in members and chain(i) & members)}
+        for i in range(min(points) + 1, len(graph.nodes)):
             on = graph.moves(i) or added(graph, i)
             before = found[i][1] if i in found else graph.nodes[i].parents[0] if on else None
             if before in points:
                 points.add(i)
         return points
 
+    def in_loops(add: int, members: Set[int], branch: int) -> tuple[Before, ...]:
+        return steps_before(graph, branch, add, members, onwards(add, members), chain) if in_a_loop(graph, add) else ()
+
+    def look(i: int, by_loops: bool) -> None:
+        """Whether one of the two that an add adds is a stream, and the other its branch: of this step, or by way of the steps before."""
+        node = graph.nodes[i]
+        for stream, branch in (node.parents, node.parents[::-1])[: 1 if node.op == "sub" else 2]:
+            members = chain(stream)
+            if branch in members:
+                continue
+            reach, late = reach_of(graph, branch, i, members), False
+            # What is added to another stream in every block (an embedding of time) is no stream itself.
+            foreign = any(n in found and found[n][1] not in members and not reach.get(found[n][1]) for n, r in reach.items() if r)
+            is_made = reach.get(branch) == CROSSED
+            if by_loops and not is_made:
+                before = [one.deep for one in in_loops(i, members, branch) if one.reach.get(branch) == CROSSED]
+                is_made, late = bool(before), any(before)
+            if is_made and not foreign:
+                inside = branches[i] = inside_of(graph, i, reach)
+                writers = _writers(graph, i, branch, inside)
+                operand = node.parents.index(branch)
+                found[i] = ResidualAdd(node.path, node.op, operand, i, branch, node.repeats, (), writers, late=late), stream
+                return
+
+    adds = [i for i, node in enumerate(graph.nodes) if node.op in ("add", "add_any", "sub") and len(node.parents) == 2]
+    for i in adds:
+        look(i, by_loops=False)
+    for i in adds:
+        if i not in found and in_a_loop(graph, i):
+            look(i, by_loops=True)
+    found = dict(sorted(found.items()))
     for i, (add, stream) in found.items():
-        if any(node.next is not None and add.path[: len(node.path)] == node.path for node in graph.nodes):
-            branches[i] = of_steps_before(graph, add.branch, i, chain(stream), onwards(i), branches[i], chain)
+        for one in in_loops(i, chain(stream), add.branch):
+            branches[i] = inside_of(graph, i, one.reach, branches[i])
     shared = of_one_block(graph, branches)
 
     def leaves(add: int) -> tuple[int, ...]:

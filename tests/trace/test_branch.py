@@ -259,6 +259,31 @@ def looking_back(p, x):
     return jax.lax.scan(step, state(x), x.swapaxes(0, 1))[1].swapaxes(0, 1)
 
 
+def only_by_the_state(p, x):
+    """All layers in each step; a branch has nothing of its own step."""
+
+    def step(states, h):
+        after = []
+        for i, s in enumerate(states):
+            after.append(s + jnp.tanh(h @ p["ab"[i]]))
+            h = h + s @ p["op"[i]]
+        return tuple(after), h
+
+    return jax.lax.scan(step, (state(x), state(x)), x.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+
+def added_a_step_later(p, x):
+    """Mamba's blocks (arXiv 2312.00752): each adds to the stream what the block before made, and the first one what it begins with."""
+
+    def layer(carry, w):
+        made, h = carry
+        h = h + made
+        return (jnp.tanh(layer_norm(h)) @ w, h), None
+
+    made, h = jax.lax.scan(layer, (x, jnp.zeros_like(x)), p["a"])[0]
+    return h + made
+
+
 LOOPS = {
     # name: (apply, shapes, [(repeats, writers, leaves in the branch)]). Of what goes through a carry no writer is claimed.
     "ends in a sum over time": (ends_in_a_recurrence(lambda p, s, a: (s + a, s)), {"a": MATRIX}, [(1, "", "a")]),
@@ -283,6 +308,8 @@ LOOPS = {
     ),
     "left for the next layer": (left_for_the_next_layer, dict.fromkeys("kmo", (3, *MATRIX)), [(3, "o", "kmo")]),
     "two streams": (two_streams, dict.fromkeys("fg", (3, *MATRIX)), [(3, "f", "f"), (3, "g", "g")]),
+    "only by the state": (only_by_the_state, dict.fromkeys("abop", MATRIX), [(5, "", "ao"), (5, "", "bp")]),
+    "added a step later": (added_a_step_later, {"a": (3, *MATRIX)}, [(3, "", "a"), (1, "", "a")]),
     "looking back": (looking_back, dict.fromkeys("abm", MATRIX), [(5, "", "a"), (5, "", "b")]),
 }
 
@@ -291,3 +318,9 @@ LOOPS = {
 def test_loops_in_branches_and_around_them(name):
     apply, shapes, wanted = LOOPS[name]
     assert named_adds(apply, shapes) == wanted
+
+
+def test_what_the_layer_before_made_is_told_from_what_a_layer_makes():
+    late = [add.late for add in residual_adds(walked(added_a_step_later, numbers({"a": (3, *MATRIX)}))[0])]
+    assert late == [True, False]
+    assert not any(add.late for add in residual_adds(walked(only_by_the_state, numbers(dict.fromkeys("abop", MATRIX)))[0]))

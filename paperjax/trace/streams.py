@@ -89,7 +89,8 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
             # What is added to another stream in every block (an embedding of time) is no stream itself.
             foreign = any(n in found and found[n][1] not in members and not reach.get(found[n][1]) for n, r in reach.items() if r)
             is_made = reach.get(branch) == CROSSED
-            if by_loops and not is_made:
+            # A gate of a recurrent cell is a sum of what came in and of what the cell made of it before: a stream is one by other adds.
+            if by_loops and not is_made and any(chain(found[k][1]) & (members | onwards(i, members)) for k in found):
                 before = [one.deep for one in in_loops(i, members, branch) if one.reach.get(branch) == CROSSED]
                 is_made, late = bool(before), any(before)
             if is_made and not foreign:

@@ -83,12 +83,14 @@ def test_a_loop_over_time_around_the_layers_does_not_make_them_share(looped):
     """All layers in each step: each leaf is used as often at the base, and a state that is read first is still the branch's."""
 
     def make(depth, width=8):
-        many = {"w": (depth, width)} | {n: (depth, width, width) for n in "ko"}
+        many = {"w": (depth, width)} | {n: (depth, width, width) for n in "kof"}
         layers = many if looped else {f"{n}{i}": s[1:] for n, s in many.items() for i in range(depth)}
 
         def layer(h, given):
             p, s = given
-            return h + s @ p["o"], p["w"] * s + jnp.tanh(norm(h) @ p["k"])
+            after = p["w"] * s + jnp.tanh(norm(h) @ p["k"])
+            h = h + s @ p["o"]
+            return h + jnp.tanh(h) @ p["f"], after
 
         def apply(p, x):
             def step(states, h):
@@ -107,8 +109,8 @@ def test_a_loop_over_time_around_the_layers_does_not_make_them_share(looped):
         return network({"u": (5, width), "v": (width, 3)} | layers, apply)
 
     plan, found = factors(make, dict(depth=2), dict(depth=8))
-    rates = [its.learning_rate for path, its in found.items() if path[0] in "wko"]
+    rates = [its.learning_rate for path, its in found.items() if path[0] in "wkof"]
     assert rates == pytest.approx([1 / 2] * len(rates))
     assert found["u"].learning_rate == found["v"].learning_rate == 1
     # A leaf that time runs over cannot be multiplied for the branch alone.
-    assert [s.factor for s in plan.scalings] == pytest.approx([1 / 2] * (1 if looped else 8))
+    assert [s.factor for s in plan.scalings] == pytest.approx([1 / 2] * (2 if looped else 16))

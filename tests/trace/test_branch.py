@@ -260,16 +260,29 @@ def looking_back(p, x):
 
 
 def only_by_the_state(p, x):
-    """All layers in each step; a branch has nothing of its own step."""
+    """All layers in each step; of two branches one has nothing of its own step."""
 
     def step(states, h):
         after = []
         for i, s in enumerate(states):
             after.append(s + jnp.tanh(h @ p["ab"[i]]))
             h = h + s @ p["op"[i]]
+            h = h + jnp.tanh(h) @ p["fg"[i]]
         return tuple(after), h
 
     return jax.lax.scan(step, (state(x), state(x)), x.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+
+def fused_gru(p, x):
+    """Its gates are sums of parts of one product of what comes in, and of what the cell made of it before."""
+
+    def step(h, a):
+        (xr, xz, xn), (hr, hz, hn) = jnp.split(a @ p["a"], 3, -1), jnp.split(h @ p["w"], 3, -1)
+        r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
+        h = (1 - z) * jnp.tanh(xn + r * hn) + z * h
+        return h, h
+
+    return jax.lax.scan(step, state(x), x.swapaxes(0, 1))[1].swapaxes(0, 1)
 
 
 def added_a_step_later(p, x):
@@ -308,7 +321,12 @@ LOOPS = {
     ),
     "left for the next layer": (left_for_the_next_layer, dict.fromkeys("kmo", (3, *MATRIX)), [(3, "o", "kmo")]),
     "two streams": (two_streams, dict.fromkeys("fg", (3, *MATRIX)), [(3, "f", "f"), (3, "g", "g")]),
-    "only by the state": (only_by_the_state, dict.fromkeys("abop", MATRIX), [(5, "", "ao"), (5, "", "bp")]),
+    "only by the state": (
+        only_by_the_state,
+        dict.fromkeys("abopfg", MATRIX),
+        [(5, "", "ao"), (5, "", "f"), (5, "", "bp"), (5, "", "g")],
+    ),
+    "gates of a recurrent cell": (fused_gru, {"a": (D, 3 * D), "w": (D, 3 * D)}, []),
     "added a step later": (added_a_step_later, {"a": (3, *MATRIX)}, [(3, "", "a"), (1, "", "a")]),
     "looking back": (looking_back, dict.fromkeys("abm", MATRIX), [(5, "", "a"), (5, "", "b")]),
 }
@@ -323,4 +341,4 @@ def test_loops_in_branches_and_around_them(name):
 def test_what_the_layer_before_made_is_told_from_what_a_layer_makes():
     late = [add.late for add in residual_adds(walked(added_a_step_later, numbers({"a": (3, *MATRIX)}))[0])]
     assert late == [True, False]
-    assert not any(add.late for add in residual_adds(walked(only_by_the_state, numbers(dict.fromkeys("abop", MATRIX)))[0]))
+    assert not any(add.late for add in residual_adds(walked(only_by_the_state, numbers(dict.fromkeys("abopfg", MATRIX)))[0]))

@@ -18,12 +18,17 @@ from paperjax.limits.closed_forms import (
     step,
 )
 from paperjax.limits.dual import dual
+from paperjax.limits.expectation import Mean, mean, moment, pair
+from paperjax.limits.joint import Expectation, expect, isserlis
 from paperjax.limits.laws import Law, constant, leaf_laws, normal, orthogonal, truncated_normal, uniform
 from paperjax.limits.quadrature import quadrature
+from paperjax.limits.recognise import Affine, Term, recognise
+from paperjax.limits.rectified import rectified_monomial, signed_power
 from paperjax.limits.recursion import Kernels, mlp_kernels
 
 __all__ = [
-    "Dual", "Kernels", "Law", "absolute", "constant", "cos", "dual", "erf", "exp", "gelu", "identity", "leaf_laws", "leaky_relu",
-    "mlp_kernels", "monomial", "normal", "orthogonal", "piecewise_linear", "polynomial", "quadrature", "relu", "sign", "sin", "step",
-    "truncated_normal", "uniform",
+    "Affine", "Dual", "Expectation", "Kernels", "Law", "Mean", "Term", "absolute", "constant", "cos", "dual", "erf", "exp", "expect",
+    "gelu", "identity", "isserlis", "leaf_laws", "leaky_relu", "mean", "mlp_kernels", "moment", "monomial", "normal", "orthogonal",
+    "pair", "piecewise_linear", "polynomial", "quadrature", "recognise", "rectified_monomial", "relu", "sign", "signed_power", "sin",
+    "step", "truncated_normal", "uniform",
 ]  # fmt: skip

@@ -17,7 +17,8 @@ class Dual(NamedTuple):
 
     Each is a function of ``(k11, k12, k22)``: floating-point arrays that broadcast against each other, such as (N, 1), (N, M) and
     (1, M), or Python numbers. The result has their dtype. Float64 is advised: in float32, where |k12| comes within rounding of
-    ``sqrt(k11 k22)``, the dual of a function with a kink is off by the root of the rounding, 1e-4.
+    ``sqrt(k11 k22)`` and is not equal to it, the derivative of the dual of a function with a kink is off by the root of the rounding,
+    1e-4; see `correlation`.
 
     Attributes
     ----------
@@ -112,22 +113,29 @@ def _nothing(k11: Array, k12: Array, k22: Array) -> Array:
     return jnp.zeros_like(k11 + k12 + k22)
 
 
-def _correlation(k11: Array, k12: Array, k22: Array) -> tuple[Array, Array, Array]:
-    """``sqrt(k11 k22)``, ``sqrt(1 - rho²)`` and ``arcsin(rho)``, with gradient 0 where they have none: rho = ±1 and zero variance.
+NEAR = 4
+"""Roundings of the dtype to which a correlation is taken to be 1; see `correlation`."""
+
+
+def correlation(k11: Array, k12: Array, k22: Array) -> tuple[Array, Array, Array]:
+    """``sqrt(k11 k22)``, ``sqrt(1 - rho²)`` and ``(2/pi) arcsin(rho)``, with gradient 0 where they have none: rho = ±1, zero variance.
 
     In ``sqrt(1 - rho²) + rho arcsin(rho)`` the infinite parts of the last two gradients cancel, so 0 for each is right there.
+
+    Rounding leaves the rho of equal inputs off 1 by some units, and its arcsine off by the root of that, differently for each pair of
+    three equal inputs, so that their kernel has a negative eigenvalue of 1e-4 in float32. So rho is stretched by `NEAR` units and
+    cut at ±1: equal inputs have an arcsine of exactly ±pi/2, and the others stay within their own rounding.
     """
     positive = (k11 > 0) & (k22 > 0)
     # Both branches of a `where` are differentiated, so the one not taken must be finite too.
     s1, s2 = (jnp.sqrt(jnp.where(positive, k, jnp.ones_like(k))) for k in (k11, k22))
     rho = jnp.where(positive, k12 / s1 / s2, jnp.zeros_like(k12))
-    # The diagonal of a Gram matrix: rounding in the roots would leave rho off 1, and its arcsine off by the root of that.
-    rho = jnp.where((k11 == k22) & (jnp.abs(k12) == k11) & positive, jnp.sign(k12), rho)
+    rho = rho * (1 + NEAR * float(jnp.finfo(k12.dtype).eps))
     inside = jnp.abs(rho) < 1
     within = jnp.where(inside, rho, jnp.zeros_like(rho))
     root = jnp.where(inside, jnp.sqrt((1 - within) * (1 + within)), jnp.zeros_like(rho))
-    angle = jnp.where(inside, jnp.arcsin(within), jnp.sign(rho) * (math.pi / 2))
-    return jnp.where(positive, s1 * s2, jnp.zeros_like(rho)), root, angle
+    fraction = jnp.where(inside, (2 / math.pi) * jnp.arcsin(within), jnp.sign(rho))
+    return jnp.where(positive, s1 * s2, jnp.zeros_like(rho)), root, fraction
 
 
 def piecewise_linear(positive: Real[ArrayLike, ""], negative: Real[ArrayLike, ""]) -> Dual:
@@ -157,16 +165,16 @@ def piecewise_linear(positive: Real[ArrayLike, ""], negative: Real[ArrayLike, ""
 
     def parts(dtype: jnp.dtype) -> tuple[Array, Array]:
         p, n = (jnp.asarray(slope).astype(dtype) for slope in (positive, negative))
-        return jnp.square((p + n) / 2), jnp.square((p - n) / 2) * (2 / math.pi)
+        return jnp.square((p + n) / 2), jnp.square((p - n) / 2)
 
     def value(k11: Array, k12: Array, k22: Array) -> Array:
-        scale, root, angle = _correlation(k11, k12, k22)
+        scale, root, fraction = correlation(k11, k12, k22)
         odd, even = parts(k12.dtype)
-        return odd * k12 + even * (scale * root + k12 * angle)
+        return odd * k12 + even * (scale * root * (2 / math.pi) + k12 * fraction)
 
     def derivative(k11: Array, k12: Array, k22: Array) -> Array:
         odd, even = parts(k12.dtype)
-        return odd + even * _correlation(k11, k12, k22)[2]
+        return odd + even * correlation(k11, k12, k22)[2]
 
     return closed_form("piecewise_linear", value, derivative)
 
@@ -212,7 +220,7 @@ def polynomial(coefficients: Sequence[float] | Real[ArrayLike, "terms"]) -> Dual
     if not c:
         raise ValueError("polynomial: no coefficients. Give c_0, c_1, ..., the constant term first.")
     slopes = [i * c_i for i, c_i in enumerate(c)][1:] or [0.0]
-    return closed_form("polynomial", lambda *k: _mehler(c, *k), lambda *k: _mehler(slopes, *k))
+    return closed_form("polynomial", lambda *k: mehler(c, c, *k), lambda *k: mehler(slopes, slopes, *k))
 
 
 def monomial(degree: int) -> Dual:
@@ -233,8 +241,16 @@ def monomial(degree: int) -> Dual:
     return polynomial([0.0] * degree + [1.0])._replace(name=f"h^{degree}")
 
 
-def _mehler(c: Sequence[Real[ArrayLike, ""]], k11: Array, k12: Array, k22: Array) -> Array:
-    def hermite(r: int, k: Array) -> Array:
+def mehler(c: Sequence, d: Sequence, k11: Array, k12: Array, k22: Array) -> Array:
+    """``E p(u) q(v)`` of the polynomials with coefficients c and d, the constant first; see `polynomial`.
+
+    Examples
+    --------
+    >>> mehler([0.0, 1.0], [1.0, 2.0], jnp.ones(()), jnp.full((), 0.5), jnp.ones(()))
+    Array(1., dtype=float32)
+    """
+
+    def hermite(c: Sequence[Real[ArrayLike, ""]], r: int, k: Array) -> Array:
         # (m - 1)!! = m! / (2^(m/2) (m/2)!) for even m = i - r; powers from the highest down, as Horner's.
         total = jnp.zeros_like(k)
         for i in range(len(c) - 1 - (len(c) - 1 - r) % 2, r - 1, -2):
@@ -244,8 +260,8 @@ def _mehler(c: Sequence[Real[ArrayLike, ""]], k11: Array, k12: Array, k22: Array
         return total
 
     total = jnp.zeros_like(k12)
-    for r in range(len(c) - 1, -1, -1):
-        total = total * k12 + math.factorial(r) * 1.0 * hermite(r, k11) * hermite(r, k22)
+    for r in range(min(len(c), len(d)) - 1, -1, -1):
+        total = total * k12 + math.factorial(r) * 1.0 * hermite(c, r, k11) * hermite(d, r, k22)
     return total
 
 
@@ -307,11 +323,11 @@ relu = piecewise_linear(1.0, 0.0)._replace(name="relu")
 absolute = piecewise_linear(1.0, -1.0)._replace(name="absolute")
 """Dual of ``phi(h) = |h|``; see `piecewise_linear`."""
 
-sign = closed_form("sign", lambda *k: (2 / math.pi) * _correlation(*k)[2], _nothing)
+sign = closed_form("sign", lambda *k: correlation(*k)[2], _nothing)
 """Dual of the sign: ``(2/pi) arcsin rho`` (Sheppard 1899), and 0, the derivative almost everywhere: weights below a sign do not
 train. With delta functions it is ``(2/pi) / sqrt(k11 k22 - k12²)``, which is ``d value / d k12``."""
 
-step = closed_form("step", lambda *k: 0.25 + _correlation(*k)[2] / (2 * math.pi), _nothing)
+step = closed_form("step", lambda *k: (1 + correlation(*k)[2]) / 4, _nothing)
 """Dual of the step from 0 to 1, 1/2 at 0: ``1/4 + arcsin(rho) / 2 pi``, and 0 as for `sign`."""
 
 erf = closed_form("erf", _erf_value, _erf_derivative)

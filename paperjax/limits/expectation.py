@@ -1,0 +1,317 @@
+"""Gaussian expectations of one and of two functions, each in the best way there is for it."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Real
+
+from paperjax.limits import hermite, panels
+from paperjax.limits.affine import mean_of, pair_of
+from paperjax.limits.closed_forms import Covariance, Dual, Formula, checked
+from paperjax.limits.hermite import Grid, slope
+from paperjax.limits.panels import Order, Pieces
+from paperjax.limits.recognise import Affine, double, name_of, recognise, sample
+
+Phi = Callable[[Array], Array]
+
+
+class Mean(NamedTuple):
+    """``E phi(u)``, ``u ~ N(0, k)``, as a function of k, and the absolute error of it.
+
+    Examples
+    --------
+    >>> mean(jnp.square)
+    <mean of 1 h^2>
+    """
+
+    value: Callable[[Covariance], Float[Array, "..."]]
+    error: Callable[[Covariance], Float[Array, "..."]]
+    name: str
+
+    def __repr__(self) -> str:
+        return f"<mean of {self.name}>"
+
+
+def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance: float = 1e-10) -> Dual:
+    """``E phi(u) psi(v)`` and ``E phi'(u) psi'(v)`` over ``(u, v) ~ N(0, [[k11, k12], [k12, k22]])``, for any two elementwise functions.
+
+    In closed form where `recognise` finds one for both, however they are spelled, and the two meet in one (`pair_of`). Else:
+
+    - analytic functions (tanh, sigmoid, softplus, silu, the tanh gelu) by their Hermite series, see `series`. Its cost is least where
+      k11 is (N, 1), k12 (N, M) and k22 (1, M): phi is evaluated at N · points numbers. The number of terms is the least that
+      suffices at the largest variance. ``error`` is a bound, by Parseval and Cauchy–Schwarz: ``sqrt(T_phi T_psi)``,
+      ``T = E phi² - sum_r a_r²``.
+    - functions with kinks or jumps (relu6, hard swish, elu, selu), or sharp bends, by integrals between their breaks, see
+      `double_panels`; about 1e5 evaluations for a covariance. ``error`` is the change with half as many nodes again.
+
+    Gradients in all three are right, and finite at correlation ±1 and at zero variance.
+
+    Parameters
+    ----------
+    phi, psi
+        Act entry by entry; psi is phi if not given.
+    variance
+        The largest there will be where covariances are traced and cannot be looked at, at most 100 for a Hermite series.
+    tolerance
+        Largest error accepted, relative to ``sqrt(E phi² E psi²)``; it is estimated in float64 for each new range of variances. In
+        float32 it is 1e-6 at the least.
+
+    Returns
+    -------
+    Dual
+        Its functions take concrete or traced covariances. Float64 is advised; the result has the dtype of the covariances.
+
+    Raises
+    ------
+    ValueError
+        If a function is not elementwise, or, here or at the first covariance that is too large, if neither way reaches `tolerance`.
+    TypeError
+        If a function closes over a traced value, or is not of floating point.
+
+    Examples
+    --------
+    >>> pair(lambda x: jnp.where(x > 0, x, 0.0))
+    <dual of 0.5 h + 0.5 signed 1(1 h)>
+    >>> float(pair(jnp.tanh, jax.nn.silu).value(1.0, 0.5, 1.0))
+    0.1514...
+    """
+    psi = phi if psi is None else psi
+    names = name_of(phi) if psi is phi else f"{name_of(phi)}, {name_of(psi)}"
+    forms = [recognised(f, "pair") for f in ((phi,) if psi is phi else (phi, psi))]
+    if forms[0] and forms[-1]:
+        closed = pair_of(forms[0], forms[-1])
+        if closed:
+            return closed
+    plan = planner(phi, psi, names, variance, tolerance)
+
+    def value(k11: Array, k12: Array, k22: Array) -> Array:
+        return plan(k11, k12, k22).value(k11, k12, k22)
+
+    def derivative(k11: Array, k12: Array, k22: Array) -> Array:
+        return plan(k11, k12, k22).derivative(k11, k12, k22)
+
+    def error(k11: Array, k12: Array, k22: Array) -> Array:
+        return plan(k11, k12, k22).error(k11, k12, k22)
+
+    # Refused here rather than at the first covariance.
+    plan(*(np.ones((), jnp.result_type(float)),) * 3)
+    return Dual(checked(value), checked(derivative), checked(error), names)
+
+
+def mean(phi: Phi, *, variance: float = 100.0, tolerance: float = 1e-10) -> Mean:
+    """``E phi(u)`` for ``u ~ N(0, k)``, by the ways of `pair`.
+
+    Parameters
+    ----------
+    phi, variance, tolerance
+        As there.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As there.
+
+    Examples
+    --------
+    >>> mean(jax.nn.relu).value(1.0).round(6)  # 1 / sqrt(2 pi)
+    Array(0.398942, dtype=float32)
+    >>> mean(jax.nn.softplus).value(1.0).round(6)
+    Array(0.806059, dtype=float32)
+    """
+    form = recognised(phi, "mean")
+    name = name_of(phi)
+    if form:
+        formula, name = mean_of(form), str(form)
+        return Mean(_of_one(lambda k11, k12, k22: formula(k11)), _of_one(lambda k11, k12, k22: jnp.zeros_like(k11)), name)
+    both = pair(phi, _one, variance=variance, tolerance=tolerance)
+    return Mean(_of_one(both.value), _of_one(both.error), name)
+
+
+def moment(phi: Phi, power: int, *, variance: float = 100.0, tolerance: float = 1e-10) -> Mean:
+    """``E phi(u)^power``; see `mean`.
+
+    Raises
+    ------
+    ValueError
+        If `power` is negative, and as `pair` does.
+
+    Examples
+    --------
+    >>> moment(jnp.sin, 2).value(1.0).round(6)  # (1 - exp(-2)) / 2
+    Array(0.432332, dtype=float32)
+    """
+    if power < 0:
+        raise ValueError(f"moment: power = {power}. Give a whole number of at least 0.")
+    found = mean(lambda h: phi(h) ** power, variance=variance, tolerance=tolerance)
+    return found._replace(name=f"{name_of(phi)}^{power}")
+
+
+def _one(h: Array) -> Array:
+    return jnp.ones_like(h)
+
+
+def _of_one(formula: Formula) -> Callable[[Covariance], Float[Array, "..."]]:
+    both = checked(formula)
+
+    def call(k: Real[Array, "..."] | Covariance) -> Float[Array, "..."]:
+        return both(k, 0 * k, k)
+
+    return call
+
+
+def recognised(phi: Phi, where: str) -> Affine | None:
+    """`recognise`, after a check that phi is elementwise.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    TypeError
+        If it is not of floating point.
+
+    Examples
+    --------
+    >>> recognised(jnp.abs, "pair").terms
+    (Term(weight=1.0, base='signed 1', scale=1.0),)
+    """
+    if not callable(phi):
+        raise TypeError(f"{where}: phi = {phi!r} is no function. Give the function itself: {where}(jax.nn.relu).")
+    if sample(phi, np.linspace(0.1, 2.0, 6)) is None:
+        raise ValueError(
+            f"{where}: {name_of(phi)} does not act entry by entry on floating-point arrays, so it has no expectation over two "
+            "pre-activations. Give a function such as jnp.tanh, whose result has the shape of its argument."
+        )
+    return recognise(phi)
+
+
+def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -> Callable[..., Dual]:
+    """A function of the covariances that gives the compiled way to take their expectation; what it finds is kept for each range.
+
+    Examples
+    --------
+    >>> one = jnp.ones(())
+    >>> planner(jnp.tanh, jnp.tanh, "tanh", 100.0, 1e-10)(one, one, one).name
+    'tanh: Grid(points=64, reach=10.0, degree=98)'
+    """
+
+    @functools.cache
+    def breaks() -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return panels.breaks(phi), panels.breaks(psi)
+
+    @functools.cache
+    def way(largest: float, wide: bool) -> Dual:
+        target, accepted = (tolerance / 10, tolerance) if wide else (1e-7, max(tolerance, 1e-6))
+        off = math.inf
+        if largest <= hermite.VARIANCES[-1] and not any(breaks()):
+            grid, off = hermite.choose(phi, psi, largest, target)
+            if off <= accepted:
+                return _by_series(phi, psi, grid, f"{names}: {grid}")
+        # A bend too sharp for a series is most often at 0.
+        f, g = (Pieces(h, b or (0.0,)) for h, b in zip((phi, psi), breaks()))
+        order, reached = choose_order(f, g, largest, target, accepted)
+        if reached <= accepted:
+            return _by_panels(f, g, order, f"{names}: {order}, breaks {f.breaks}, {g.breaks}")
+        raise ValueError(
+            f"expectation of {names}: off by {min(off, reached):.1e} of its size at variance {largest:g}, more than tolerance = "
+            f"{accepted:g}. Does it grow faster than exponentials do, oscillate, have more than {panels.MOST_BREAKS} breaks or one beyond "
+            "100, or compute in float32 inside? Breaks were found at "
+            f"{breaks()[0]} and {breaks()[1]}. Rescale to smaller variances (where they are traced: give the largest as variance=), "
+            "or accept the error with tolerance=."
+        )
+
+    def plan(k11: Array | np.ndarray, k12: Array | np.ndarray, k22: Array | np.ndarray) -> Dual:
+        largest = variance
+        if not any(isinstance(k, Tracer) for k in (k11, k22)):
+            largest = float(max(np.max(k11, initial=0.0), np.max(k22, initial=0.0)))
+        bounds = [b for b in hermite.VARIANCES if largest <= b * (1 + 1e-6)]
+        # Beyond, powers of ten.
+        bound = bounds[0] if bounds else 10.0 ** math.ceil(math.log10(largest))
+        return way(bound, k12.dtype == jnp.float64)
+
+    return plan
+
+
+def _by_series(f: Phi, g: Phi, grid: Grid, name: str) -> Dual:
+    df, dg = slope(f), slope(g)
+
+    def error(k11: Array, k12: Array, k22: Array) -> Array:
+        bounds = [jnp.sqrt(hermite.tail(h, grid, k11) * hermite.tail(h2, grid, k22)) for h, h2 in ((f, g), (df, dg))]
+        return jnp.maximum(*bounds) + jnp.zeros_like(k12)
+
+    return Dual(
+        jax.jit(lambda *k: hermite.series(f, g, grid, *k)), jax.jit(lambda *k: hermite.series(df, dg, grid, *k)), jax.jit(error), name
+    )
+
+
+def _by_panels(f: Pieces, g: Pieces, order: Order, name: str) -> Dual:
+    df, dg = (h._replace(f=slope(h.f)) for h in (f, g))
+    finer = order._replace(outer=order.outer * 3 // 2, inner=order.inner * 3 // 2)
+
+    def value(order: Order, *k: Array) -> Array:
+        return panels.double_panels(f, g, order, *k)
+
+    def derivative(order: Order, *k: Array) -> Array:
+        return panels.double_panels(df, dg, order, *k)
+
+    def error(*k: Array) -> Array:
+        return jnp.maximum(*(jnp.abs(h(finer, *k) - h(order, *k)) for h in (value, derivative)))
+
+    return Dual(jax.jit(functools.partial(value, order)), jax.jit(functools.partial(derivative, order)), jax.jit(error), name)
+
+
+def _cut_off(h: Pieces, variance: float) -> float:
+    """About the part of ``E h²`` beyond the reach of the panels."""
+    ends = jnp.asarray([-panels.REACH, panels.REACH])
+    whole = panels.single(h._replace(f=lambda x: h.f(x) ** 2), panels.ORDERS[-1], jnp.zeros(()), jnp.full((), variance))
+    density = math.exp(-(panels.REACH**2) / 2) / math.sqrt(2 * math.pi)
+    at_ends = float(jnp.max(h.f(math.sqrt(variance) * ends) ** 2)) * density
+    return 0.0 if at_ends == 0 else at_ends / float(whole) if math.isfinite(at_ends) else math.inf
+
+
+CORRELATIONS = (-1.0, -0.9, -0.3, 0.0, 0.6, 0.99, 1.0)
+
+
+def choose_order(f: Pieces, g: Pieces, variance: float, target: float, accepted: float) -> tuple[Order, float]:
+    """The lowest of `panels.ORDERS` that agrees with the highest up to this variance, and by how much, relative.
+
+    Examples
+    --------
+    >>> relu6 = Pieces(jax.nn.relu6, (0.0, 6.0))
+    >>> choose_order(relu6, relu6, 1.0, 1e-7, 1e-6)[0]
+    Order(outer=72, inner=56, sharp=False)
+    """
+    few = [(variance, variance), (variance, variance / 50), (variance / 50, variance)]
+    table = np.array([(a, r * math.sqrt(a * b), b) for a, b in few for r in CORRELATIONS]).T
+    df, dg = (h._replace(f=slope(h.f)) for h in (f, g))
+
+    def found(order: Order) -> np.ndarray:
+        @jax.jit
+        def both(*k: Array) -> Array:
+            return jnp.stack([panels.double_panels(f, g, order, *k), panels.double_panels(df, dg, order, *k)])
+
+        return np.asarray(both(*(jnp.asarray(k) for k in table)))
+
+    def norm(h: Pieces, k: np.ndarray) -> np.ndarray:
+        square = h._replace(f=lambda x: h.f(x) ** 2)
+        return np.sqrt(np.asarray(panels.single(square, panels.ORDERS[-1], jnp.zeros(len(k)), jnp.asarray(k))))
+
+    with double():
+        scale = np.stack([norm(f, table[0]) * norm(g, table[2]), norm(df, table[0]) * norm(dg, table[2])])
+        *lower, highest = panels.ORDERS
+        truth = found(highest)
+        best = highest, math.inf
+        beyond = max(_cut_off(h, variance) for h in (f, g, df, dg))
+        if not np.all(np.isfinite(truth)) or not np.all(np.isfinite(scale)) or beyond > accepted:
+            return highest, beyond
+        for order in lower:
+            off = np.abs(found(order) - truth) / np.where(scale > 0, scale, 1.0)
+            best = order, float(off.max())
+            if best[1] <= target:
+                break
+        return best

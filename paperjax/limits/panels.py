@@ -1,0 +1,257 @@
+"""Gaussian expectations of functions with kinks, jumps or sharp bends, by integrals from one break to the next."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from paperjax.limits.closed_forms import NEAR
+from paperjax.limits.hermite import slope
+from paperjax.limits.recognise import double
+
+Phi = Callable[[Array], Array]
+REACH = 8.6
+"""Standard deviations at which the integrals are cut: 1e-17 is beyond."""
+TINY = 1e-30
+MOST_BREAKS = 12
+
+
+class Order(NamedTuple):
+    """Nodes on a panel of the outer sum, and of the inner one; and whether the inner rule, too, is for bends at the ends of a panel."""
+
+    outer: int
+    inner: int
+    sharp: bool = False
+
+
+ORDERS = (Order(56, 40), Order(72, 56), Order(104, 80), Order(144, 176, sharp=True), Order(208, 256, sharp=True))
+
+
+class Pieces(NamedTuple):
+    """A function that is analytic between its breaks.
+
+    Attributes
+    ----------
+    f
+        The function.
+    breaks
+        Where it, or one of its first three derivatives, jumps; or bends sharply.
+    """
+
+    f: Phi
+    breaks: tuple[float, ...]
+
+
+def _derivatives(f: Phi) -> Callable[[np.ndarray], np.ndarray]:
+    df = slope(f)
+    ddf = slope(df)
+    dddf = slope(ddf)
+    found = jax.jit(lambda h: jnp.stack([jnp.asarray(d(h), h.dtype) for d in (f, df, ddf, dddf)]))
+
+    def at(x: np.ndarray) -> np.ndarray:
+        with double():
+            return np.asarray(found(jnp.asarray(x, float)))
+
+    return at
+
+
+def breaks(f: Phi) -> tuple[float, ...]:
+    """Where f or one of its first three derivatives jumps, up to 100, found from their values on a grid and by bisection.
+
+    A jump is a difference between neighbouring points that is eight times those on either side. More than a dozen are noise, and
+    none are returned: f computes in float32 inside, or oscillates.
+
+    Examples
+    --------
+    >>> breaks(jax.nn.relu6)
+    (0.0, 6.0)
+    """
+    at = _derivatives(f)
+    fine = np.arange(-16.0, 16.0, 1 / 256) + 1e-3 * math.sqrt(2)
+    coarse = np.arange(16.1, 100.0, 1 / 16)
+    x = np.concatenate([-coarse[::-1], fine, coarse])
+    F = at(x)
+    F = np.where(np.isfinite(F), F, 0.0)
+    step = np.abs(np.diff(F, axis=1))
+    around = np.maximum(np.pad(step[:, :-1], ((0, 0), (1, 0))), np.pad(step[:, 1:], ((0, 0), (0, 1))))
+    size = np.maximum(np.abs(F[:, 1:]), np.abs(F[:, :-1]))
+    outlying = step > 8 * around + 1e-8 * (1 + size)
+    # The spacing itself jumps there.
+    edges = np.searchsorted(x, [-16.05, 16.05]) - 1
+    outlying[:, edges] = False
+    (where,) = np.nonzero(outlying.any(0))
+    if len(where) == 0 or len(where) > MOST_BREAKS:
+        return ()
+    used = outlying[:, where]
+    low, high = x[where], x[where + 1]
+    F_low, F_high = F[:, where], F[:, where + 1]
+    width = np.where(used, np.abs(F_high - F_low), np.inf)
+    for _ in range(56):
+        middle = (low + high) / 2
+        F_middle = at(middle)
+        left = np.nansum(np.abs(F_middle - F_low) / width, 0) < np.nansum(np.abs(F_middle - F_high) / width, 0)
+        low, high = np.where(left, middle, low), np.where(left, high, middle)
+    found = (low + high) / 2
+    rounded = np.round(found, 10)
+    return tuple(float(b) + 0.0 for b in np.unique(np.where(np.abs(found - rounded) < 1e-12, rounded, found)))
+
+
+def jumps(pieces: Pieces) -> tuple[float, ...]:
+    """Of the function at each of its breaks.
+
+    Examples
+    --------
+    >>> jumps(Pieces(jnp.sign, (0.0,)))
+    (2.0,)
+    """
+    if not pieces.breaks:
+        return ()
+    b = np.array(pieces.breaks)
+    apart = 1e-12 * np.maximum(np.abs(b), 1.0)
+    with double():
+        above, below = (np.asarray(pieces.f(jnp.asarray(b + side * apart)), np.float64) for side in (1, -1))
+    jump = np.where(np.isfinite(above - below), above - below, 0.0)
+    return tuple(float(j) for j in np.where(np.abs(jump) > 1e-9 * (1 + np.abs(above)), jump, 0.0))
+
+
+@functools.cache
+def _tanh_sinh(points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """On (0, 1): distances from 0, from 1, and weights (Takahasi and Mori 1974). Nodes crowd at the ends on every scale."""
+    x, step = np.linspace(-3.15, 3.15, points, retstep=True)
+    lift = np.pi / 2 * np.sinh(x)
+    return 1 / (1 + np.exp(-2 * lift)), 1 / (1 + np.exp(2 * lift)), step * np.pi / 4 * np.cosh(x) / np.cosh(lift) ** 2
+
+
+@functools.cache
+def _legendre(points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x, w = np.polynomial.legendre.leggauss(points)
+    return (1 + x) / 2, (1 - x) / 2, w / 2
+
+
+def _nodes(cuts: Array, rule: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[Array, Array]:
+    """Nodes and Gaussian weights on the panels between cuts (..., K), which are sorted here: (..., (K + 1) · points)."""
+    ends = jnp.full((*cuts.shape[:-1], 1), REACH, cuts.dtype)
+    cuts = jnp.sort(jnp.concatenate([-ends, jnp.clip(cuts, -REACH, REACH), ends], -1), axis=-1)
+    from_0, from_1, weight = (jnp.asarray(a, cuts.dtype).reshape(*(1,) * cuts.ndim, -1) for a in rule)
+    low, high = cuts[..., :-1, None], cuts[..., 1:, None]
+    z = jnp.where(from_0 < 0.5, low + (high - low) * from_0, high - (high - low) * from_1)
+    w = (high - low) * weight * jnp.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return z.reshape(*cuts.shape[:-1], -1), w.reshape(*cuts.shape[:-1], -1)
+
+
+def _over(points: tuple[float, ...], by: Array) -> Array:
+    """``points / by``, with a last axis; large where `by` is 0."""
+    by = jnp.where(jnp.abs(by) < TINY, jnp.full_like(by, TINY), by)[..., None]
+    return jnp.asarray(points, by.dtype).reshape(*(1,) * (by.ndim - 1), -1) / by
+
+
+def _root(k: Array) -> Array:
+    """Square root with gradient 0 at 0."""
+    positive = k > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, k, jnp.ones_like(k))), jnp.zeros_like(k))
+
+
+def single(g: Pieces, order: Order, mean: Array, variance: Array) -> Array:
+    """``E g(v)`` for v of this mean and variance.
+
+    Examples
+    --------
+    >>> single(Pieces(jax.nn.relu, (0.0,)), ORDERS[1], jnp.zeros(()), jnp.ones(())).round(4)  # 1 / sqrt(2 pi)
+    Array(0.3989, dtype=float32)
+    """
+    mean, variance = jnp.broadcast_arrays(mean, variance)
+    s = _root(variance)
+    cuts = _over(g.breaks, s) - _over((1.0,), s) * mean[..., None]
+    z, w = _nodes(cuts, (_tanh_sinh if order.sharp else _legendre)(order.inner))
+    return jnp.sum(w * g.f(mean[..., None] + s[..., None] * z), -1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def double_panels(f: Pieces, g: Pieces, order: Order, k11: Array, k12: Array, k22: Array) -> Array:
+    """``E f(u) g(v)`` by iterated sums between breaks, the outer by the tanh-sinh rule, the inner by that or Gauss-Legendre.
+
+    ``u = s1 z`` and ``v = s2 (rho z + c z')``, ``c = sqrt(1 - rho²)``. The sum over z' is cut where v is at a break of g. That over z
+    is cut where u is at a break of f, and where ``s2 rho z`` is at one of g: there the sum over z' bends within a width of c, and
+    tanh-sinh nodes crowd at the ends of a panel on every scale. A covariance costs at most
+    ``(|f| + |g| + 2)(|g| + 1) · outer · inner`` evaluations of g, |f| being the number of breaks.
+
+    The gradient in k12 is ``E f' g'``, jumps included as delta functions (Price); those in the variances follow from it by scaling,
+    ``2 k11 d/dk11 = E u f'(u) g(v) - k12 d/dk12``, which needs no second derivative of a kink. Taken as 0 at zero variance, and the
+    delta functions of two jumps at the same place, infinite at correlation ±1, too.
+
+    Examples
+    --------
+    >>> relu = Pieces(jax.nn.relu, (0.0,))
+    >>> float(double_panels(relu, relu, ORDERS[0], jnp.ones(()), jnp.zeros(()), jnp.ones(())))  # 1 / 2 pi
+    0.1591...
+    """
+    k11, k12, k22 = jnp.broadcast_arrays(k11, k12, k22)
+    s1, s2, rho, across = _standard(k11, k12, k22)
+    elsewhere = [tuple(b for b in h.breaks if b) for h in (f, g)]
+    cuts = [_over(elsewhere[0], s1), _over(elsewhere[1], s2 * rho), jnp.zeros((*s1.shape, 1), s1.dtype)]
+    z, w = _nodes(jnp.concatenate(cuts, -1), _tanh_sinh(order.outer))
+
+    def row(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
+        z, w = node
+        inner = single(g, order, s2 * rho * z, jnp.square(s2 * across))
+        return total + w * f.f(s1 * z) * inner, None
+
+    return jax.lax.scan(row, jnp.zeros_like(k12), (jnp.moveaxis(z, -1, 0), jnp.moveaxis(w, -1, 0)))[0]
+
+
+def _standard(k11: Array, k12: Array, k22: Array) -> tuple[Array, Array, Array, Array]:
+    positive = (k11 > 0) & (k22 > 0)
+    s1, s2 = _root(k11), _root(k22)
+    rho = jnp.where(positive, k12 / jnp.where(positive, s1 * s2, jnp.ones_like(s1)), jnp.zeros_like(k12))
+    # As in `correlation`: equal inputs, whose rho is off 1 by rounding, are equal.
+    rho = jnp.clip(rho * (1 + NEAR * float(jnp.finfo(k12.dtype).eps)), -1, 1)
+    return s1, s2, rho, _root((1 - rho) * (1 + rho))
+
+
+def _bell(b: Array | float, k: Array) -> Array:
+    """Density at b of a Gaussian of variance k; 0 at zero variance."""
+    positive = k > 0
+    k = jnp.where(positive, k, jnp.ones_like(k))
+    return jnp.where(positive, jnp.exp(-b * b / (2 * k)) / jnp.sqrt(2 * math.pi * k), jnp.zeros_like(k))
+
+
+def _given(g: Pieces, order: Order, b: float, k11: Array, k12: Array, k22: Array) -> Array:
+    """``E[g(v) | u = b]`` times the density of u there."""
+    positive = k11 > 0
+    ratio = jnp.where(positive, k12 / jnp.where(positive, k11, jnp.ones_like(k11)), jnp.zeros_like(k12))
+    return _bell(b, k11) * single(g, order, ratio * b, jnp.maximum(k22 - ratio * k12, jnp.zeros_like(k22)))
+
+
+@double_panels.defjvp
+def _double_panels_jvp(f: Pieces, g: Pieces, order: Order, primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    k11, k12, k22 = jnp.broadcast_arrays(*primals)
+    df, dg = (h._replace(f=slope(h.f)) for h in (f, g))
+    at_f, at_g = ([(b, j) for b, j in zip(h.breaks, jumps(h)) if j] for h in (f, g))
+
+    by_k12 = double_panels(df, dg, order, k11, k12, k22)
+    by_k12 = by_k12 + sum(j * _given(dg, order, b, k11, k12, k22) for b, j in at_f)
+    by_k12 = by_k12 + sum(j * _given(df, order, b, k22, k12, k11) for b, j in at_g)
+    for b, j in at_f:
+        positive = k11 > 0
+        ratio = jnp.where(positive, k12 / jnp.where(positive, k11, jnp.ones_like(k11)), jnp.zeros_like(k12))
+        for b2, j2 in at_g:
+            left = k22 - ratio * k12
+            apart = jnp.where(left > 2 * NEAR * jnp.finfo(left.dtype).eps * k22, left, jnp.zeros_like(left))
+            by_k12 = by_k12 + j * j2 * _bell(b, k11) * _bell(b2 - ratio * b, apart)
+
+    def by_variance(f: Pieces, g: Pieces, at: list[tuple[float, float]], k11: Array, k22: Array) -> Array:
+        moved = f._replace(f=lambda h: h * slope(f.f)(h))
+        stretched = double_panels(moved, g, order, k11, k12, k22)
+        stretched = stretched + sum(j * b * _given(g, order, b, k11, k12, k22) for b, j in at if b)
+        positive = k11 > 0
+        twice = jnp.where(positive, 2 * k11, jnp.ones_like(k11))
+        return jnp.where(positive, (stretched - k12 * by_k12) / twice, jnp.zeros_like(k11))
+
+    change = by_k12 * tangents[1]
+    change = change + by_variance(f, g, at_f, k11, k22) * tangents[0] + by_variance(g, f, at_g, k22, k11) * tangents[2]
+    return double_panels(f, g, order, k11, k12, k22), change

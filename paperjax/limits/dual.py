@@ -26,7 +26,8 @@ def dual(phi: Callable[[Array], Array] | Dual) -> Dual:
         ``functools.partial``), ``jnp.abs``, ``jnp.sign``, ``jax.scipy.special.erf``, ``jnp.sin``, ``jnp.cos``, ``jnp.exp``,
         ``jnp.square``, ``jax.nn.identity`` and ``functools.partial(jax.nn.gelu, approximate=False)`` have closed forms. So have
         `piecewise_linear`, `leaky_relu`, `polynomial`, `monomial` and `step` of this package, which are `Dual` already. Every other
-        elementwise function goes to `quadrature`, ``jax.nn.gelu`` among them, which approximates by a tanh.
+        elementwise function goes to `quadrature`, ``jax.nn.gelu`` among them, which approximates by a tanh. See `pair` for closed
+        forms by any spelling, functions with kinks, and two functions.
 
     Returns
     -------

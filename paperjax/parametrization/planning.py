@@ -217,7 +217,14 @@ def _check_depth(program: Program, scheme: Parametrization, fam: Family, x: Any)
                 f"{scheme.name} is for layers with weights of their own: what a shared one gets from all of them adds up. Use pj.mup, "
                 "which does not scale with depth, or give each layer its own."
             )
-        if growth.whole != 1 and fades:
+        if growth.inside != 1 and add.late:
+            raise ValueError(
+                f"the loop over layers adds in each step what the step before it made ({where}), and in the first one what it begins with, "
+                f"which is no branch. {scheme.name} multiplies branches: carry one stream, h + f(norm(h)), and not the last branch beside "
+                "it, or write the layers out in a Python loop, or use pj.mup, which does not scale with depth."
+            )
+        # As many adds to a branch's own stream as at the base fade as they do there.
+        if growth.inside != 1 and fades:
             raise ValueError(
                 f"the residual stream is multiplied by a number at each add ({where}), so that early layers fade, or grow, exponentially "
                 f"with the number of layers. {scheme.name} is for h + f(h): take the number out of the stream, or use pj.mup, which does "
@@ -250,7 +257,7 @@ def _with_branches(program: Program, scheme: Parametrization, factors: list[Fact
         if add.writers and all(written.count(leaf) == 1 for leaf in add.writers):
             for leaf in add.writers:
                 factors[leaf] = factors[leaf]._replace(multiplier=factors[leaf].multiplier * m)
-        else:
+        elif not math.isclose(m, 1.0, rel_tol=1e-9):
             scalings.append(Scaling(add.path, add.op, add.operand, m, "residual branch", "branch"))
     return factors, scalings
 

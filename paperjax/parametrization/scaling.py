@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from paperjax.model import split
+from paperjax.model import batch_form, split
 from paperjax.trace.graph import Walk
 from paperjax.trace.interactions import interactions
 from paperjax.trace.interpret import Path, rescaled, wiring_of
+from paperjax.trace.latents import walked
 from paperjax.trace.streams import residual_adds
 from paperjax.trace.traced import flat_apply
-from paperjax.trace.walk import walk
 
 Leaves = tuple[tuple[str, ...], ...]
 Place = tuple[Path, str, int | None]
@@ -109,7 +109,8 @@ def scaled(apply: Callable[[Any, Any], Any], plan: Any) -> Callable[[Any, Any], 
         if wiring_of(jaxpr) != plan.wiring:
             leaves = jax.tree_util.tree_leaves_with_path(split(params)[0])
             paths = [jax.tree_util.keystr(path) for path, _ in leaves]
-            here = _found_again(plan, places(walk(jaxpr, len(leaves)), paths), x, [str(leaf.dtype) for _, leaf in leaves])
+            found = walked(jaxpr, len(leaves), batch_form(x), lambda x: jax.make_jaxpr(fn)(*args[:2], x))
+            here = _found_again(plan, places(found, paths), x, [str(leaf.dtype) for _, leaf in leaves])
         return jax.tree.unflatten(jax.tree.structure(shape), rescaled(jaxpr, jax.tree.leaves(args), here))
 
     return with_factors

@@ -116,7 +116,8 @@ class _Rules:
         self.sites: dict[int, list[tuple[Site, _Weight]]] = {}
         for site, weight in zip(program.walk.sites, self.weights):
             self.sites.setdefault(site.node, []).append((site, weight))
-        self.loops = _loops(self.nodes)
+        # For each carry of a loop, the value that the step before left in it.
+        self.loops = {i: self.nodes[node.next].parents for i, node in enumerate(self.nodes) if node.next is not None}
 
     @property
     def nodes(self) -> Sequence[Node]:
@@ -275,18 +276,3 @@ def _max(values: Sequence[float], empty: float = ZERO) -> float:
     if any(math.isnan(v) for v in values):
         return UNKNOWN
     return max(values, default=empty)
-
-
-def _loops(nodes: Sequence[Node]) -> dict[int, tuple[int, ...]]:
-    """For each carry of a loop, the value that the step before left in it; the walk lists both in one order."""
-    entering: dict[tuple[int, ...], list[int]] = {}
-    leaving: dict[tuple[int, ...], list[int]] = {}
-    for i, node in enumerate(nodes):
-        if node.op == "carry":
-            entering.setdefault(node.path, []).append(i)
-        elif node.op == "carried":
-            leaving.setdefault(node.path, []).append(i)
-    return {
-        a: nodes[b].parents for path, carries in entering.items() if len(carries) == len(leaving.get(path, ()))
-        for a, b in zip(carries, leaving[path])
-    }  # fmt: skip

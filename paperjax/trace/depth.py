@@ -48,6 +48,7 @@ def growths(here: Network, there: Network, keys: Keys, base_keys: Keys, like: Se
     uses = Counter(leaf for add in adds for leaf in add.leaves)
     base_uses = Counter(leaf for add in there.adds for leaf in add.leaves)
     sites, base_sites = (Counter(site.leaf for site in of.walk.sites) for of in (here, there))
+    steps, base_steps = (_steps(of.walk) for of in (here, there))
 
     def more(leaf: int) -> bool:
         # With one block at the base, what serves both of its sublayers is not yet known for a part of it.
@@ -58,10 +59,20 @@ def growths(here: Network, there: Network, keys: Keys, base_keys: Keys, like: Se
     for i, mine in enumerate(leaves):
         around = [k for k, others in enumerate(leaves) if mine < others]
         outer = min(around, key=lambda k: len(leaves[k]), default=None)
-        shared = [leaf for leaf in mine if more(leaf) or (leaf in looped and adds[i].repeats > 1)]
+        # A loop over time uses its leaves as often at the base.
+        again = [leaf for leaf in mine if leaf in looped and adds[i].repeats > 1 and steps[leaf] > base_steps[like[leaf]]]
+        shared = [leaf for leaf in mine if more(leaf) or leaf in again]
         shared = [leaf for leaf in shared if not _holds_layers(walk, leaf, shapes[leaf], there.shapes)]
         found.append(Growth(whole[i], whole[i] / (1.0 if outer is None else whole[outer]), tuple(sorted(shared)) if whole[i] != 1 else ()))
     return tuple(found)
+
+
+def _steps(walk: Walk) -> Counter[int]:
+    """How often each leaf is used in one call."""
+    found = Counter[int]()
+    for site in walk.sites:
+        found[site.leaf] += site.repeats
+    return found
 
 
 def _holds_layers(walk: Walk, leaf: int, shape: Shape, base_shapes: Sequence[Shape]) -> bool:

@@ -94,6 +94,8 @@ class Node(NamedTuple):
         As for a `Site`.
     pair
         Of a sum of products that were made entry by entry, the activation that is those products, or the differences that it squares.
+    next
+        Of a carry, the activation that leaves the loop in its place: what the next step begins with.
     """
 
     op: str
@@ -105,6 +107,7 @@ class Node(NamedTuple):
     contracted: tuple[int, ...] = ()
     repeats: int = 1
     pair: int | None = None
+    next: int | None = None
 
 
 class Part(NamedTuple):

@@ -20,6 +20,8 @@ KEEPING_AXES = (
     "sharding_constraint", "optimization_barrier", "device_put", "mesh_cast", "reshard", "pvary", "pcast", "layout_constraint",
     "split", "tile",
 )  # fmt: skip
+# The same entries, once for each of something that there is more of.
+SPREADING = ("broadcast_in_dim", "tile")
 # Each entry of the result is one entry of the first operand, and none comes twice: the transpose undoes them on what they keep.
 MOVES = (
     "reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "rev", "slice", "split", "unstack", "copy", "copy_p", "name",

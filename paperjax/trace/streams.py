@@ -8,6 +8,7 @@ from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 from paperjax.trace.blocks import of_one_block
+from paperjax.trace.branch import CROSSED, Before, in_a_loop, inside_of, reach_of, steps_before
 from paperjax.trace.graph import CONTRACTING as CONTRACTING
 from paperjax.trace.graph import Graph, Walk
 
@@ -30,6 +31,8 @@ class ResidualAdd(NamedTuple):
         where there are none (a branch that ends in tanh, a weight used elsewhere too).
     beside
         Leaves that are added to the stream right before or after the branch: ``(h + f(h)) + b`` is ``h + (f(h) + b)``.
+    late
+        Whether a step of a loop over layers adds what the step before it made.
     """
 
     path: tuple[int, ...]
@@ -41,6 +44,7 @@ class ResidualAdd(NamedTuple):
     leaves: tuple[int, ...]
     writers: tuple[int, ...]
     beside: tuple[int, ...] = ()
+    late: bool = False
 
 
 def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
@@ -61,23 +65,51 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
             else:
                 return members
 
-    for i, node in enumerate(graph.nodes):
-        if node.op not in ("add", "add_any", "sub") or len(node.parents) != 2:
-            continue
+    def onwards(add: int, members: Set[int]) -> set[int]:
+        """Later points of the stream that an add writes into, itself among them."""
+        points = {add, *(i for i in found if i not in members and chain(i) & members)}
+        for i in range(min(points) + 1, len(graph.nodes)):
+            on = graph.moves(i) or added(graph, i)
+            before = found[i][1] if i in found else graph.nodes[i].parents[0] if on else None
+            if before in points:
+                points.add(i)
+        return points
+
+    def in_loops(add: int, members: Set[int], branch: int) -> tuple[Before, ...]:
+        return steps_before(graph, branch, add, members, onwards(add, members), chain) if in_a_loop(graph, add) else ()
+
+    def look(i: int, by_loops: bool) -> None:
+        """Whether one of the two that an add adds is a stream, and the other its branch: of this step, or by way of the steps before."""
+        node = graph.nodes[i]
         for stream, branch in (node.parents, node.parents[::-1])[: 1 if node.op == "sub" else 2]:
             members = chain(stream)
             if branch in members:
                 continue
-            back = _back(graph, branch, members)
-            reach = _reach(graph, members, back)
+            reach, late = reach_of(graph, branch, i, members), False
             # What is added to another stream in every block (an embedding of time) is no stream itself.
             foreign = any(n in found and found[n][1] not in members and not reach.get(found[n][1]) for n, r in reach.items() if r)
-            if reach.get(branch) == CROSSED and not foreign:
-                inside = branches[i] = _inside(graph, i, reach)
+            is_made = reach.get(branch) == CROSSED
+            # A gate of a recurrent cell is a sum of what came in and of what the cell made of it before: a stream is one by other adds.
+            if by_loops and not is_made and any(chain(found[k][1]) & (members | onwards(i, members)) for k in found):
+                before = [one.deep for one in in_loops(i, members, branch) if one.reach.get(branch) == CROSSED]
+                is_made, late = bool(before), any(before)
+            if is_made and not foreign:
+                inside = branches[i] = inside_of(graph, i, reach)
                 writers = _writers(graph, i, branch, inside)
                 operand = node.parents.index(branch)
-                found[i] = ResidualAdd(node.path, node.op, operand, i, branch, node.repeats, (), writers), stream
-                break
+                found[i] = ResidualAdd(node.path, node.op, operand, i, branch, node.repeats, (), writers, late=late), stream
+                return
+
+    adds = [i for i, node in enumerate(graph.nodes) if node.op in ("add", "add_any", "sub") and len(node.parents) == 2]
+    for i in adds:
+        look(i, by_loops=False)
+    for i in adds:
+        if i not in found and in_a_loop(graph, i):
+            look(i, by_loops=True)
+    found = dict(sorted(found.items()))
+    for i, (add, stream) in found.items():
+        for one in in_loops(i, chain(stream), add.branch):
+            branches[i] = inside_of(graph, i, one.reach, branches[i])
     shared = of_one_block(graph, branches)
 
     def leaves(add: int) -> tuple[int, ...]:
@@ -105,44 +137,6 @@ def _beside(graph: Graph, add: int, stream: int) -> tuple[int, ...]:
         found += added(graph, stream)
         stream = graph.nodes[stream].parents[0]
     return tuple(leaf for leaf in dict.fromkeys(found) if leaf in graph.used_once)
-
-
-def _back(graph: Graph, branch: int, stream: set[int]) -> set[int]:
-    """What the branch is made of, up to the stream; nothing from before the stream began, where a path could only lead away from it."""
-    first = min(stream)
-    found: set[int] = set()
-    todo = [branch]
-    while todo:
-        node = todo.pop()
-        if node not in found and node not in stream and node > first:
-            found.add(node)
-            todo.extend(graph.nodes[node].parents)
-    return found
-
-
-# Whether an activation is made of the stream, and whether through a parameter contraction.
-APART, MADE_OF, CROSSED = 0, 1, 2
-
-
-def _reach(graph: Graph, stream: set[int], back: set[int]) -> dict[int, int]:
-    reach: dict[int, int] = {}
-    for node in sorted(back):
-        so_far = max((MADE_OF if parent in stream else reach.get(parent, APART) for parent in graph.nodes[node].parents), default=APART)
-        reach[node] = CROSSED if so_far and graph.contracts(node) else so_far
-    return reach
-
-
-def _inside(graph: Graph, add: int, reach: Mapping[int, int]) -> set[int]:
-    """The branch's own activations: those between the stream and the add, and those that serve nothing but this branch.
-
-    What also serves other parts (an encoder that every decoder layer looks at, an embedding of time) is no part of the branch.
-    """
-    inside: set[int] = set()
-    for node in sorted(reach, reverse=True):
-        own = all(child == add or child in inside for child in graph.children[node]) and node not in graph.outputs
-        if own or reach[node]:
-            inside.add(node)
-    return inside
 
 
 def _writers(graph: Graph, add: int, branch: int, inside: set[int]) -> tuple[int, ...]:

@@ -14,11 +14,11 @@ from paperjax.trace.graph import Walk
 from paperjax.trace.initial import Law, read_laws
 from paperjax.trace.interactions import Interaction, interactions
 from paperjax.trace.interpret import wiring_of
+from paperjax.trace.latents import walked
 from paperjax.trace.leaf import Leaf
 from paperjax.trace.own import Own, own_factors
 from paperjax.trace.probe import Shape, leaf_shapes
 from paperjax.trace.sums import Pairs, growing_sums
-from paperjax.trace.walk import walk
 
 
 class Traced(NamedTuple):
@@ -71,8 +71,8 @@ def traced(model: Model, x: jax.ShapeDtypeStruct) -> Traced:
 
 def _walk(model: Model, params: Any, x: jax.ShapeDtypeStruct) -> tuple[Walk, str, jex.ClosedJaxpr]:
     fn, args = flat_apply(model.apply, params, x)
-    jaxpr = prim.trace(fn, *args)
-    return walk(jaxpr, len(args[0])), wiring_of(jaxpr), jaxpr
+    jaxpr, (leaves, fixed, _) = prim.trace(fn, *args), args
+    return walked(jaxpr, len(leaves), x, lambda x: prim.trace(fn, leaves, fixed, x)), wiring_of(jaxpr), jaxpr
 
 
 def own_numbers(there: Traced, small: Traced, narrow: Traced, wider: Pairs) -> dict[int, tuple[Own, ...]]:

@@ -322,10 +322,20 @@ def dependence(eqn: Any, inputs: Sequence[Value], signs: Sequence[bool]) -> tupl
     return "nonlinear", 0.0
 
 
-def unsliced(piece: Piece, path: tuple[int, ...]) -> Piece:
-    """A slice that a scan took, put back where it was among the scan's stacked results."""
-    n = len(piece.stack) - piece.scans.count(path)
-    return piece._replace(axes=(piece.stack[n:], *piece.axes), stack=piece.stack[:n], scans=piece.scans[:n])
+def sliced(value: Value, path: tuple[int, ...]) -> Value:
+    """What a scan takes of a value made of parameters in one step."""
+    taken = [(p, p.axes[0]) for p in value.pieces]
+    pieces = tuple(p._replace(axes=p.axes[1:], stack=p.stack + a, scans=p.scans + (path,) * len(a)) for p, a in taken)
+    return Value(pieces, tangled=() if pieces else value.tangled)
+
+
+def unsliced(value: Value, path: tuple[int, ...]) -> Value:
+    """Slices that a scan took, put back where they were among the scan's stacked results."""
+    pieces = []
+    for p in value.pieces:
+        n = len(p.stack) - p.scans.count(path)
+        pieces.append(p._replace(axes=(p.stack[n:], *p.axes), stack=p.stack[:n], scans=p.scans[:n]))
+    return Value(tuple(pieces), tangled=() if pieces else value.tangled)
 
 
 def effect_of(name: str, operand: int) -> str:

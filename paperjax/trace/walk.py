@@ -3,7 +3,8 @@
 What is known of a value on the way is in `values`. A parameter's sites are where a value made of parameters meets an activation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from functools import reduce
 from typing import Any
 
 from jax.extend import core as jex
@@ -27,15 +28,16 @@ from paperjax.trace.values import (
     multiplied,
     parameters,
     reuse,
+    sliced,
     union,
     unsliced,
 )  # fmt: skip
 
 
-def walk(jaxpr: jex.ClosedJaxpr, n_leaves: int) -> Walk:
-    """Walk the jaxpr of a function whose first `n_leaves` inputs are parameters and whose others are data."""
+def walk(jaxpr: jex.ClosedJaxpr, n_leaves: int, latents: Set[tuple[int, ...]] = frozenset()) -> Walk:
+    """Walk the jaxpr of a function whose first `n_leaves` inputs are parameters, data from the equations `latents` on; others are data."""
     shapes = [var.aval.shape for var in jaxpr.jaxpr.invars[:n_leaves]]  # pyright: ignore[reportAttributeAccessIssue]
-    walker = _Walker(shapes)
+    walker = _Walker(shapes, latents)
     inputs = [Value((Piece(i, tuple((axis,) for axis in range(len(shape)))),)) for i, shape in enumerate(shapes)]
     inputs += [Value(node=walker.node("input", (), var, (), "linear")) for var in jaxpr.jaxpr.invars[n_leaves:]]
     outputs = walker.jaxpr(jaxpr, inputs, ())
@@ -47,8 +49,8 @@ def walk(jaxpr: jex.ClosedJaxpr, n_leaves: int) -> Walk:
 
 
 class _Walker:
-    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        self.shapes = shapes
+    def __init__(self, shapes: Sequence[tuple[int, ...]], latents: Set[tuple[int, ...]]) -> None:
+        self.shapes, self.latents = shapes, latents
         self.nodes: list[Node] = []
         self.sites: list[Site] = []
         self.unresolved: list[Unresolved] = []
@@ -92,6 +94,11 @@ class _Walker:
             kind = "lookup" if looked and piece.linear else "elementwise"
             self.sites.append(self.site(piece, kind, eqn, path, node, operand, prim.Contraction(looked, rest, ()), effect))
         self.unknown_site(value.tangled, "elementwise", eqn, path, node, operand)
+
+    def learned(self, value: Value, eqn: Any, var: Any, path: tuple[int, ...]) -> Value:
+        node = self.node(eqn.primitive.name, path, var, (), "linear")
+        self.elementwise_site(value, eqn, path, node, None, "plus")
+        return Value(node=node)
 
     def unknown_site(
         self,
@@ -146,7 +153,8 @@ class _Walker:
             return special(eqn, inputs, path)
         if any(value.node is not None for value in inputs):
             return self.activation(eqn, inputs, path)
-        return [parameters(eqn, inputs)] * len(eqn.outvars)
+        made = parameters(eqn, inputs)
+        return [self.learned(made, eqn, eqn.outvars[0], path)] if path in self.latents else [made] * len(eqn.outvars)
 
     # Data in it -----------------------------------------------------------------------------------------------------
 
@@ -309,31 +317,26 @@ class _Walker:
     def scan(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         n_consts, n_carry, body = eqn.params["num_consts"], eqn.params["num_carry"], prim.closed(eqn.params["jaxpr"])
         consts = [reuse(value)._replace(scalar=value.scalar, rows=passed_on(value, False)) for value in inputs[:n_consts]]
-        rows = [
-            self.slice_of(value, eqn, var, path)
-            for value, var in zip(inputs[n_consts + n_carry :], body.jaxpr.invars[n_consts + n_carry :])
-        ]
+        rows = [self.slice_of(v, eqn, var, path) for v, var in zip(inputs[n_consts + n_carry :], body.jaxpr.invars[n_consts + n_carry :])]
 
         def step(carry: list[Value]) -> list[Value]:
             return self.jaxpr(body, [*consts, *carry, *rows], (*path, 0))
 
         outside, self.repeats = self.repeats, self.repeats * eqn.params["length"]
-        carry_vars = body.jaxpr.invars[n_consts : n_consts + n_carry]
-        _, results = self.fixed_point(step, inputs[n_consts : n_consts + n_carry], carry_vars, eqn, path)
+        entering, results = self.fixed_point(step, inputs[n_consts : n_consts + n_carry], body.jaxpr.invars[n_consts:], eqn, path)
         self.repeats = outside
         stacked = [self.stacked(value, eqn, var, path) for value, var in zip(results[n_carry:], eqn.outvars[n_carry:])]
-        return [self.after(value, eqn, var, path) for value, var in zip(results[:n_carry], eqn.outvars[:n_carry])] + stacked
+        return self.after(entering, results[:n_carry], eqn, path) + stacked
 
     def while_loop(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         n_cond, n_body, body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"], prim.closed(eqn.params["body_jaxpr"])
-        given = inputs[n_cond : n_cond + n_body]
-        consts = [reuse(value)._replace(scalar=value.scalar, rows=passed_on(value, False)) for value in given]
+        consts = [reuse(v)._replace(scalar=v.scalar, rows=passed_on(v, False)) for v in inputs[n_cond : n_cond + n_body]]
 
         def step(carry: list[Value]) -> list[Value]:
             return self.jaxpr(body, [*consts, *carry], (*path, 1))
 
-        _, results = self.fixed_point(step, inputs[n_cond + n_body :], body.jaxpr.invars[n_body:], eqn, path)
-        return [self.after(value, eqn, var, path) for value, var in zip(results, eqn.outvars)]
+        entering, results = self.fixed_point(step, inputs[n_cond + n_body :], body.jaxpr.invars[n_body:], eqn, path)
+        return self.after(entering, results, eqn, path)
 
     def fixed_point(self, step: Any, start: list[Value], variables: Sequence[Any], eqn: Any, path: tuple[int, ...]) -> Any:
         """The carry of a loop whose kinds no longer change from one step to the next, and the results of that step."""
@@ -347,10 +350,9 @@ class _Walker:
                 return entering, results
             del self.nodes[marks[0] :], self.sites[marks[1] :], self.unresolved[marks[2] :], self.late[marks[3] :]
             # A parameter that becomes an activation in the loop (a learned first state) meets the data where the loop begins.
-            for before, after in zip(carry, joined):
-                if before.leaves() and after.node is not None:
-                    node = self.node(eqn.primitive.name, path, eqn.outvars[0], (), "linear")
-                    self.elementwise_site(before, eqn, path, node, None, "plus")
+            for i, (before, var) in enumerate(zip(carry, variables)):
+                if before.leaves() and joined[i].node is not None:
+                    joined[i] = self.learned(before, eqn, var, path)
             carry = joined
         raise AssertionError("the kinds of a loop's carry only ever grow, and did not settle")
 
@@ -359,23 +361,23 @@ class _Walker:
             return reuse(value) if value.leaves() else Value()
         return Value(node=self.node("carry", path, var, () if value.node < 0 else (value.node,), "linear"))
 
-    def after(self, value: Value, eqn: Any, var: Any, path: tuple[int, ...]) -> Value:
-        return value if value.node is None else Value(node=self.node("carried", path, var, (value.node,), "linear"))
+    def after(self, entering: list[Value], results: list[Value], eqn: Any, path: tuple[int, ...]) -> list[Value]:
+        left = list(results)
+        for i, (before, value) in enumerate(zip(entering, results)):
+            if before.node is not None and value.node is not None:
+                left[i] = Value(node=self.node("carried", path, eqn.outvars[i], (value.node,), "linear"))
+                self.nodes[before.node] = self.nodes[before.node]._replace(next=left[i].node)
+        return left
 
     def slice_of(self, value: Value, eqn: Any, var: Any, path: tuple[int, ...]) -> Value:
         if value.node is not None:
             return Value(node=self.node("row", path, var, (value.node,), "linear"), rows=passed_on(value, True))
-        if value.pieces:
-            sliced = [(p, p.axes[0]) for p in value.pieces]
-            return Value(tuple(p._replace(axes=p.axes[1:], stack=p.stack + a, scans=p.scans + (path,) * len(a)) for p, a in sliced))
-        return Value(tangled=value.tangled)
+        return sliced(value, path)
 
     def stacked(self, value: Value, eqn: Any, var: Any, path: tuple[int, ...]) -> Value:
         if value.node is not None:
             return Value(node=self.node("rows", path, var, (value.node,), "linear"))
-        if value.pieces:
-            return Value(tuple(unsliced(p, path) for p in value.pieces))
-        return Value(tangled=value.tangled)
+        return unsliced(value, path)
 
     def cond(self, eqn: Any, inputs: list[Value], path: tuple[int, ...]) -> list[Value]:
         self.tangle(inputs[0].leaves(), eqn, "it decides which branch runs")
@@ -383,9 +385,7 @@ class _Walker:
         chosen = inputs[0].node
         results = []
         for values, var in zip(zip(*branches), eqn.outvars):
-            joined = values[0]
-            for value in values[1:]:
-                joined = join(joined, value)
+            joined = reduce(join, values)
             nodes = tuple(dict.fromkeys(value.node for value in values if value.node is not None))
             if nodes or chosen is not None:
                 constant = any(value.is_constant and not value.is_zero for value in values)

@@ -282,6 +282,7 @@ def test_what_is_refused(act, error, message):
         act()
 
 
+@slow
 def test_float32_inside_is_refused_in_float64(x64):
     phi = lambda h: jnp.tanh(h.astype(jnp.float32)).astype(h.dtype)  # noqa: E731
     with pytest.raises(ValueError, match="compute in float32 inside"):

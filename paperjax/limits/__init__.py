@@ -21,7 +21,7 @@ from paperjax.limits.dual import dual
 from paperjax.limits.expectation import Mean, mean, moment, pair
 from paperjax.limits.joint import Expectation, expect, isserlis
 from paperjax.limits.laws import Law, constant, leaf_laws, normal, orthogonal, truncated_normal, uniform
-from paperjax.limits.limit import Limit, limit
+from paperjax.limits.infinite import Limit, limit
 from paperjax.limits.program import Program
 from paperjax.limits.quadrature import quadrature
 from paperjax.limits.recognise import Affine, Term, recognise

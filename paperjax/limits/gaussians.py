@@ -153,17 +153,19 @@ def _remembered(run: Moments2, node: Wide, form: Form, live: Sequence[int]) -> C
 def trained(g: Callable[..., Any], h: Callable[..., Any]) -> Callable[[Array, Array, Array], Array]:
     """``E g(u) h(v)``, whose derivative in ``k12`` is ``E g'(u) h'(v)`` with derivatives almost everywhere, which is what training sees."""
     both = pair(g, h)
+    # Traced once, however many layers there are.
+    plain, slopes = jax.jit(both.value), jax.jit(both.derivative)
 
     @jax.custom_jvp
     def value(k11: Array, k12: Array, k22: Array) -> Array:
-        return both.value(k11, k12, k22)
+        return plain(k11, k12, k22)
 
     @value.defjvp
     def _(primals: Any, tangents: Any) -> Any:
         k11, k12, k22 = primals
         d11, d12, d22 = tangents
-        out, tangent = jax.jvp(lambda a, b: both.value(a, k12, b), (k11, k22), (d11, d22))
-        return out, tangent + both.derivative(k11, k12, k22) * d12
+        out, tangent = jax.jvp(lambda a, b: plain(a, k12, b), (k11, k22), (d11, d22))
+        return out, tangent + slopes(k11, k12, k22) * d12
 
     return value
 

@@ -5,10 +5,9 @@ is an error that names the primitive.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
@@ -16,6 +15,7 @@ from jax.extend import core as jex
 from paperjax.limits import contractions as con
 from paperjax.limits import nodes as nd
 from paperjax.limits import moves as st
+from paperjax.limits.loops import Loop
 from paperjax.limits.elementwise import broadcasting, elementwise
 from paperjax.limits.nodes import Axes, Det, Node, Wide, axis_of, coordinates
 from paperjax.limits.views import View, whole
@@ -33,8 +33,22 @@ Value = Any
 """A `Node`, a `View`, or a `Spread`."""
 
 IN_PLACE = (*prim.IN_PLACE, "optimization_barrier", "device_put", "sharding_constraint")
-LONGEST = 64
-"""Steps of a scan that are unrolled."""
+SHORT, LONGEST = 6, 64
+"""Steps of a scan that are unrolled where they might be a recursion, and where they must."""
+
+
+class Unread(NamedTuple):
+    """A value that nothing may use; `why` it is none."""
+
+    why: str
+
+
+def con_wide(node: Node, like: Node) -> Wide:
+    """What a step ends with, with the axes of what it began with."""
+    made = st.as_wide(node)
+    if made.shape != like.shape:
+        raise NotImplementedError(f"a scan over depth that carries a value of shape {like.shape} and leaves one of shape {made.shape}.")
+    return made
 
 
 class Interpreter:
@@ -50,6 +64,7 @@ class Interpreter:
         self.laws = laws
         self.shared: set[int] = set()
         """Leaves that all coordinates share (a learned scalar): what training does to them stays random."""
+        self.kept_alive: list[object] = []
         self.noises: list[tuple[str, Det]] = []
         """What the law of large numbers neglects, where it is used."""
 
@@ -114,6 +129,8 @@ class Interpreter:
             if isinstance(made, Det):
                 self.shared.add(value.leaf)
             return made
+        if isinstance(value, Unread):
+            raise NotImplementedError(f"{value.why} is used.")
         made = self.node(value.view, like)
         axes = tuple(b if not a else a for a, b in zip(made.axes, like or value.axes))
         shape = nd.rep_shape(axes)
@@ -347,8 +364,14 @@ class Interpreter:
         if twin.params["length"] != length:
             raise NotImplementedError("a scan whose number of steps grows with the width.")
         consts, carry, rows = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
+        stacked_leaves = any(isinstance(row, View) for row in rows)
+        shared_leaves = any(isinstance(c, (View, Spread)) and any(atom.grows for axis in c.axes for atom in axis) for c in consts)
+        if length > SHORT and stacked_leaves and not shared_leaves:
+            return self.loop(eqn, body, other, consts, carry, rows)
         if length > LONGEST:
-            raise NotImplementedError(f"a scan of {length} steps.")
+            raise NotImplementedError(
+                f"a scan of {length} steps that share their leaves, or have none: steps are then followed one by one, up to {LONGEST}."
+            )
         made: list[list[Value]] = []
         order = range(length)[::-1] if p["reverse"] else range(length)
         for i in order:
@@ -360,6 +383,48 @@ class Interpreter:
             made = made[::-1]
         stacked = [self.stacked([self.node(step[k]) for step in made]) for k in range(len(made[0]))] if made else []
         return [*carry, *stacked]
+
+    def loop(self, eqn: Any, body: Any, other: Any, consts: list[Value], carry: list[Value], rows: list[Value]) -> list[Value]:
+        """A scan over depth as a recursion of second moments."""
+        starts = [self.settled(self.node(value), "scan") for value in carry]
+        wide = [i for i, node in enumerate(starts) if isinstance(node, Wide)]
+        outer = frozenset[Any]().union(*(nd.sources(c) for c in consts if isinstance(c, Wide)))
+        if outer & frozenset[Any]().union(*(nd.sources(starts[i]) for i in wide)):  # type: ignore[arg-type]
+            raise NotImplementedError("a scan over depth whose steps see a value that also starts it (a skip from the input to every layer).")
+        steps: list[Value] = []
+        dets: list[tuple[Det, Det]] = []
+        for row in rows:
+            if isinstance(row, View):
+                steps.append(self.row(row, 0))
+                continue
+            node = self.settled(self.node(row), "scan")
+            if not isinstance(node, Det) or node.const is None:
+                raise NotImplementedError("a scan over depth whose steps read something of the data by number.")
+            one = Det(node.axes[1:], lambda a: a, (Det((), const=np.zeros(())),))
+            dets.append((one, Det(node.axes, const=node.const[::-1] if eqn.params["reverse"] else node.const)))
+            steps.append(one)
+        gaussian = {i: nd.is_gaussian(starts[i]) for i in wide}  # type: ignore[arg-type]
+        while True:
+            name = object()
+            made = {i: nd.Carried(starts[i].axes, id(name), k, gaussian[i], frozenset({("scan", id(name), i)})) for k, i in enumerate(wide)}
+            outputs = self.jaxpr(body, other, [*consts, *(made.get(i, node) for i, node in enumerate(starts)), *steps])
+            ends = [self.node(value, starts[i].axes) for i, value in enumerate(outputs[: len(carry)])]
+            wrong = [i for i in wide if gaussian[i] and not (isinstance(ends[i], Wide) and nd.is_gaussian(ends[i]))]  # type: ignore[arg-type]
+            if not wrong:
+                break
+            gaussian |= dict.fromkeys(wrong, False)
+        for i, (start, end) in enumerate(zip(starts, ends)):
+            if isinstance(start, Det) and end is not start:
+                raise NotImplementedError("a scan over depth that carries a deterministic value from step to step.")
+        loop = Loop(
+            tuple(made[i] for i in wide), tuple(starts[i] for i in wide),  # type: ignore[arg-type]
+            tuple(con_wide(ends[i], made[i]) for i in wide), eqn.params["length"], tuple(dets),
+        )  # fmt: skip
+        self.kept_alive.append(name)
+        own = frozenset[Any]().union(*(nd.sources(node) for node in (*loop.starts, *loop.ends)))
+        results: list[Value] = [nd.Scanned(loop.carried[wide.index(i)].axes, loop, wide.index(i), gaussian[i], own) if i in wide else s
+                                for i, s in enumerate(starts)]  # fmt: skip
+        return [*results, *(Unread("what every step of a scan over depth returns by itself") for _ in outputs[len(carry) :])]
 
     def row(self, value: Value, i: int) -> Value:
         sizes = [nd.full_size(axis) for axis in value.axes]
@@ -440,6 +505,3 @@ def _about(name: str, wide: bool) -> str:
     }  # fmt: skip
     return known.get(name, "what this primitive does at infinite width is not known here" + ("" if wide else ", along a growing axis"))
 
-
-Rule = Callable[..., Any]
-_ = jax

@@ -8,13 +8,14 @@ Hongler (arXiv 1806.07572, Theorem 1) with gradients independent of the forward 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from paperjax.limits import loops
 from paperjax.limits import nodes as nd
 from paperjax.limits.gaussians import expected_product, mean_of
 from paperjax.limits.nodes import Det, Moment, Node, Wide
@@ -43,8 +44,11 @@ class Run:
         shift: Callable[[Any], Any] | None = None,
         tapes: tuple[Mapping[Any, Any], ...] = (),
         cache: dict[Any, Any] | None = None,
+        state: Callable[..., Any] | None = None,
+        rows: Mapping[Det, Any] | None = None,
     ) -> None:
         self.xs, self.variance, self.shift = xs, variance, shift
+        self.state, self.rows = state, dict(rows or {})
         self.cache = {} if cache is None else cache
         self.known: dict[Any, Any] = {}
         self.asked: dict[Any, None] = {}
@@ -55,6 +59,8 @@ class Run:
     def det(self, node: Det, s: int) -> Array:
         if node.const is not None:
             return jnp.asarray(node.const)
+        if node in self.rows:
+            return self.rows[node]
         key = ("det", node, s)
         if key not in self.known:
             self.known[key] = self._taped(key, s) if self.tapes else self._det(node, s)
@@ -75,6 +81,22 @@ class Run:
         wanted = (key[0], *key[1:-1])
         self.asked[wanted] = None
         return self.tapes[s][wanted]
+
+    def read(self, key: Any, s: int) -> Any:
+        """What a tape holds, of a run of one example."""
+        kind, *rest = key
+        if kind == "det":
+            return self.det(rest[0], s)
+        if kind == "mean":
+            return self.mean(rest[0], s)
+        if kind == "loop":
+            return loops.tape(self, *rest, s)
+        u, v, diag = rest
+        return self.second(u, v, s, s, diag)
+
+    def inner(self, which: Sequence[int], tapes: tuple[Any, ...], state: Callable[..., Any], rows: Mapping[Det, Any]) -> "Run":
+        """A run of a step of a loop."""
+        return Run(tuple(self.xs[s] for s in which), self.variance, self.shift, tapes, self.cache, state, {**self.rows, **rows})
 
     # Means and second moments.
 
@@ -125,6 +147,8 @@ class Run:
 
     def _second(self, u: Wide, v: Wide, s: int, t: int, diag: bool) -> Moments:
         if nd.independent(u, v):
+            if nd.centred(u) or nd.centred(v):
+                return None
             a, b = self.mean(u, s), self.mean(v, t)
             return None if a is None or b is None else (a * b if diag else _outer(a, b))
         if s == t and ("second", v, u, diag, s, s) in self.known:
@@ -186,6 +210,14 @@ class Run:
             if isinstance(u, nd.Prod) or isinstance(v, nd.Prod):
                 return self._of_products(*factors, s, t, diag)
             return expected_product(self, u, v, s, t, diag)
+        if isinstance(u, nd.Carried) and isinstance(v, nd.Carried) and self.state is not None:
+            return self.state(u.slot, v.slot, diag, s == t)
+        if isinstance(u, nd.Scanned) and isinstance(v, nd.Scanned) and u.scan is v.scan:
+            asked = (u.slot, v.slot, diag)
+            if s == t:
+                return loops.after(self, u.scan, asked, s)
+            held = [self._taped(("loop", u.scan, asked, at), at) for at in (s, t)]
+            return loops.between(self, u.scan, asked, s, t, (held[0], held[1]))
         raise NotImplementedError(f"the second moment of {type(u).__name__} and {type(v).__name__} at infinite width is not known.")
 
     def _variance(self, key: nd.Key, s: int, t: int) -> Any:

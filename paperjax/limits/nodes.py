@@ -1,4 +1,4 @@
-"""Values of a network at infinite width: what the interpreter of `paperjax.limits.limit` makes of each array of the trace.
+"""Values of a network at infinite width: what the interpreter of `paperjax.limits.infinite` makes of each array of the trace.
 
 An axis that grows with the width holds independent, identically distributed coordinates, so one coordinate stands for all of them: a
 value is kept as its *representative*, an array in which such axes have size 1. It is either deterministic (`Det`), a function of one
@@ -380,7 +380,22 @@ def independent(u: Wide, v: Wide) -> bool:
     NotImplementedError
         If they use coordinates of one field in two ways that cannot be told apart.
     """
-    return not any(_share(a, b) for a in sources(u) for b in sources(v))
+    if u is v:
+        return not sources(u)
+    common = origins(u) & origins(v)
+    if not common:
+        return True
+    return not any(_share(a, b) for a in sources(u) if _origin(a) in common for b in sources(v) if a[0] == b[0])
+
+
+def _origin(key: Key) -> Key:
+    return key if key[0] == "scan" else key[:1]
+
+
+@memoized
+def origins(node: Wide) -> frozenset[Key]:
+    """Leaves that a value depends on at a given coordinate."""
+    return frozenset(map(_origin, sources(node)))
 
 
 def _share(a: Key, b: Key) -> bool:

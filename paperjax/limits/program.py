@@ -154,13 +154,7 @@ class _OnDemand:
         self.run = run
 
     def __getitem__(self, key: Any) -> Any:
-        kind, *rest = key
-        if kind == "det":
-            return self.run.det(rest[0], 0)
-        if kind == "mean":
-            return self.run.mean(rest[0], 0)
-        u, v, diag = rest
-        return self.run.second(u, v, 0, 0, diag)
+        return self.run.read(key, 0)
 
 
 def _leaf_law(path: str, law: Law | None, variance: float, gaussian: bool) -> LeafLaw:

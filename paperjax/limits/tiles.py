@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core as jex
 from jaxtyping import Array
 
 from paperjax.limits.program import Program, as_tape
+from paperjax.limits.roll import roll, rolled
 from paperjax.layout import peak_bytes
 from paperjax.progress import progress_bar
 
@@ -69,7 +71,7 @@ def _grid(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tapes(program: Program, asked: Sequence[Any], x: Any) -> Any:
-    one = functools.partial(program.tape, asked=asked)
+    one = rolled(functools.partial(program.tape, asked=asked))
     if isinstance(x, jax.core.Tracer):
         return jax.vmap(one)(x)
     each = jax.jit(lambda some: jax.lax.map(one, some, batch_size=min(TILE, len(x))))
@@ -80,9 +82,13 @@ def _tiled(
     step: Callable[..., Any], given: list[Any], tapes: list[Any], symmetric: bool, max_bytes: int, progress: bool | None
 ) -> tuple[Any, ...]:
     rows, columns = given[0], given[-1]
-    form = jax.eval_shape(_grid(step), *_part(rows, columns, tapes[0], tapes[-1], range(1), range(1)))
-    side = _side(step, rows, columns, tapes, max_bytes)
-    out = [np.empty((len(rows), len(columns), *a.shape[2:]), a.dtype) for a in form]
+    one = _part(rows, columns, tapes[0], tapes[-1], range(1), range(1))
+    pair = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
+    traced, form = jax.make_jaxpr(step, return_shape=True)(*pair)
+    traced = roll(traced)
+    step = lambda *args: tuple(jex.jaxpr_as_fun(traced)(*jax.tree.leaves(args)))  # noqa: E731
+    side = _side(step, pair, max_bytes)
+    out = [np.empty((len(rows), len(columns), *a.shape), a.dtype) for a in form]
     heights, widths = (_edges(len(x), side) for x in (rows, columns))
     run = jax.jit(_grid(step) if side > 1 else _one_by_one(step))
     tiles = [(a, b) for a in heights for b in widths if not symmetric or b.start >= a.start]
@@ -124,10 +130,9 @@ def _one_by_one(step: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _side(step: Callable[..., Any], rows: Any, columns: Any, tapes: list[Any], max_bytes: int) -> int:
+def _side(step: Callable[..., Any], pair: tuple[Any, ...], max_bytes: int) -> int:
     """Examples along a side of a tile that keep to a budget."""
-    one = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree) for tree in (rows, columns, tapes[0], tapes[-1])]
-    each = max(peak_bytes(step, *one), 8)
+    each = max(peak_bytes(step, *pair), 8)
     if each > max_bytes:
         raise ValueError(
             f"pj.limit: one pair of examples takes {each / 1e9:.2g} GB, and max_bytes is {max_bytes / 1e9:.2g} GB. A kernel over all pairs of "

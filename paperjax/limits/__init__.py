@@ -19,9 +19,9 @@ from paperjax.limits.closed_forms import (
 )
 from paperjax.limits.dual import dual
 from paperjax.limits.expectation import Mean, mean, moment, pair
+from paperjax.limits.infinite import Limit, limit
 from paperjax.limits.joint import Expectation, expect, isserlis
 from paperjax.limits.laws import Law, constant, leaf_laws, normal, orthogonal, truncated_normal, uniform
-from paperjax.limits.infinite import Limit, limit
 from paperjax.limits.program import Program
 from paperjax.limits.quadrature import quadrature
 from paperjax.limits.recognise import Affine, Term, recognise

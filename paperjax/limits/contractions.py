@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from paperjax.limits import nodes as nd
 from paperjax.limits import moves as st
+from paperjax.limits import nodes as nd
 from paperjax.limits.nodes import Axes, Axis, Det, Node, Wide, coordinates, rep_shape, rep_size
 from paperjax.limits.views import View
 
@@ -27,6 +27,7 @@ LawOf = Callable[[int], LeafLaw]
 
 
 def key_of(view: View, way: Any) -> nd.Key:
+    """What names the random numbers of a use of a leaf; `way` tells a matrix from its transpose."""
     return (view.leaf, view.entries, way)
 
 
@@ -42,21 +43,24 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
     for i, j in zip(batch, leaf_batch):
         if rep_size(axes[i]) > 1:
             raise NotImplementedError(
-                f"{law.path}: each of {rep_size(axes[i])} positions (or experts) has a matrix of its own. Independent fields for positions that "
+                f"{law.path}: each of {rep_size(axes[i])} positions (or experts) has a matrix of its own. Independent "
+                f"fields for positions that "
                 "are followed one by one are not implemented."
             )
         if any(atom.grows for atom in (*axes[i], *leaf_axes[j])):
             raise NotImplementedError(f"{law.path}: a growing axis is neither summed over nor free (a matrix for each channel).")
     if any(atom.grows for i in free for atom in axes[i]):
         raise NotImplementedError(
-            f"{law.path}: it multiplies positions and leaves the growing axis alone, so that all coordinates share one finite matrix, which "
+            f"{law.path}: it multiplies positions and leaves the growing axis alone, so that all coordinates share one "
+            f"finite matrix, which "
             "stays random at infinite width (token mixing)."
         )
     count = math.prod(coordinates(axes[i]) for i in inside)
     grows = any(atom.grows for i in inside for atom in axes[i])
     if isinstance(node, Wide) and not grows:
         raise NotImplementedError(
-            f"{law.path}: it sums over {count * math.prod(rep_size(axes[i]) for i in inside)} coordinates that do not grow with the width, behind a "
+            f"{law.path}: it sums over {count * math.prod(rep_size(axes[i]) for i in inside)} coordinates that do not "
+            f"grow with the width, behind a "
             "layer that does. A finite layer behind a wide one is not Gaussian at infinite width. Let that layer grow too."
         )
     refuse_mean(law)
@@ -74,8 +78,11 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
 
 
 def refuse_mean(law: LeafLaw) -> None:
+    """Refuse a matrix whose entries do not have mean 0."""
     if law.mean:
-        raise NotImplementedError(f"{law.path}: the entries of this matrix have mean {law.mean:g}, not 0: sums over a growing axis diverge, or pick it up.")
+        raise NotImplementedError(
+            f"{law.path}: the entries of this matrix have mean {law.mean:g}, not 0: sums over a growing axis diverge, or pick it up."
+        )
 
 
 def iid(axis: Axis) -> Axis:
@@ -86,7 +93,9 @@ def iid(axis: Axis) -> Axis:
 def dot_values(u: Node, v: Node, eqn_axes: tuple[Any, Any]) -> Node:
     """``dot_general`` of two values."""
     (inside, v_inside), (batch, v_batch) = eqn_axes
-    free, v_free = ([i for i in range(len(w.axes)) if i not in a and i not in b] for w, a, b in ((u, inside, batch), (v, v_inside, v_batch)))
+    free, v_free = (
+        [i for i in range(len(w.axes)) if i not in a and i not in b] for w, a, b in ((u, inside, batch), (v, v_inside, v_batch))
+    )
     batch_axes = [u.axes[i] or v.axes[j] for i, j in zip(batch, v_batch)]
     axes = tuple([*batch_axes, *(u.axes[i] for i in free), *(v.axes[i] for i in v_free)])
     numbers = ((tuple(inside), tuple(v_inside)), (tuple(batch), tuple(v_batch)))
@@ -104,7 +113,9 @@ def dot_values(u: Node, v: Node, eqn_axes: tuple[Any, Any]) -> Node:
     assert isinstance(known, Det)
     which = inside if wide is u else v_inside
     if any(coordinates(wide.axes[i]) > 1 for i in which):
-        raise NotImplementedError("a sum over a growing axis with numbers that are not a leaf's: is a table of numbers multiplied from the right?")
+        raise NotImplementedError(
+            "a sum over a growing axis with numbers that are not a leaf's: is a table of numbers multiplied from the right?"
+        )
     if wide is u:
         return nd.Linear(axes, wide, lambda k, d: product(k, d.astype(k.dtype)), (known,), False)
     return nd.Linear(axes, wide, lambda k, d: product(d.astype(k.dtype), k), (known,), False)
@@ -114,7 +125,8 @@ def _inner(u: Wide, v: Wide, axes: Axes, numbers: tuple[Any, Any], count: int) -
     (inside, v_inside), (batch, v_batch) = numbers
     if not any(atom.grows for i in inside for atom in u.axes[i]):
         raise NotImplementedError(
-            "a product of two wide values that sums over no growing axis (attention logits of heads whose size is fixed, or an outer product), "
+            "a product of two wide values that sums over no growing axis (attention logits of heads whose size is "
+            "fixed, or an outer product), "
             "which stays random at infinite width."
         )
     if any(atom.grows for axis in axes for atom in axis):
@@ -123,7 +135,9 @@ def _inner(u: Wide, v: Wide, axes: Axes, numbers: tuple[Any, Any], count: int) -
     left, right = list(range(n)), list(range(n, n + m))
     for i, j in (*zip(inside, v_inside), *zip(batch, v_batch)):
         right[j] = left[i]
-    free, v_free = ([k[i] for i in range(len(k)) if i not in a and i not in b] for k, a, b in ((left, inside, batch), (right, v_inside, v_batch)))
+    free, v_free = (
+        [k[i] for i in range(len(k)) if i not in a and i not in b] for k, a, b in ((left, inside, batch), (right, v_inside, v_batch))
+    )
     out = [*(left[i] for i in batch), *free, *v_free]
     shape = rep_shape(axes)
 
@@ -173,7 +187,9 @@ def window_taps(window: Window, shape: Sequence[int]) -> list[Callable[[Any], An
     return [tap(offset) for offset in np.ndindex(*window.sizes)]
 
 
-def conv(node: Node, view: View, params: dict[str, Any], sizes: tuple[int, ...], others: tuple[int, ...], groups_other: int, law: LeafLaw) -> Node:
+def conv(
+    node: Node, view: View, params: dict[str, Any], sizes: tuple[int, ...], others: tuple[int, ...], groups_other: int, law: LeafLaw
+) -> Node:
     """``conv_general_dilated`` of a value with a leaf."""
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     if params["batch_group_count"] != 1:
@@ -201,7 +217,8 @@ def conv(node: Node, view: View, params: dict[str, Any], sizes: tuple[int, ...],
     grows = any(atom.grows for atom in channels)
     if isinstance(node, Wide) and not grows:
         raise NotImplementedError(
-            f"{law.path}: a convolution sums over {coordinates(channels) * rep_size(channels)} channels that do not grow with the width, behind a "
+            f"{law.path}: a convolution sums over {coordinates(channels) * rep_size(channels)} channels that do not "
+            f"grow with the width, behind a "
             "layer that does. A finite layer behind a wide one is not Gaussian at infinite width."
         )
     if groups > 1 and rep_size(channels) > 1:
@@ -221,8 +238,8 @@ def conv(node: Node, view: View, params: dict[str, Any], sizes: tuple[int, ...],
 
 
 def _by_channel(
-    node: Node, view: View, out: list[Axis], out_c: int, place: dict[int, int], taps: Sequence[Any], leaf_window: Sequence[int], leaf_in: int,
-    law: LeafLaw,
+    node: Node, view: View, out: list[Axis], out_c: int, place: dict[int, int], taps: Sequence[Any], leaf_window: Sequence[int],
+    leaf_in: int, law: LeafLaw,
 ) -> Node:  # fmt: skip
     """A depthwise convolution: each channel is a sum over the window of products of entries of the leaf and of the value."""
     if not isinstance(node, Wide) or view.axes[leaf_in]:
@@ -266,7 +283,9 @@ def product(factors: Sequence[Wide], axes: Axes) -> Wide:
             by = st.det(axes, lambda a, b: jnp.broadcast_to(a * b, rep_shape(axes)), by, other)
         # One node for a field times a number, in all terms: what is linear in one field stays so.
         at = next((i for i, f in enumerate(flat) if not isinstance(f, (nd.Entries, nd.Const)) and not _gain(f)), 0)
-        flat[at] = nd.Const(axes, st.det(axes, _times, flat[at].value, by)) if isinstance(flat[at], nd.Const) else nd.scale(flat[at], by, axes)
+        flat[at] = (
+            nd.Const(axes, st.det(axes, _times, flat[at].value, by)) if isinstance(flat[at], nd.Const) else nd.scale(flat[at], by, axes)
+        )
     for i, factor in enumerate(flat):
         rest = [*flat[:i], *flat[i + 1 :]]
         if _gain(factor) and rest:
@@ -291,7 +310,8 @@ def _times(a: Any, b: Any) -> Any:
 
 def activated(view: View, law: LeafLaw, like: Axes | None = None) -> Node:
     """A leaf as an activation: its mean, and its entries less the mean. Along finite axes that `like` says are of independent coordinates
-    so are its own."""
+    so are its own.
+    """
     pairs = zip(view.axes, like or view.axes)
     axes = tuple(iid(a) if b and all(atom.kind == "iid" for atom in b) else a for a, b in pairs)
     shape = rep_shape(axes)
@@ -299,7 +319,8 @@ def activated(view: View, law: LeafLaw, like: Axes | None = None) -> Node:
     if not any(atom.kind == "iid" for axis in axes for atom in axis):
         if law.variance:
             raise NotImplementedError(
-                f"{law.path}: a random leaf none of whose axes grows acts on wide values entry by entry, so that all coordinates share it and "
+                f"{law.path}: a random leaf none of whose axes grows acts on wide values entry by entry, so that all "
+                f"coordinates share it and "
                 "it stays random at infinite width."
             )
         return mean

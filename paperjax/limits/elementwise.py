@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from paperjax.limits import contractions as con
-from paperjax.limits import nodes as nd
 from paperjax.limits import moves as st
+from paperjax.limits import nodes as nd
 from paperjax.limits.functions import form_of, function
 from paperjax.limits.nodes import Axes, Det, Node, Wide
 
@@ -86,7 +86,9 @@ def _known(name: str, fn: Callable[..., Any], operands: Sequence[Det], axes: Axe
         by = others[0] if others else None
         size = noisy[0].noise
         assert size is not None
-        noise = size if by is None else st.det((), lambda s, b: s / jnp.min(jnp.abs(b)) if name == "div" else s * jnp.max(jnp.abs(b)), size, by)
+        noise = (
+            size if by is None else st.det((), lambda s, b: s / jnp.min(jnp.abs(b)) if name == "div" else s * jnp.max(jnp.abs(b)), size, by)
+        )
     elif noisy:
         noise = st.det((), lambda *sizes: jnp.sqrt(sum(jnp.square(s) for s in sizes)), *(node.noise for node in noisy))  # type: ignore[misc]
     shape = nd.rep_shape(axes)

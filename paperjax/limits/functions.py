@@ -9,7 +9,7 @@ from paperjax.limits import nodes as nd
 from paperjax.limits.nodes import Det, Func, Node, Wide
 
 
-class NotGaussian(NotImplementedError):
+class NotGaussianError(NotImplementedError):
     """A nonlinear function of a leaf whose law is not Gaussian, nor made so by a sum."""
 
     def __init__(self, leaf: int) -> None:
@@ -26,7 +26,9 @@ class Form(NamedTuple):
 
 
 def same_axes(u: Wide, axes: nd.Axes) -> Wide:
-    return u if u.axes == axes else nd.Linear(axes, u, lambda k, shape=nd.rep_shape(axes): jnp.broadcast_to(k, shape), (), True)
+    """A value repeated along the axes that it has not."""
+    shape = nd.rep_shape(axes)
+    return u if u.axes == axes else nd.Linear(axes, u, lambda k: jnp.broadcast_to(k, shape), (), True)
 
 
 @nd.memoized
@@ -55,7 +57,9 @@ def form_of(node: Node) -> Form:
         terms = list(_terms(node))
         gaussian = [u for u in terms if nd.is_gaussian(u)]
         others = [u for u in terms if not nd.is_gaussian(u)]
-        return _joined([*([_of_gaussians(gaussian)] if gaussian else []), *map(form_of, others)], lambda *parts: sum(parts[1:], start=parts[0]))
+        return _joined(
+            [*([_of_gaussians(gaussian)] if gaussian else []), *map(form_of, others)], lambda *parts: sum(parts[1:], start=parts[0])
+        )
     if isinstance(node, nd.Scale):
         return combined(lambda a, b: a * b, [node.u, node.by])
     if isinstance(node, nd.Prod):
@@ -69,16 +73,18 @@ def form_of(node: Node) -> Form:
         below = form_of(node.u)
         return Form(below.fn, tuple(nd.Part(node.axes, z, node.which) for z in below.fields), below.dets)
     if isinstance(node, (nd.Field, nd.Entries, nd.Lookup)):
-        raise NotGaussian(node.key[0])
+        raise NotGaussianError(node.key[0])
     raise NotImplementedError(
-        f"a nonlinear function acts on a sum over positions of a nonlinear function ({_named(node)}), which is not Gaussian: its expectations "
+        f"a nonlinear function acts on a sum over positions of a nonlinear function ({_named(node)}), which is not "
+        f"Gaussian: its expectations "
         "at infinite width are integrals over as many fields as there are positions."
     )
 
 
 def _named(node: Node) -> str:
     names = {nd.Linear: "a mean, a pooling or a mixing of positions", nd.Carried: "the carry of a scan, not Gaussian there",
-             nd.Scanned: "the result of a scan, not Gaussian there", nd.Mixed: "joined channels", nd.Stacked: "joined positions"}  # fmt: skip
+             nd.Scanned: "the result of a scan, not Gaussian there", nd.Mixed: "joined channels",
+             nd.Stacked: "joined positions"}  # fmt: skip
     return names.get(type(node), type(node).__name__)
 
 

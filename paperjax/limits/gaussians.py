@@ -11,8 +11,8 @@ from jaxtyping import Array
 
 from paperjax.limits import nodes as nd
 from paperjax.limits.expectation import mean, pair
-from paperjax.limits.joint import expect
 from paperjax.limits.functions import Form, form_of
+from paperjax.limits.joint import expect
 from paperjax.limits.nodes import Det, Wide
 
 Moments = Array | None
@@ -21,12 +21,23 @@ Moments = Array | None
 class Moments2(Protocol):
     """What is asked of `paperjax.limits.moments.Run`."""
 
-    def second(self, u: Wide, v: Wide, s: int, t: int, diag: bool = False) -> Moments: ...
-    def det(self, node: Det, s: int) -> Array: ...
+    def second(self, u: Wide, v: Wide, s: int, t: int, diag: bool = False) -> Moments:
+        """See there."""
+        ...
+
+    def det(self, node: Det, s: int) -> Array:
+        """See there."""
+        ...
+
     @property
-    def cache(self) -> dict[Any, Any]: ...
+    def cache(self) -> dict[Any, Any]:
+        """See there."""
+        ...
+
     @property
-    def shift(self) -> Any: ...
+    def shift(self) -> Any:
+        """See there."""
+        ...
 
 
 def _unary(form: Form, live: Sequence[int]) -> Callable[..., Any]:
@@ -57,7 +68,8 @@ def _slope(form: Form, live: Sequence[int], at: int) -> Form:
 def _refuse_arrays(form: Form) -> None:
     if form.dets:
         raise NotImplementedError(
-            "a nonlinear function of a field and of numbers that depend on the data or on the position (a shift that is not the same for all "
+            "a nonlinear function of a field and of numbers that depend on the data or on the position (a shift that "
+            "is not the same for all "
             "of them, a norm of values that are not Gaussian followed by a function)."
         )
 
@@ -88,9 +100,7 @@ def expected_product(run: Moments2, u: Wide | None, v: Wide | None, s: int, t: i
     return total
 
 
-def _joint(
-    run: Moments2, forms: tuple[Form, Form], live: list[list[int]], nodes: tuple[Wide, Wide], s: int, t: int, diag: bool
-) -> Moments:
+def _joint(run: Moments2, forms: tuple[Form, Form], live: list[list[int]], nodes: tuple[Wide, Wide], s: int, t: int, diag: bool) -> Moments:
     """The expectation over live fields."""
     u, v = nodes
     shape = u.shape if diag else u.shape + v.shape
@@ -171,6 +181,7 @@ def trained(g: Callable[..., Any], h: Callable[..., Any]) -> Callable[[Array, Ar
 
 
 def mean_of(run: Moments2, u: nd.Func, s: int) -> Moments:
+    """``E`` of a function of fields."""
     return mean_form(run, form_of(u), u, s)
 
 

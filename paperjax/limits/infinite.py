@@ -148,7 +148,8 @@ def limit(
     wants = ntk and any(program.rates)
     if wants and program.shared:
         raise ValueError(
-            f"pj.limit: {', '.join(program.shared)}: all coordinates share this leaf (a learned scale), so its part of the tangent kernel is the "
+            f"pj.limit: {', '.join(program.shared)}: all coordinates share this leaf (a learned scale), so its part of "
+            f"the tangent kernel is the "
             "square of a random function and does not settle at infinite width. Ask for ntk=False, or freeze it (pj.Frozen)."
         )
     budget = max_bytes if max_bytes is not None else device_budget(jax.local_devices())
@@ -163,7 +164,7 @@ def limit(
 
 
 def _check(x: Any, name: str, like: Any) -> None:
-    if not hasattr(x, "shape") or len(x.shape) < 2 and not jnp.issubdtype(x.dtype, jnp.integer):
+    if not hasattr(x, "shape") or (len(x.shape) < 2 and not jnp.issubdtype(x.dtype, jnp.integer)):
         raise TypeError(f"{name} is not a batch of examples, (N, *features): give x[None] for one example.")
     if x.shape[0] == 0:
         raise ValueError(f"{name} has no examples: its shape is {tuple(x.shape)}.")
@@ -214,7 +215,8 @@ def _programs(
         samples, at = [*sampled, four.laws], [first, 2 * first, 4 * first]
     cache: dict[Any, Any] = {}
     made = [
-        Program(t, other, pg.effective_variances(samples, at, first * k), gaussian, cache) for t, other, k in ((here, twice, 1), (twice, four, 2))
+        Program(t, other, pg.effective_variances(samples, at, first * k), gaussian, cache)
+        for t, other, k in ((here, twice, 1), (twice, four, 2))
     ]
     return made[0], made[1]
 
@@ -249,8 +251,8 @@ def _audit_noise(program: Program, wider: Program, x1: Any) -> None:
         for (where, here), (_, there) in zip(program.noise(x[0]), wider.noise(x[0])):
             if here > 1e-12 and not there < 0.85 * here:
                 raise ValueError(
-                    f"pj.limit: what a {where} takes for its mean at infinite width fluctuates by {here:.3g} at one width and {there:.3g} at "
-                    "twice that, so it stays random. Attention logits scaled by 1/sqrt(d) do; scaled by 1/d they settle."
+                    f"pj.limit: what a {where} takes for its mean at infinite width fluctuates by {here:.3g} at one width and {there:.3g} "
+                    "at twice that, so it stays random. Attention logits scaled by 1/sqrt(d) do; scaled by 1/d they settle."
                 )
 
 
@@ -292,8 +294,8 @@ def _check_result(n: int, m: int, program: Program, ntk: bool, per: str | None, 
     have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if wanted > 0.9 * have:
         raise ValueError(
-            f"pj.limit: the kernels of {n} x {m} examples take {wanted / 1e9:.1f} GB, and the machine has {have / 1e9:.1f} GB. Compute blocks, "
-            'limit(fam, x[:1000], x[1000:2000], ...), and store each; ask for ntk=False, or dtype="float32".'
+            f"pj.limit: the kernels of {n} x {m} examples take {wanted / 1e9:.1f} GB, and the machine has {have / 1e9:.1f} GB. Compute "
+            'blocks, limit(fam, x[:1000], x[1000:2000], ...), and store each; ask for ntk=False, or dtype="float32".'
         )
 
 

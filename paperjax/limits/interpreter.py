@@ -6,49 +6,24 @@ is an error that names the primitive.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
 from paperjax.limits import contractions as con
-from paperjax.limits import nodes as nd
 from paperjax.limits import moves as st
-from paperjax.limits.loops import Loop
+from paperjax.limits import nodes as nd
 from paperjax.limits.elementwise import broadcasting, elementwise
-from paperjax.limits.nodes import Axes, Det, Node, Wide, axis_of, coordinates
+from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
+from paperjax.limits.rules import RULES, split
+from paperjax.limits.scans import scan
+from paperjax.limits.values import Spread, Unread, Value, number_of
 from paperjax.limits.views import View, whole
 from paperjax.trace import primitives as prim
 
-
-class Spread(NamedTuple):
-    """A leaf repeated along new axes; `view` has axes of size 1 there."""
-
-    view: View
-    axes: Axes
-
-
-Value = Any
-"""A `Node`, a `View`, or a `Spread`."""
-
 IN_PLACE = (*prim.IN_PLACE, "optimization_barrier", "device_put", "sharding_constraint")
-SHORT, LONGEST = 6, 64
-"""Steps of a scan that are unrolled where they might be a recursion, and where they must."""
-
-
-class Unread(NamedTuple):
-    """A value that nothing may use; `why` it is none."""
-
-    why: str
-
-
-def con_wide(node: Node, like: Node) -> Wide:
-    """What a step ends with, with the axes of what it began with."""
-    made = st.as_wide(node)
-    if made.shape != like.shape:
-        raise NotImplementedError(f"a scan over depth that carries a value of shape {like.shape} and leaves one of shape {made.shape}.")
-    return made
 
 
 class Interpreter:
@@ -77,6 +52,7 @@ class Interpreter:
         return self.jaxpr(jaxpr, other, inputs)
 
     def jaxpr(self, jaxpr: jex.ClosedJaxpr, other: jex.ClosedJaxpr, inputs: Sequence[Value]) -> list[Value]:
+        """Values of the results of a function, given those of its arguments."""
         one, two = jaxpr.jaxpr, other.jaxpr
         values: dict[Any, Value] = dict(zip(one.invars, inputs))
         for var, a, b in zip(one.constvars, jaxpr.consts, other.consts):
@@ -89,7 +65,7 @@ class Interpreter:
             raise NotImplementedError("the trace of the network changes with its width (a Python loop over a number that grows).")
         for eqn, twin in zip(one.eqns, two.eqns):
             try:
-                outputs = self.equation(eqn, twin, [read(atom) for atom in eqn.invars])
+                outputs = self._equation(eqn, twin, [read(atom) for atom in eqn.invars])
             except NotImplementedError as error:
                 if getattr(error, "primitive", None) is None:
                     error.primitive = eqn.primitive.name  # type: ignore[attr-defined]
@@ -97,7 +73,7 @@ class Interpreter:
             values.update(zip(eqn.outvars, outputs))
         return [read(atom) for atom in one.outvars]
 
-    def equation(self, eqn: Any, twin: Any, operands: list[Value]) -> list[Value]:
+    def _equation(self, eqn: Any, twin: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
         inner = prim.called(eqn)
         if inner is not None:
@@ -105,17 +81,17 @@ class Interpreter:
             assert called is not None
             return self.jaxpr(inner, called, operands)
         if name == "scan":
-            return self.scan(eqn, twin, operands)
-        if name in ("split",):
-            return self.split(eqn, twin, operands[0])
+            return scan(self, eqn, twin, operands)
+        if name == "split":
+            return split(self, eqn, twin, operands[0])
         sizes, others = (tuple(e.outvars[0].aval.shape) for e in (eqn, twin))
-        rule = getattr(self, f"do_{name.replace('-', '_')}", None)
+        rule = RULES.get(name)
         if name in IN_PLACE:
-            return [self.converted(eqn, operands[0]) if name == "convert_element_type" else operands[0]]
+            return [self._converted(eqn, operands[0]) if name == "convert_element_type" else operands[0]]
         if rule is not None:
-            return [rule(eqn, twin, operands, sizes, others)]
+            return [rule(self, eqn, twin, operands, sizes, others)]
         if name in prim.ELEMENTWISE:
-            return [self.elementwise(eqn, operands, sizes, others)]
+            return [self._elementwise(eqn, operands, sizes, others)]
         return self.known(eqn, twin, operands)
 
     # Leaves.
@@ -132,11 +108,12 @@ class Interpreter:
         if isinstance(value, Unread):
             raise NotImplementedError(f"{value.why} is used.")
         made = self.node(value.view, like)
-        axes = tuple(b if not a else a for a, b in zip(made.axes, like or value.axes))
+        axes = tuple(a if a else b for a, b in zip(made.axes, like or value.axes))
         shape = nd.rep_shape(axes)
         return made if shape == made.shape and axes == made.axes else st.apply(made, st.Moved(axes, lambda a: jnp.broadcast_to(a, shape)))
 
     def nodes(self, values: Sequence[Value]) -> list[Node]:
+        """Values that are no leaves any more."""
         return [self.node(value) for value in values]
 
     def settled(self, node: Node, where: str) -> Node:
@@ -148,7 +125,7 @@ class Interpreter:
 
     # Entry by entry.
 
-    def converted(self, eqn: Any, value: Value) -> Value:
+    def _converted(self, eqn: Any, value: Value) -> Value:
         target = eqn.params["new_dtype"]
         if isinstance(value, (View, Spread)) or jnp.issubdtype(target, jnp.floating) == _floating(eqn.invars[0]):
             return value if isinstance(value, (View, Spread)) or jnp.issubdtype(target, jnp.floating) else self._cast(value, target)
@@ -160,12 +137,12 @@ class Interpreter:
 
         return elementwise("convert_element_type", cast, [node], node.axes)
 
-    def elementwise(self, eqn: Any, operands: list[Value], sizes: tuple[int, ...], others: tuple[int, ...]) -> Value:
+    def _elementwise(self, eqn: Any, operands: list[Value], sizes: tuple[int, ...], others: tuple[int, ...]) -> Value:
         name = eqn.primitive.name
         leaf = [i for i, value in enumerate(operands) if isinstance(value, (View, Spread))]
         if len(leaf) == 1 and name in ("mul", "div", "neg"):
             (i,) = leaf
-            number = -1.0 if name == "neg" else _number(operands[1 - i])
+            number = -1.0 if name == "neg" else number_of(operands[1 - i])
             if number is not None and not (name == "div" and i == 1):
                 factor = 1 / number if name == "div" else number
                 view = operands[i]
@@ -173,167 +150,12 @@ class Interpreter:
         like = unified([value.axes for value in operands if len(value.axes) == len(sizes)], sizes, others)
         given = [self.node(value, like if len(value.axes) == len(sizes) else None) for value in operands]
         if name not in ("add", "add_any", "sub", "neg", "mul", "div") or (name == "div" and isinstance(given[1], Det)):
-            given = [node if name == "div" and i == 0 else self.settled_unless_number(node, name) for i, node in enumerate(given)]
+            given = [node if name == "div" and i == 0 else self._settled_unless_number(node, name) for i, node in enumerate(given)]
         made = elementwise(name, broadcasting(eqn), [aligned(node, like) for node in given], like)
         return made
 
-    def settled_unless_number(self, node: Node, where: str) -> Node:
+    def _settled_unless_number(self, node: Node, where: str) -> Node:
         return node if isinstance(node, Det) and node.const is not None and node.noise is None else self.settled(node, where)
-
-    # Structure.
-
-    def do_transpose(self, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
-        permutation = eqn.params["permutation"]
-        if isinstance(operands[0], View):
-            return operands[0].transposed(permutation)
-        node = self.node(operands[0])
-        return st.apply(node, st.transpose(node.axes, permutation))
-
-    def do_reshape(self, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-        if isinstance(operands[0], View):
-            made = operands[0].reshaped(sizes, others)
-            if made is not None:
-                return made
-        node = self.node(operands[0])
-        return st.apply(node, st.reshape(node.axes, sizes, others))
-
-    def do_broadcast_in_dim(self, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-        places = eqn.params["broadcast_dimensions"]
-        value = operands[0]
-        if isinstance(value, View):
-            view = value.with_axes([places.index(i) if i in places else None for i in range(len(sizes))])
-            same = all(nd.full_size(axis) == (n, m) for axis, n, m in zip(view.axes, sizes, others))
-            return view if same else Spread(view, tuple(axis_of(n, m) if not a else a for a, n, m in zip(view.axes, sizes, others)))
-        node = self.node(value)
-        return st.apply(node, st.broadcast(node.axes, sizes, others, places))
-
-    def do_squeeze(self, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
-        gone = [d % len(operands[0].axes) for d in eqn.params["dimensions"]]
-        return self.kept(operands[0], [i for i in range(len(operands[0].axes)) if i not in gone])
-
-    def do_expand_dims(self, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-        old = iter(range(len(operands[0].axes)))
-        return self.kept(operands[0], [None if i in eqn.params["dimensions"] else next(old) for i in range(len(sizes))])
-
-    def kept(self, value: Value, keep: list[int | None]) -> Value:
-        if isinstance(value, View):
-            return value.with_axes(keep)
-        node = self.node(value)
-        return st.apply(node, st.drop(node.axes, keep))
-
-    def do_slice(self, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-        starts, stops = eqn.params["start_indices"], eqn.params["limit_indices"]
-        steps = eqn.params["strides"] or (1,) * len(starts)
-        return self.cut(operands[0], starts, stops, steps, others)
-
-    def cut(self, value: Value, starts: Any, stops: Any, steps: Any, others: Any) -> Value:
-        if isinstance(value, View):
-            view: View | None = value
-            for i, (a, b, c, m) in enumerate(zip(starts, stops, steps, others)):
-                if view is not None and len(range(a, b, c)) != nd.full_size(view.axes[i])[0]:
-                    view = view.sliced(i, a, b, c, m)
-            if view is not None:
-                return view
-        return st.cut(self.node(value), tuple(starts), tuple(stops), tuple(steps), tuple(others))
-
-    def split(self, eqn: Any, twin: Any, value: Value) -> list[Value]:
-        axis, parts, start = eqn.params["axis"], [], 0
-        shape = tuple(nd.full_size(a)[0] for a in value.axes)
-        for size, out, like in zip(eqn.params["sizes"], eqn.outvars, twin.outvars):
-            starts = tuple(start if i == axis else 0 for i in range(len(shape)))
-            stops = tuple(start + size if i == axis else n for i, n in enumerate(shape))
-            parts.append(self.cut(value, starts, stops, (1,) * len(shape), tuple(like.aval.shape)))
-            start += size
-        return parts
-
-    def do_dynamic_slice(self, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-        numbers = [_number(index) for index in operands[1:]]
-        if any(number is None for number in numbers):
-            return self.known(eqn, twin, operands)[0]
-        full = [nd.full_size(axis)[0] for axis in operands[0].axes]
-        starts = [int(np.clip(int(a), 0, n - k)) for a, n, k in zip(numbers, full, sizes)]  # type: ignore[arg-type]
-        return self.cut(operands[0], starts, [a + k for a, k in zip(starts, sizes)], (1,) * len(sizes), others)
-
-    def do_concatenate(self, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
-        return st.concatenate([self.settled(self.node(value), "concatenate") for value in operands], eqn.params["dimension"])
-
-    def do_pad(self, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-        if _number(operands[1]) != 0:
-            return self.known(eqn, twin, operands)[0]
-        node = self.node(operands[0])
-        return st.apply(node, st.pad(node.axes, eqn.params["padding_config"], sizes, others))
-
-    def do_rev(self, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
-        node = self.node(operands[0])
-        return st.apply(node, st.reverse(node.axes, eqn.params["dimensions"]))
-
-    def do_iota(self, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-        if eqn.params["shape"] != twin.params["shape"]:
-            raise NotImplementedError("numbers that count along a growing axis (a table of frequencies): coordinates are not alike.")
-        return self.known(eqn, twin, operands)[0]
-
-    # Sums and products.
-
-    def do_reduce_sum(self, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
-        return st.reduce_sum(self.node(operands[0]), eqn.params["axes"])
-
-    def do_cumsum(self, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
-        node = self.node(operands[0])
-        axis = eqn.params["axis"]
-        if coordinates(node.axes[axis]) > 1:
-            raise NotImplementedError("a running sum along a growing axis.")
-        fn = broadcasting(eqn)
-        return st.apply(node, st.Moved(node.axes, fn, False))
-
-    def do_reduce_window_sum(self, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-        node, window = self.node(operands[0]), eqn.params["window_dimensions"]
-        if any(n > 1 and coordinates(axis) > 1 for n, axis in zip(window, node.axes)):
-            raise NotImplementedError("pooling along a growing axis.")
-        after = tuple(a if k == 1 else axis_of(n, m) for a, k, n, m in zip(node.axes, window, sizes, others))
-        return st.apply(node, st.Moved(after, broadcasting(eqn), False))
-
-    def do_dot_general(self, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
-        contracted, batch = eqn.params["dimension_numbers"]
-        left, right = operands
-        leaves = [isinstance(value, View) for value in operands]
-        if all(leaves):
-            raise NotImplementedError("a product of two leaves (a low-rank or a generated weight): its entries are not independent.")
-        if any(leaves):
-            node, view = (right, left) if leaves[0] else (left, right)
-            numbers = (contracted[::-1], batch[::-1]) if leaves[0] else (contracted, batch)
-            return con.dot_leaf(self.settled(self.node(node), "dot_general"), view, numbers, leaves[0], self.laws[view.leaf])
-        u, v = self.nodes(operands)
-        if isinstance(u, Wide) != isinstance(v, Wide):
-            u, v = self.settled(u, "dot_general"), self.settled(v, "dot_general")
-        return con.dot_values(u, v, (contracted, batch))
-
-    def do_conv_general_dilated(self, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-        if not isinstance(operands[1], View):
-            raise NotImplementedError("a convolution with something that is no leaf.")
-        view = operands[1]
-        node = self.settled(self.node(operands[0]), "convolution")
-        return con.conv(node, view, eqn.params, sizes, others, twin.params["feature_group_count"], self.laws[view.leaf])
-
-    def do_gather(self, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-        if isinstance(operands[0], View):
-            index = self.settled(self.node(operands[1]), "gather")
-            assert isinstance(index, Det)
-            return con.lookup(operands[0], index, eqn, sizes, self.laws[operands[0].leaf])
-        node, index = self.nodes(operands)
-        taken, whole_sizes = eqn.params["slice_sizes"], [nd.full_size(axis)[0] for axis in node.axes]
-        if not isinstance(index, Det) or any(k != n and coordinates(a) > 1 for k, n, a in zip(taken, whole_sizes, node.axes)):
-            raise NotImplementedError("a gather along a growing axis.")
-        here = tuple(1 if coordinates(a) > 1 else k for k, a in zip(taken, node.axes))
-        numbers = eqn.params["dimension_numbers"]
-        kept = iter([node.axes[i] for i in range(len(taken)) if i not in (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)])
-        slices = {i: next(kept) for i in numbers.offset_dims}
-        axes = tuple(
-            slices[i] if i in slices and nd.full_size(slices[i]) == (n, m) else axis_of(n, m) for i, (n, m) in enumerate(zip(sizes, others))
-        )
-        fn = broadcasting(eqn, slice_sizes=here)
-        if isinstance(node, Det):
-            return st.det(axes, fn, node, index)
-        return nd.Linear(axes, node, lambda a, i: fn(a, i), (index,), index.const is not None)
 
     # Everything else.
 
@@ -357,85 +179,6 @@ class Interpreter:
             return [st.det(axes[0], fn, *dets) if dets else Det(axes[0], const=nd.fold(fn))]
         return [st.det(a, lambda *args, i=i: fn(*args)[i], *dets) for i, a in enumerate(axes)]
 
-    def scan(self, eqn: Any, twin: Any, operands: list[Value]) -> list[Value]:
-        p = eqn.params
-        n_consts, n_carry, length = p["num_consts"], p["num_carry"], p["length"]
-        body, other = prim.closed(p["jaxpr"]), prim.closed(twin.params["jaxpr"])
-        if twin.params["length"] != length:
-            raise NotImplementedError("a scan whose number of steps grows with the width.")
-        consts, carry, rows = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
-        stacked_leaves = any(isinstance(row, View) for row in rows)
-        shared_leaves = any(isinstance(c, (View, Spread)) and any(atom.grows for axis in c.axes for atom in axis) for c in consts)
-        if length > SHORT and stacked_leaves and not shared_leaves:
-            return self.loop(eqn, body, other, consts, carry, rows)
-        if length > LONGEST:
-            raise NotImplementedError(
-                f"a scan of {length} steps that share their leaves, or have none: steps are then followed one by one, up to {LONGEST}."
-            )
-        made: list[list[Value]] = []
-        order = range(length)[::-1] if p["reverse"] else range(length)
-        for i in order:
-            step = [self.row(row, i) for row in rows]
-            outputs = self.jaxpr(body, other, [*consts, *carry, *step])
-            carry = outputs[:n_carry]
-            made.append(outputs[n_carry:])
-        if p["reverse"]:
-            made = made[::-1]
-        stacked = [self.stacked([self.node(step[k]) for step in made]) for k in range(len(made[0]))] if made else []
-        return [*carry, *stacked]
-
-    def loop(self, eqn: Any, body: Any, other: Any, consts: list[Value], carry: list[Value], rows: list[Value]) -> list[Value]:
-        """A scan over depth as a recursion of second moments."""
-        starts = [self.settled(self.node(value), "scan") for value in carry]
-        wide = [i for i, node in enumerate(starts) if isinstance(node, Wide)]
-        outer = frozenset[Any]().union(*(nd.sources(c) for c in consts if isinstance(c, Wide)))
-        if outer & frozenset[Any]().union(*(nd.sources(starts[i]) for i in wide)):  # type: ignore[arg-type]
-            raise NotImplementedError("a scan over depth whose steps see a value that also starts it (a skip from the input to every layer).")
-        steps: list[Value] = []
-        dets: list[tuple[Det, Det]] = []
-        for row in rows:
-            if isinstance(row, View):
-                steps.append(self.row(row, 0))
-                continue
-            node = self.settled(self.node(row), "scan")
-            if not isinstance(node, Det) or node.const is None:
-                raise NotImplementedError("a scan over depth whose steps read something of the data by number.")
-            one = Det(node.axes[1:], lambda a: a, (Det((), const=np.zeros(())),))
-            dets.append((one, Det(node.axes, const=node.const[::-1] if eqn.params["reverse"] else node.const)))
-            steps.append(one)
-        gaussian = {i: nd.is_gaussian(starts[i]) for i in wide}  # type: ignore[arg-type]
-        while True:
-            name = object()
-            made = {i: nd.Carried(starts[i].axes, id(name), k, gaussian[i], frozenset({("scan", id(name), i)})) for k, i in enumerate(wide)}
-            outputs = self.jaxpr(body, other, [*consts, *(made.get(i, node) for i, node in enumerate(starts)), *steps])
-            ends = [self.node(value, starts[i].axes) for i, value in enumerate(outputs[: len(carry)])]
-            wrong = [i for i in wide if gaussian[i] and not (isinstance(ends[i], Wide) and nd.is_gaussian(ends[i]))]  # type: ignore[arg-type]
-            if not wrong:
-                break
-            gaussian |= dict.fromkeys(wrong, False)
-        for i, (start, end) in enumerate(zip(starts, ends)):
-            if isinstance(start, Det) and end is not start:
-                raise NotImplementedError("a scan over depth that carries a deterministic value from step to step.")
-        loop = Loop(
-            tuple(made[i] for i in wide), tuple(starts[i] for i in wide),  # type: ignore[arg-type]
-            tuple(con_wide(ends[i], made[i]) for i in wide), eqn.params["length"], tuple(dets),
-        )  # fmt: skip
-        self.kept_alive.append(name)
-        own = frozenset[Any]().union(*(nd.sources(node) for node in (*loop.starts, *loop.ends)))
-        results: list[Value] = [nd.Scanned(loop.carried[wide.index(i)].axes, loop, wide.index(i), gaussian[i], own) if i in wide else s
-                                for i, s in enumerate(starts)]  # fmt: skip
-        return [*results, *(Unread("what every step of a scan over depth returns by itself") for _ in outputs[len(carry) :])]
-
-    def row(self, value: Value, i: int) -> Value:
-        sizes = [nd.full_size(axis) for axis in value.axes]
-        starts, stops = [0] * len(sizes), [n for n, _ in sizes]
-        starts[0], stops[0] = i, i + 1
-        one = self.cut(value, starts, stops, (1,) * len(sizes), (1, *(m for _, m in sizes[1:])))
-        return self.kept(one, list(range(1, len(sizes))))
-
-    def stacked(self, rows: list[Node]) -> Node:
-        return st.concatenate([st.apply(row, st.drop(row.axes, [None, *range(len(row.axes))])) for row in rows], 0)
-
 
 def constant(array: Any, other: tuple[int, ...]) -> Value:
     """A known array. What varies along a growing axis is not known to have a limit."""
@@ -445,15 +188,13 @@ def constant(array: Any, other: tuple[int, ...]) -> Value:
     for i in growing:
         first = array.take([0], i)
         if not np.all(array == first):
-            raise NotImplementedError(f"a table of numbers of shape {array.shape} that vary along a growing axis: coordinates are not alike.")
+            raise NotImplementedError(
+                f"a table of numbers of shape {array.shape} that vary along a growing axis: coordinates are not alike."
+            )
         array = first
     if array.dtype == np.float32 or array.dtype.kind == "V":
         array = array.astype(np.float64)
     return Det(axes, const=array)
-
-
-def _number(value: Value) -> float | None:
-    return value.number if isinstance(value, Det) else None
 
 
 def _floating(atom: Any) -> bool:
@@ -504,4 +245,3 @@ def _about(name: str, wide: bool) -> str:
         "random_bits": "numbers drawn in the network (dropout); switch it off",
     }  # fmt: skip
     return known.get(name, "what this primitive does at infinite width is not known here" + ("" if wide else ", along a growing axis"))
-

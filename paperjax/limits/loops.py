@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from paperjax.limits import nodes as nd
 from paperjax.limits.nodes import Carried, Det, Wide
 
 Asked = tuple[int, int, bool]
@@ -47,10 +46,21 @@ class Runs(Protocol):
     tapes: tuple[Mapping[Any, Any], ...]
     asked: dict[Any, None]
 
-    def second(self, u: Wide, v: Wide, s: int, t: int, diag: bool = False) -> Array | None: ...
-    def det(self, node: Det, s: int) -> Array: ...
-    def read(self, key: Any, s: int) -> Any: ...
-    def inner(self, which: Sequence[int], tapes: tuple[Any, ...], state: Callable[..., Any], rows: Mapping[Det, Array]) -> "Runs": ...
+    def second(self, u: Wide, v: Wide, s: int, t: int, diag: bool = False) -> Array | None:
+        """See there."""
+        ...
+
+    def det(self, node: Det, s: int) -> Array:
+        """See there."""
+        ...
+
+    def read(self, key: Any, s: int) -> Any:
+        """See there."""
+        ...
+
+    def inner(self, which: Sequence[int], tapes: tuple[Any, ...], state: Callable[..., Any], rows: Mapping[Det, Array]) -> "Runs":
+        """See there."""
+        ...
 
 
 def _shape(loop: Loop, asked: Asked) -> tuple[int, ...]:

@@ -57,6 +57,7 @@ class Run:
     # Deterministic values.
 
     def det(self, node: Det, s: int) -> Array:
+        """A deterministic array at an example."""
         if node.const is not None:
             return jnp.asarray(node.const)
         if node in self.rows:
@@ -72,6 +73,7 @@ class Run:
         return node.fn(*(self.moment(arg, s) if isinstance(arg, Moment) else self.det(arg, s) for arg in node.args))
 
     def moment(self, asked: Moment, s: int) -> Array:
+        """A moment that a deterministic array is made of."""
         found = self.mean(asked.u, s) if asked.v is None else self.second(asked.u, asked.v, s, s)
         shape = asked.u.shape if asked.v is None else asked.u.shape + asked.v.shape
         return asked.fn(jnp.zeros(shape) if found is None else found)
@@ -101,6 +103,7 @@ class Run:
     # Means and second moments.
 
     def mean(self, u: Wide, s: int) -> Moments:
+        """``E u`` over a coordinate; ``None`` for 0."""
         if nd.centred(u):
             return None
         key = ("mean", u, s)
@@ -270,6 +273,7 @@ class Run:
 
 
 def product_of(factors: list[Wide]) -> Wide | None:
+    """One value for several factors."""
     return None if not factors else factors[0] if len(factors) == 1 else nd.Prod(factors[0].axes, tuple(factors))
 
 

@@ -1,6 +1,7 @@
 """Primitives that move, cut, repeat and sum entries: what they do to axes, and to representatives."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -50,6 +51,7 @@ def same_shape(node: Det, axes: Axes) -> Det:
 
 
 def transpose(axes: Axes, permutation: Sequence[int]) -> Moved:
+    """Axes in another order."""
     return Moved(tuple(axes[i] for i in permutation), lambda a: jnp.transpose(a, tuple(permutation)))
 
 
@@ -137,6 +139,7 @@ def pad(axes: Axes, low_high_inside: Sequence[tuple[int, int, int]], sizes: Shap
 
 
 def reverse(axes: Axes, dimensions: Sequence[int]) -> Moved:
+    """Entries in the opposite order."""
     if any(coordinates(axes[i]) > 1 for i in dimensions):
         raise NotImplementedError("an axis of independent coordinates turned around.")
     return Moved(axes, lambda a: jnp.flip(a, tuple(dimensions)))
@@ -201,10 +204,14 @@ def rms_of_sum(u: Wide, v: Wide, count: int) -> Det:
     def size(a: Any, b: Any) -> Any:
         return jnp.sqrt(count * jnp.max(a) * jnp.max(b)) if u is not v else jnp.sqrt(count * jnp.max(a))
 
-    squares = [nd.Moment(w, w, lambda k, n=math.prod(w.shape): jnp.diagonal(k.reshape(n, n))) for w in (u, v)]
+    squares = [nd.Moment(w, w, functools.partial(_squares, math.prod(w.shape))) for w in (u, v)]
     return Det((), size, tuple(squares))
 
 
 def repeated(fn: Fn) -> Fn:
     """A function of one representative for a stack of them."""
     return jax.vmap(fn)
+
+
+def _squares(n: int, k: Any) -> Any:
+    return jnp.diagonal(k.reshape(n, n))

@@ -20,7 +20,9 @@ Fn = Callable[..., Any]
 
 
 class Atom(NamedTuple):
-    """A part of an axis, its sizes at the two widths that are traced; `kind` is ``"pos"`` (finite, followed entry by entry) or ``"iid"``."""
+    """A part of an axis, its sizes at the two widths that are traced; `kind` is ``"pos"`` (finite, followed entry by "
+    "entry) or ``"iid"``.
+    """
 
     kind: str
     size: int
@@ -28,6 +30,7 @@ class Atom(NamedTuple):
 
     @property
     def grows(self) -> bool:
+        """Whether it changes with the width."""
         return self.size != self.other
 
 
@@ -43,10 +46,12 @@ def axis_of(size: int, other: int, kind: str = "pos") -> Axis:
 
 
 def rep_size(axis: Axis) -> int:
+    """The size of an axis in a representative."""
     return math.prod(atom.size for atom in axis if atom.kind == "pos")
 
 
 def full_size(axis: Axis) -> tuple[int, int]:
+    """The size of an axis at both widths."""
     return math.prod(atom.size for atom in axis), math.prod(atom.other for atom in axis)
 
 
@@ -56,6 +61,7 @@ def coordinates(axis: Axis) -> int:
 
 
 def rep_shape(axes: Axes) -> tuple[int, ...]:
+    """The shape of a representative."""
     return tuple(rep_size(axis) for axis in axes)
 
 
@@ -172,12 +178,16 @@ class Const(Wide):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Add(Wide):
+    """A sum."""
+
     u: Wide
     v: Wide
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scale(Wide):
+    """A value times a deterministic one."""
+
     u: Wide
     by: Det
 
@@ -211,6 +221,8 @@ class Func(Wide):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prod(Wide):
+    """A product of values that depend on more than one field."""
+
     factors: tuple[Wide, ...]
 
 
@@ -411,7 +423,8 @@ def _share(a: Key, b: Key) -> bool:
         raise NotImplementedError(f"{a[0]}: two uses of this leaf share some of its entries, and not all of them.")
     if a[2] != b[2]:
         raise NotImplementedError(
-            f"{a[0]}: this leaf is used both ways round (as W and as its transpose, or as a table and as a matrix), and what is made of both "
+            f"{a[0]}: this leaf is used both ways round (as W and as its transpose, or as a table and as a matrix), and "
+            f"what is made of both "
             "meets. At infinite width the two are not independent, and no Gaussian limit of it is known here."
         )
     for one, two in zip(a[3:], b[3:]):
@@ -421,6 +434,7 @@ def _share(a: Key, b: Key) -> bool:
                 return False
             break
     raise NotImplementedError(
-        f"{a[0]}: coordinates of what this leaf makes overlap, or are cut in two ways ({a[3:]} and {b[3:]}). Cut a fused layer the same way "
+        f"{a[0]}: coordinates of what this leaf makes overlap, or are cut in two ways ({a[3:]} and {b[3:]}). Cut a "
+        f"fused layer the same way "
         "everywhere, or write it as layers of their own."
     )

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from paperjax.limits import nodes as nd
 from paperjax.limits.contractions import LeafLaw
-from paperjax.limits.functions import NotGaussian
+from paperjax.limits.functions import NotGaussianError
 from paperjax.limits.interpreter import Interpreter
 from paperjax.limits.laws import Law, leaf_laws
 from paperjax.limits.moments import Run
@@ -91,7 +90,7 @@ class Program:
             if len(outputs) != 1:
                 raise NotImplementedError(f"the network returns {len(outputs)} arrays, and a limit is of one.")
             output = reader.node(outputs[0])
-        except NotGaussian as error:
+        except NotGaussianError as error:
             raise ValueError(not_gaussian(here, error.leaf)) from error
         except NotImplementedError as error:
             where = getattr(error, "primitive", None)
@@ -170,13 +169,17 @@ def _with_paths(text: str, paths: Sequence[str]) -> str:
 
 
 def not_gaussian(here: Traced, leaf: int) -> str:
+    """What is said of a leaf whose law survives at infinite width."""
     law = here.laws[leaf]
     assert law is not None
     path = here.paths[leaf]
     return (
-        f"pj.limit: {path} is drawn from a {law.kind} law ({law.detail}), and is used where nothing that grows is summed over (a first layer, a "
-        "bias, a table), so what it makes is not Gaussian however wide the network is, and a nonlinear function follows. Say that the Gaussian "
-        f'of equal variance will do, for all such leaves with gaussian=True, or for this one: laws={{"{path}": pj.limits.normal({law.variance:.6g})}}. '
+        f"pj.limit: {path} is drawn from a {law.kind} law ({law.detail}), and is used where nothing that grows is "
+        f"summed over (a first layer, a "
+        "bias, a table), so what it makes is not Gaussian however wide the network is, and a nonlinear function "
+        "follows. Say that the Gaussian "
+        f"of equal variance will do, for all such leaves with gaussian=True, or for this one: "
+        f'laws={{"{path}": pj.limits.normal({law.variance:.6g})}}. '
         "Or draw it from a normal law (jax.nn.initializers.normal, or variance_scaling(..., distribution='untruncated_normal'))."
     )
 
@@ -184,12 +187,15 @@ def not_gaussian(here: Traced, leaf: int) -> str:
 def _output(node: Any) -> Wide:
     if isinstance(node, Det):
         raise NotImplementedError(
-            "the output is deterministic at infinite width (a mean over a growing axis), or the network has no width: no axis of its leaves grows. "
+            "the output is deterministic at infinite width (a mean over a growing axis), or the network has no width: "
+            "no axis of its leaves grows. "
             "Let the family take the width, and end in a layer with weights."
         )
     assert isinstance(node, Wide)
     if any(atom.grows for axis in node.axes for atom in axis):
-        raise NotImplementedError("an axis of the output itself grows with the width. Name sizes=... of what is finite, or end in a finite readout.")
+        raise NotImplementedError(
+            "an axis of the output itself grows with the width. Name sizes=... of what is finite, or end in a finite readout."
+        )
     return node
 
 
@@ -227,6 +233,7 @@ def effective_variances(laws: Sequence[tuple[Law | None, ...]], widths: Sequence
 
 
 def as_tape(asked: Sequence[Any], values: Sequence[Any]) -> Tape:
+    """Values under the keys by which they were asked for."""
     return dict(zip(asked, values))
 
 

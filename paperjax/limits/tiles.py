@@ -11,9 +11,9 @@ import numpy as np
 from jax.extend import core as jex
 from jaxtyping import Array
 
+from paperjax.layout import peak_bytes
 from paperjax.limits.program import Program, as_tape
 from paperjax.limits.roll import roll, rolled
-from paperjax.layout import peak_bytes
 from paperjax.progress import progress_bar
 
 TILE = 256
@@ -135,7 +135,8 @@ def _side(step: Callable[..., Any], pair: tuple[Any, ...], max_bytes: int) -> in
     each = max(peak_bytes(step, *pair), 8)
     if each > max_bytes:
         raise ValueError(
-            f"pj.limit: one pair of examples takes {each / 1e9:.2g} GB, and max_bytes is {max_bytes / 1e9:.2g} GB. A kernel over all pairs of "
+            f"pj.limit: one pair of examples takes {each / 1e9:.2g} GB, and max_bytes is {max_bytes / 1e9:.2g} GB. A "
+            f"kernel over all pairs of "
             "positions is kept where the network averages over them: give more memory, fewer positions, or flatten them."
         )
-    return max(1, min(TILE, int(math.isqrt(max(1, max_bytes // each)))))
+    return max(1, min(TILE, math.isqrt(max(1, max_bytes // each))))

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from paperjax.limits.subsets import ranges
 from paperjax.limits.nodes import Atom, Axes
+from paperjax.limits.subsets import ranges
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +30,7 @@ class View:
 
     @property
     def axes(self) -> Axes:
+        """The axes of the view."""
         return tuple(tuple(atom for _, _, atom in axis) for axis in self.parts)
 
     @property
@@ -38,9 +39,11 @@ class View:
         return tuple(ranges(places) for places in self.places)
 
     def times(self, factor: float) -> "View":
+        """All entries multiplied by a number."""
         return dataclasses.replace(self, factor=self.factor * factor)
 
     def transposed(self, permutation: Any) -> "View":
+        """Axes in another order."""
         return dataclasses.replace(self, parts=tuple(self.parts[i] for i in permutation))
 
     def with_axes(self, keep: Any) -> "View":

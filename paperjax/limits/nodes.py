@@ -332,6 +332,16 @@ def scale(u: Wide, by: Det, axes: Axes) -> Scale:
     return made[by, axes]
 
 
+def with_axes(node: Any, axes: Axes) -> Any:
+    """The same value with its axes in other parts; one node, whoever asks for it."""
+    if node.axes == axes:
+        return node
+    made = node.__dict__.setdefault("_with_axes", {})
+    if axes not in made:
+        made[axes] = dataclasses.replace(node, axes=axes)
+    return made[axes]
+
+
 def total(terms: Sequence[Wide]) -> Wide:
     """One node for a sum, whoever asks for it."""
     terms = sorted(terms, key=id)

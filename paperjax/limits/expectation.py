@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Real
 from paperjax.limits import hermite, panels
 from paperjax.limits.affine import mean_of, pair_of
 from paperjax.limits.closed_forms import Covariance, Dual, Formula, checked
-from paperjax.limits.hermite import Grid, slope
+from paperjax.limits.hermite import Grid
 from paperjax.limits.panels import Order, Pieces
-from paperjax.limits.recognise import Affine, double, name_of, recognise, sample
+from paperjax.limits.recognise import Affine, recognise
+from paperjax.limits.sampled import double, name_of, sample, sampled, slope
 
 Phi = Callable[[Array], Array]
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from paperjax.limits.recognise import sample
+from paperjax.limits.sampled import sample, slope
 
 Phi = Callable[[Array], Array]
 
@@ -40,20 +40,6 @@ def balanced(points: int, reach: float = 10.0) -> Grid:
 RUNGS = tuple(balanced(points) for points in (32, 48, 64, 96, 128, 192, 256, 384, 512, 768))
 VARIANCES = (1.0, 4.0, 16.0, 100.0)
 """A grid is chosen for the least of these that the variances do not exceed."""
-
-
-_ASKED = 3 * RUNGS[-1].points
-
-
-def slope(f: Phi) -> Phi:
-    """``f'``, almost everywhere, by JAX.
-
-    Examples
-    --------
-    >>> slope(jnp.square)(jnp.ones(()))
-    Array(2., dtype=float32)
-    """
-    return lambda h: jax.jvp(f, (h,), (jnp.ones_like(h),))[1]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))

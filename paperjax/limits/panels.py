@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from paperjax.limits.closed_forms import NEAR
-from paperjax.limits.hermite import slope
-from paperjax.limits.recognise import double
+from paperjax.limits.sampled import double, sampled, slope
 
 Phi = Callable[[Array], Array]
 REACH = 8.6

@@ -83,6 +83,8 @@ def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance
     0.1514...
     """
     psi = phi if psi is None else psi
+    phi, psi = sampled(phi), sampled(phi if psi is phi else psi)
+    psi = phi if psi.phi is phi.phi else psi
     names = name_of(phi) if psi is phi else f"{name_of(phi)}, {name_of(psi)}"
     forms = [recognised(f, "pair") for f in ((phi,) if psi is phi else (phi, psi))]
     if forms[0] and forms[-1]:
@@ -125,6 +127,7 @@ def mean(phi: Phi, *, variance: float = 100.0, tolerance: float = 1e-10) -> Mean
     >>> mean(jax.nn.softplus).value(1.0).round(6)
     Array(0.806059, dtype=float32)
     """
+    phi = sampled(phi)
     form = recognised(phi, "mean")
     name = name_of(phi)
     if form:
@@ -183,7 +186,7 @@ def recognised(phi: Phi, where: str) -> Affine | None:
     """
     if not callable(phi):
         raise TypeError(f"{where}: phi = {phi!r} is no function. Give the function itself: {where}(jax.nn.relu).")
-    if sample(phi, np.linspace(0.1, 2.0, 6)) is None:
+    if not sampled(phi).elementwise:
         raise ValueError(
             f"{where}: {name_of(phi)} does not act entry by entry on floating-point arrays, so it has no expectation over two "
             "pre-activations. Give a function such as jnp.tanh, whose result has the shape of its argument."
@@ -239,15 +242,22 @@ def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -
 
 
 def _by_series(f: Phi, g: Phi, grid: Grid, name: str) -> Dual:
-    df, dg = slope(f), slope(g)
+    (df, dg), of_slopes = (slope(f), slope(g)), grid.of_slopes
 
     def error(k11: Array, k12: Array, k22: Array) -> Array:
-        bounds = [jnp.sqrt(hermite.tail(h, grid, k11) * hermite.tail(h2, grid, k22)) for h, h2 in ((f, g), (df, dg))]
+        if grid.degree == 0:
+            return jnp.abs(hermite.series(f, g, grid, k11, k12, k22) - hermite.series(f, g, hermite.finer(grid), k11, k12, k22))
+        parts = (f, g, grid), (df, dg, of_slopes)
+        bounds = [jnp.sqrt(hermite.tail(h, each, k11) * hermite.tail(h2, each, k22)) for h, h2, each in parts]
         return jnp.maximum(*bounds) + jnp.zeros_like(k12)
 
-    return Dual(
-        jax.jit(lambda *k: hermite.series(f, g, grid, *k)), jax.jit(lambda *k: hermite.series(df, dg, grid, *k)), jax.jit(error), name
-    )
+    def value(*k: Array) -> Array:
+        return hermite.series(f, g, grid, *k)
+
+    def derivative(*k: Array) -> Array:
+        return hermite.series(df, dg, of_slopes, *k)
+
+    return Dual(jax.jit(value), jax.jit(derivative), jax.jit(error), name)
 
 
 def _by_panels(f: Pieces, g: Pieces, order: Order, name: str) -> Dual:

@@ -17,7 +17,7 @@ from paperjax.limits.closed_forms import Covariance, Dual, Formula, checked
 from paperjax.limits.hermite import Grid
 from paperjax.limits.panels import Order, Pieces
 from paperjax.limits.recognise import Affine, recognise
-from paperjax.limits.sampled import double, name_of, sample, sampled, slope
+from paperjax.limits.sampled import name_of, sampled, slope
 
 Phi = Callable[[Array], Array]
 
@@ -194,6 +194,18 @@ def recognised(phi: Phi, where: str) -> Affine | None:
     return recognise(phi)
 
 
+def analytic(*functions: Phi) -> bool:
+    """Whether they are made of functions without break, so that none need be looked for.
+
+    Examples
+    --------
+    >>> analytic(jnp.tanh), analytic(jnp.tanh, jnp.abs)
+    (True, False)
+    """
+    tapes = [sampled(f).tape for f in functions]
+    return all(tape and tape.analytic for tape in tapes)
+
+
 def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -> Callable[..., Dual]:
     """A function of the covariances that gives the compiled way to take their expectation; what it finds is kept for each range.
 
@@ -206,13 +218,14 @@ def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -
 
     @functools.cache
     def breaks() -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return panels.breaks(phi), panels.breaks(psi)
+        found = panels.breaks(phi)
+        return found, found if psi is phi else panels.breaks(psi)
 
     @functools.cache
     def way(largest: float, wide: bool) -> Dual:
         target, accepted = (tolerance / 10, tolerance) if wide else (1e-7, max(tolerance, 1e-6))
         off = math.inf
-        if largest <= hermite.VARIANCES[-1] and not any(breaks()):
+        if largest <= hermite.VARIANCES[-1] and (analytic(phi, psi) or not any(breaks())):
             grid, off = hermite.choose(phi, psi, largest, target)
             if off <= accepted:
                 return _by_series(phi, psi, grid, f"{names}: {grid}")
@@ -276,13 +289,16 @@ def _by_panels(f: Pieces, g: Pieces, order: Order, name: str) -> Dual:
     return Dual(jax.jit(functools.partial(value, order)), jax.jit(functools.partial(derivative, order)), jax.jit(error), name)
 
 
+def _squared(h: Pieces, variances: np.ndarray) -> np.ndarray:
+    """``E h²``, in numpy."""
+    return panels.single(h._replace(f=lambda x: h.f(x) ** 2), panels.ORDERS[-1], np.zeros_like(variances), variances)
+
+
 def _cut_off(h: Pieces, variance: float) -> float:
     """About the part of ``E h²`` beyond the reach of the panels."""
-    ends = jnp.asarray([-panels.REACH, panels.REACH])
-    whole = panels.single(h._replace(f=lambda x: h.f(x) ** 2), panels.ORDERS[-1], jnp.zeros(()), jnp.full((), variance))
     density = math.exp(-(panels.REACH**2) / 2) / math.sqrt(2 * math.pi)
-    at_ends = float(jnp.max(h.f(math.sqrt(variance) * ends) ** 2)) * density
-    return 0.0 if at_ends == 0 else at_ends / float(whole) if math.isfinite(at_ends) else math.inf
+    at_ends = float(np.max(h.f(math.sqrt(variance) * np.array([-panels.REACH, panels.REACH])) ** 2)) * density
+    return 0.0 if at_ends == 0 else at_ends / float(_squared(h, np.array([variance]))[0]) if math.isfinite(at_ends) else math.inf
 
 
 CORRELATIONS = (-1.0, -0.9, -0.3, 0.0, 0.6, 0.99, 1.0)
@@ -299,29 +315,20 @@ def choose_order(f: Pieces, g: Pieces, variance: float, target: float, accepted:
     """
     few = [(variance, variance), (variance, variance / 50), (variance / 50, variance)]
     table = np.array([(a, r * math.sqrt(a * b), b) for a, b in few for r in CORRELATIONS]).T
-    df, dg = (h._replace(f=slope(h.f)) for h in (f, g))
-
-    def found(order: Order) -> np.ndarray:
-        @jax.jit
-        def both(*k: Array) -> Array:
-            return jnp.stack([panels.double_panels(f, g, order, *k), panels.double_panels(df, dg, order, *k)])
-
-        return np.asarray(both(*(jnp.asarray(k) for k in table)))
-
-    def norm(h: Pieces, k: np.ndarray) -> np.ndarray:
-        square = h._replace(f=lambda x: h.f(x) ** 2)
-        return np.sqrt(np.asarray(panels.single(square, panels.ORDERS[-1], jnp.zeros(len(k)), jnp.asarray(k))))
-
-    with double():
-        scale = np.stack([norm(f, table[0]) * norm(g, table[2]), norm(df, table[0]) * norm(dg, table[2])])
-        *lower, highest = panels.ORDERS
-        truth = found(highest)
+    (f, g), (df, dg) = pairs = [
+        tuple(h._replace(f=each.at) for h, each in zip((f, g), functions))
+        for functions in ((sampled(f.f), sampled(g.f)), (sampled(f.f).slope, sampled(g.f).slope))
+    ]
+    *lower, highest = panels.ORDERS
+    with np.errstate(all="ignore"):
+        scale = np.sqrt([_squared(h, table[0]) * _squared(h2, table[2]) for h, h2 in pairs])
+        truth = panels.at_numbers(pairs, highest, *table)
         best = highest, math.inf
         beyond = max(_cut_off(h, variance) for h in (f, g, df, dg))
-        if not np.all(np.isfinite(truth)) or not np.all(np.isfinite(scale)) or beyond > accepted:
+        if not np.all(np.isfinite(truth)) or not np.all(np.isfinite(scale)) or not beyond <= accepted:
             return highest, beyond
         for order in lower:
-            off = np.abs(found(order) - truth) / np.where(scale > 0, scale, 1.0)
+            off = np.abs(panels.at_numbers(pairs, order, *table) - truth) / np.where(scale > 0, scale, 1.0)
             best = order, float(off.max())
             if best[1] <= target:
                 break

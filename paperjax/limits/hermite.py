@@ -41,7 +41,7 @@ def balanced(points: int, reach: float = 10.0) -> Grid:
     Examples
     --------
     >>> balanced(64)
-    Grid(points=64, reach=10.0, degree=98)
+    Grid(points=64, reach=10.0, degree=98, parity=None)
     """
     return Grid(points, reach, math.ceil((math.pi * (points - 1) / (2 * reach)) ** 2))
 
@@ -254,7 +254,7 @@ def choose(f: Phi, g: Phi, variance: float, target: float) -> tuple[Grid, float]
     Examples
     --------
     >>> choose(jnp.tanh, jnp.tanh, 1.0, 1e-11)[0]
-    Grid(points=96, reach=10.0, degree=165, parity=1)
+    Grid(points=96, reach=10.0, degree=106, parity=1)
     """
     best = RUNGS[0], math.inf
     functions = (f, slope(f)) if f is g else (f, g, slope(f), slope(g))
@@ -263,7 +263,8 @@ def choose(f: Phi, g: Phi, variance: float, target: float) -> tuple[Grid, float]
         found = spectra(functions, grid, variance)
         if found is None:
             break
-        pairs = [found[:2], found[2:]] if f is not g else [found[:1] * 2, found[1:] * 2]
+        spectrum_f, spectrum_g, *of_slopes = found if f is not g else [found[0], *found, found[1]]
+        pairs = (spectrum_f, spectrum_g), (of_slopes[0], of_slopes[1])
         off = max(shortfall(*pair) for pair in pairs)
         if off < best[1]:
             best = grid._replace(degree=max(_enough(*pair, target) for pair in pairs), parity=min(parity, default=None)), off

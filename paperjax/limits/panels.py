@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from paperjax.limits.closed_forms import NEAR
 from paperjax.limits.sampled import sampled, slope
 
 Phi = Callable[[Array], Array]
+Numbers = TypeVar("Numbers", Array, np.ndarray)
 REACH = 8.6
 """Standard deviations at which the integrals are cut: 1e-17 is beyond."""
 TINY = 1e-30
@@ -37,12 +38,12 @@ class Pieces(NamedTuple):
     Attributes
     ----------
     f
-        The function.
+        The function, of JAX's arrays or of numpy's.
     breaks
         Where it, or one of its first three derivatives, jumps; or bends sharply.
     """
 
-    f: Phi
+    f: Callable[[Any], Any]
     breaks: tuple[float, ...]
 
 
@@ -129,7 +130,7 @@ def _legendre(points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (1 + x) / 2, (1 - x) / 2, w / 2
 
 
-def _nodes(cuts: Array, rule: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[Array, Array]:
+def _nodes(cuts: Numbers, rule: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[Numbers, Numbers]:
     """Nodes and Gaussian weights on the panels between cuts (..., K), which are sorted here: (..., (K + 1) · points)."""
     xp = cuts.__array_namespace__()
     ends = xp.full((*cuts.shape[:-1], 1), REACH, cuts.dtype)
@@ -141,20 +142,20 @@ def _nodes(cuts: Array, rule: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tupl
     return z.reshape(*cuts.shape[:-1], -1), w.reshape(*cuts.shape[:-1], -1)
 
 
-def _over(points: tuple[float, ...], by: Array) -> Array:
+def _over(points: tuple[float, ...], by: Numbers) -> Numbers:
     """``points / by``, with a last axis; large where `by` is 0."""
     xp = by.__array_namespace__()
     by = xp.where(xp.abs(by) < TINY, xp.full_like(by, TINY), by)[..., None]
     return xp.asarray(points, by.dtype).reshape(*(1,) * (by.ndim - 1), -1) / by
 
 
-def _root(k: Array) -> Array:
+def _root(k: Numbers) -> Numbers:
     """Square root with gradient 0 at 0."""
     xp, positive = k.__array_namespace__(), k > 0
     return xp.where(positive, xp.sqrt(xp.where(positive, k, xp.ones_like(k))), xp.zeros_like(k))
 
 
-def single(g: Pieces, order: Order, mean: Array, variance: Array) -> Array:
+def single(g: Pieces, order: Order, mean: Numbers, variance: Numbers) -> Numbers:
     """``E g(v)`` for v of this mean and variance, in JAX or numpy as these are.
 
     Examples
@@ -201,7 +202,7 @@ def double_panels(f: Pieces, g: Pieces, order: Order, k11: Array, k12: Array, k2
     return jax.lax.scan(row, jnp.zeros_like(k12), (jnp.moveaxis(z, -1, 0), jnp.moveaxis(w, -1, 0)))[0]
 
 
-def _outer_cuts(f: Pieces, g: Pieces, s1: Array, s2_rho: Array) -> Array:
+def _outer_cuts(f: Pieces, g: Pieces, s1: Numbers, s2_rho: Numbers) -> Numbers:
     xp = s1.__array_namespace__()
     elsewhere = [tuple(b for b in h.breaks if b) for h in (f, g)]
     return xp.concatenate([_over(elsewhere[0], s1), _over(elsewhere[1], s2_rho), xp.zeros((*s1.shape, 1), s1.dtype)], -1)
@@ -211,7 +212,7 @@ ROWS = 64
 """Nodes of the outer sum taken at once in numpy, for the processor's cache."""
 
 
-def _standard(k11: Array, k12: Array, k22: Array) -> tuple[Array, Array, Array, Array]:
+def _standard(k11: Numbers, k12: Numbers, k22: Numbers) -> tuple[Numbers, Numbers, Numbers, Numbers]:
     xp = k12.__array_namespace__()
     positive = (k11 > 0) & (k22 > 0)
     s1, s2 = _root(k11), _root(k22)
@@ -244,8 +245,8 @@ def at_numbers(pairs: Sequence[tuple[Pieces, Pieces]], order: Order, k11: np.nda
             z, w = _nodes(_over(g.breaks, by) - _over((1.0,), by) * mean[:, None], (_tanh_sinh if order.sharp else _legendre)(order.inner))
             used = w.any(0)
             v, w = mean[:, None] + spread * z[:, used], w[:, used]
-            for j, (f, g) in enumerate(pairs):
-                total[j, i] += np.sum(w_J[part] * f.f(s1[i] * z_J[part]) * np.sum(w * g.f(v), 1))
+            for j, (h, h2) in enumerate(pairs):
+                total[j, i] += np.sum(w_J[part] * h.f(s1[i] * z_J[part]) * np.sum(w * h2.f(v), 1))
     return total
 
 

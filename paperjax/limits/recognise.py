@@ -112,6 +112,7 @@ def recognise(phi: Phi) -> Affine | None:
 
     Examples
     --------
+    >>> import jax.numpy as jnp
     >>> print(recognise(lambda x: jnp.maximum(x, 0) * 2))
     1 h + 1 signed 1(1 h)
     >>> print(recognise(lambda x: 3 + 2 * jnp.sin(x)))
@@ -200,7 +201,7 @@ def _with_smooth_terms(bases: tuple[str, ...], x: np.ndarray, y: np.ndarray) -> 
     size = np.abs(y[np.abs(x) <= 1]).max()
     # A slow wave is a line near 0; what grows or turns fast is told apart only there.
     for reaches in ((1.0, 3.0, 12.0), (12.0,)):
-        b = None
+        b, c, off = None, np.zeros(0), 0.0
         for reach in reaches:
             within = np.abs(x) <= reach
             t, target = x[within], y[within]
@@ -210,7 +211,7 @@ def _with_smooth_terms(bases: tuple[str, ...], x: np.ndarray, y: np.ndarray) -> 
             b, c, off = _refined(bases, _start(bases, t, target, row) if b is None else b, t, target, row)
             if not off < 1e-7:
                 break
-        else:
+        if b is not None and off < 1e-7:
             const, slope, *weights = _clean(c, np.ones(len(c)))
             terms = tuple(Term(w, base, b) for w, base in zip(weights, bases) if w)
             yield Affine((const, slope), terms)
@@ -256,7 +257,7 @@ def _refined(bases: tuple[str, ...], b: float, t: np.ndarray, target: np.ndarray
         by_b = row * t * sum(w * _SLOPES[base](b * t) for base, w in zip(bases, c[2:]))
         by_b = by_b - A @ np.linalg.lstsq(A, by_b, rcond=None)[0]
         square = by_b @ by_b
-        step = by_b @ r / square if square > 0 else 0.0
+        step = float(by_b @ r / square) if square > 0 else 0.0
         if not abs(step) > 1e-16 * abs(b):
             break
         better = None

@@ -72,6 +72,7 @@ def _integer_power(x: np.ndarray, y: int) -> np.ndarray:
 
 
 def _select(which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
+    which = np.asarray(which)
     return np.where(which, cases[1], cases[0]) if which.dtype == bool else np.select([which == i for i in range(len(cases))], cases)
 
 
@@ -93,17 +94,29 @@ UFUNCS: dict[str, Rule] = {
 }  # fmt: skip
 """Elementwise primitives of real numbers."""
 
-ANALYTIC = frozenset(
-    "add add_any broadcast_in_dim copy copy_p cos cosh erf erfc exp exp2 expm1 integer_pow logistic mul neg sin sinh square sub tanh".split()
-)
+ANALYTIC = {
+    "add", "add_any", "broadcast_in_dim", "copy", "copy_p", "cos", "cosh", "erf", "erfc", "exp", "exp2", "expm1", "integer_pow", "logistic",
+    "mul", "neg", "sin", "sinh", "square", "sub", "tanh",
+}  # fmt: skip
 """Those without a kink, a jump or a pole on the real line."""
 
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-_INLINED = frozenset(
-    "pjit jit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr remat remat2 checkpoint".split()
-)
-_REAL = ("float64", "float32")
-_EXACT_IN_INTEGERS = frozenset("abs add add_any and clamp eq ge gt le lt max min mul ne neg not or select_n sign sub xor".split())
+_INLINED = {
+    "pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "remat", "remat2",
+    "checkpoint",
+}  # fmt: skip
+_EXACT_IN_INTEGERS = {
+    "abs", "add", "add_any", "and", "clamp", "eq", "ge", "gt", "le", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "select_n",
+    "sign", "sub", "xor",
+}  # fmt: skip
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return tuple(atom.aval.shape)
+
+
+def _type(atom: Any) -> Any:
+    return atom.aval.dtype
 
 
 def rule(eqn: Any) -> Rule | None:
@@ -115,14 +128,14 @@ def rule(eqn: Any) -> Rule | None:
     <ufunc 'tanh'>
     """
     name, params = eqn.primitive.name, eqn.params
-    types = [str(atom.aval.dtype) for atom in (*eqn.invars, *eqn.outvars)]
-    if len(eqn.outvars) != 1 or not all(t in _REAL or t == "bool" or t.startswith(("int", "uint")) for t in types):
+    types = [str(_type(atom)) for atom in (*eqn.invars, *eqn.outvars)]
+    if len(eqn.outvars) != 1 or not all(t in ("float64", "float32", "bool") or t.startswith(("int", "uint")) for t in types):
         return None
     if name == "convert_element_type":
         return lambda x: x.astype(params["new_dtype"])
-    if name == "broadcast_in_dim" or (name == "reshape" and not eqn.invars[0].aval.shape):
+    if name == "broadcast_in_dim" or (name == "reshape" and not _shape(eqn.invars[0])):
         # Numpy broadcasts when need be.
-        return _same if eqn.invars[0].aval.shape in ((), eqn.outvars[0].aval.shape) else None
+        return _same if _shape(eqn.invars[0]) in ((), _shape(eqn.outvars[0])) else None
     if types[0].startswith(("int", "uint")) and name not in _EXACT_IN_INTEGERS:
         return None
     if name == "integer_pow":
@@ -150,6 +163,7 @@ class Tape(NamedTuple):
     analytic: bool
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Its values in float64."""
         results: dict[int, np.ndarray] = {0: x}
         with np.errstate(all="ignore"):
             for step in self.steps:
@@ -169,6 +183,7 @@ def tape(closed: ClosedJaxpr) -> Tape | None:
     ([0.0, 0.0], None)
     """
     (x,) = closed.jaxpr.invars
+    shapes = (), _shape(x)
     found: list[tuple[Rule, tuple[np.ndarray | int, ...], np.dtype]] = []
     names: set[str] = set()
 
@@ -182,7 +197,7 @@ def tape(closed: ClosedJaxpr) -> Tape | None:
             env[var] = values.reshape(-1)[0]
 
         def read(atom: Any) -> np.ndarray | int:
-            return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else env[atom]
+            return np.asarray(atom.val, _type(atom)) if isinstance(atom, Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
             given = [read(atom) for atom in eqn.invars]
@@ -195,12 +210,13 @@ def tape(closed: ClosedJaxpr) -> Tape | None:
                     return None
             else:
                 made = rule(eqn)
-                if made is None or any(atom.aval.shape not in ((), x.aval.shape) for atom in (*eqn.invars, *eqn.outvars)):
+                if made is None or any(_shape(atom) not in shapes for atom in (*eqn.invars, *eqn.outvars)):
                     return None
-                dtype = np.dtype(eqn.outvars[0].aval.dtype)
+                dtype = np.dtype(_type(eqn.outvars[0]))
                 if any(isinstance(a, int) for a in given):
                     narrowed = name == "convert_element_type" and dtype != np.float64
-                    names.add("narrowed" if narrowed else "copy" if name == "convert_element_type" else name)
+                    pole = name == "integer_pow" and eqn.params["y"] < 0
+                    names.add("narrowed" if narrowed else "pole" if pole else "copy" if name == "convert_element_type" else name)
                     found.append((made, tuple(given), dtype))
                     outs = [len(found)]
                 else:
@@ -237,6 +253,7 @@ class Sampled:
         self._before = before
 
     def __call__(self, h: Array) -> Array:
+        """The function itself, of JAX's arrays."""
         return self.phi(h)
 
     @functools.cached_property

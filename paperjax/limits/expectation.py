@@ -73,7 +73,8 @@ def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance
     Raises
     ------
     ValueError
-        If `variance` is not positive, a function is not elementwise, or, here or at the first covariance that is too large, if neither way reaches `tolerance`.
+        If `variance` is not positive, if a function is not elementwise, or if, here or at the first covariance that is too large,
+        neither way reaches `tolerance`.
     TypeError
         If a function closes over a traced value, or is not of floating point.
 

@@ -68,8 +68,8 @@ _FLOAT64 = {
     name: UFUNCS[name]
     for name in (
         "abs", "add", "add_any", "and", "cbrt", "ceil", "cos", "cosh", "div", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor",
-        "ge", "gt", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "neg", "not", "or", "pow", "rsqrt", "select_n", "sign", "sin",
-        "sinh", "sqrt", "square", "sub", "tanh",
+        "ge", "gt", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "neg", "not", "or", "pow", "rsqrt", "select_n", "sign",
+        "sin", "sinh", "sqrt", "square", "sub", "tanh",
     )
 }  # fmt: skip
 

@@ -155,7 +155,7 @@ def shortfall(f: Phi, g: Phi, grid: Grid, variance: float) -> float:
         worst = max(math.sqrt(lacks[0] * lacks[1]), *np.abs(sides), *np.abs(means))
     if not math.isfinite(worst) or not math.isfinite(scale):
         return math.inf
-    return worst / scale if scale else 0.0
+    return float(worst / scale) if scale else 0.0
 
 
 def choose(f: Phi, g: Phi, variance: float, target: float) -> tuple[Grid, float]:

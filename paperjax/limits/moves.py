@@ -160,7 +160,7 @@ def concatenate(operands: Sequence[Node], axis: int) -> Node:
         raise NotImplementedError("channels are joined along an axis in which positions are flattened too.")
     parts = [as_wide(u) for u in operands]
     shape = rep_shape(axes)
-    parts = [_with_axes(u, axes) if u.shape == shape else u for u in parts]
+    parts = [dataclasses.replace(u, axes=axes) if u.shape == shape and u.axes != axes else u for u in parts]
     return nd.Mixed(axes, tuple(parts), tuple(n / total[0] for n, _ in sizes))
 
 

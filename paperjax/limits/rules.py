@@ -206,6 +206,7 @@ def _gather(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: A
     fn = broadcasting(eqn, slice_sizes=here)
     if isinstance(node, Det):
         return st.det(axes, fn, node, index)
+    assert isinstance(node, Wide)
     return nd.Linear(axes, node, lambda a, i: fn(a, i), (index,), index.const is not None)
 
 

@@ -308,7 +308,7 @@ def _times(a: Any, b: Any) -> Any:
     return a * b
 
 
-def activated(view: View, law: LeafLaw, like: Axes | None = None) -> Node:
+def activated(view: View, law: LeafLaw, like: Axes | None = None, last: bool = False) -> Node:
     """A leaf as an activation: its mean, and its entries less the mean. Along finite axes that `like` says are of independent coordinates
     so are its own.
     """
@@ -316,7 +316,7 @@ def activated(view: View, law: LeafLaw, like: Axes | None = None) -> Node:
     axes = tuple(iid(a) if b and all(atom.kind == "iid" for atom in b) else a for a, b in pairs)
     shape = rep_shape(axes)
     mean = Det(axes, const=np.full(shape, law.mean * view.factor))
-    if not any(atom.kind == "iid" for axis in axes for atom in axis):
+    if not last and not any(atom.kind == "iid" for axis in axes for atom in axis):
         if law.variance:
             raise NotImplementedError(
                 f"{law.path}: a random leaf none of whose axes grows acts on wide values entry by entry, so that all "

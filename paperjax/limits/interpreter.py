@@ -243,7 +243,8 @@ def aligned(node: Node, axes: Axes) -> Node:
         return same_axes(node, axes)
     if node.shape != shape:
         raise NotImplementedError("values that are followed entry by entry along an axis meet others that are independent along it.")
-    return dataclasses.replace(node, axes=axes)
+    nd.repeated(node, node.axes, axes)
+    return nd.relabelled(node, axes)
 
 
 def _about(name: str, wide: bool) -> str:

@@ -229,7 +229,7 @@ class Run:
         return there if s == t or self.shift is None else there + self.shift(key[0])
 
     def _of_fields(self, u: nd.Field, v: nd.Field, s: int, t: int, diag: bool) -> Moments:
-        variance = self._variance(u.key, s, t) * math.sqrt(u.count * v.count)
+        variance = self._variance(u.key, s, t) * (u.scale * v.scale)
         if isinstance(u.source, Det) or isinstance(v.source, Det):
             if not (isinstance(u.source, Det) and isinstance(v.source, Det)):
                 return None

@@ -126,7 +126,7 @@ def _iid(size: int, other: int) -> Axis:
 
 
 def _with_axes(node: Node, axes: Axes) -> Node:
-    return node if node.axes == axes else dataclasses.replace(node, axes=axes)
+    return nd.relabelled(node, axes)
 
 
 def pad(axes: Axes, low_high_inside: Sequence[tuple[int, int, int]], sizes: Shape, others: Shape) -> Moved:
@@ -160,7 +160,7 @@ def concatenate(operands: Sequence[Node], axis: int) -> Node:
         raise NotImplementedError("channels are joined along an axis in which positions are flattened too.")
     parts = [as_wide(u) for u in operands]
     shape = rep_shape(axes)
-    parts = [dataclasses.replace(u, axes=axes) if u.shape == shape and u.axes != axes else u for u in parts]
+    parts = [nd.relabelled(u, axes) if u.shape == shape else u for u in parts]
     return nd.Mixed(axes, tuple(parts), tuple(n / total[0] for n, _ in sizes))
 
 

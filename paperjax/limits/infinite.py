@@ -156,6 +156,7 @@ def limit(
     _check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
     _audit_noise(program, wider, x1)
     found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
+    _refuse_not_finite(found)
     _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
     nngp, tangent = found if wants else (found[0], None)
     if per == "leaf" and tangent is not None:
@@ -266,14 +267,11 @@ def _audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: 
         return kernels(which, first, second, ntk, False, np.dtype("float64"), 1 << 30, False)
 
     found = [[k[:2, :2] for k in made] if made is not None and not traced else of(program), of(wider)]
+    for both in found:
+        _refuse_not_finite(both)
     tolerance = 1e-6 if dtype == "float64" or made is None or traced else 1e-3
     for name, here, there in zip(("NNGP", "NTK"), *found):
         here, there = np.asarray(here), np.asarray(there)
-        if not (np.isfinite(here).all() and np.isfinite(there).all()):
-            raise ValueError(
-                f"pj.limit: the {name} is not finite at infinite width. A function with infinite expectations (exp of a large variance, a "
-                "division by a field, a logarithm) acts on wide values."
-            )
         scale = np.abs(there).max()
         if np.abs(here - there).max() > tolerance * scale:
             power = math.log2(scale / np.abs(here).max()) if np.abs(here).max() else math.inf
@@ -286,6 +284,19 @@ def _audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: 
                     else "Is a sum over the width not scaled by 1/sqrt(n), or scaled by 1/n?"
                 )
             )
+
+
+def _refuse_not_finite(found: Sequence[Any]) -> None:
+    for name, k in zip(("NNGP", "NTK"), found):
+        if isinstance(k, Tracer) or bool(jnp.isfinite(k).all()):
+            continue
+        where = np.argwhere(~np.isfinite(np.asarray(k)))[0][:2]
+        raise ValueError(
+            f"pj.limit: the {name} is not finite at infinite width, first for examples {where[0]} and {where[1]}. Either a function with "
+            "infinite expectations (exp of a large variance, a division by a field, a logarithm) acts on wide values, or an integral "
+            "without a closed form does not converge: preactivations of variance above 100 (scale the examples), a kink in a product of "
+            "several fields."
+        )
 
 
 def _check_result(n: int, m: int, program: Program, ntk: bool, per: str | None, dtype: str) -> None:

@@ -37,6 +37,9 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
     ``eqn_axes`` are the contracted and the batch axes, of the value first.
     """
     (inside, leaf_inside), (batch, leaf_batch) = eqn_axes
+    # In the order of the leaf, so that two uses of it sum over the same entries in turn.
+    turn = sorted(range(len(inside)), key=lambda i: view.parts[leaf_inside[i]])
+    inside, leaf_inside = [inside[i] for i in turn], [leaf_inside[i] for i in turn]
     axes, leaf_axes = node.axes, view.axes
     free = [i for i in range(len(axes)) if i not in inside and i not in batch]
     leaf_free = [i for i in range(len(leaf_axes)) if i not in leaf_inside and i not in leaf_batch]
@@ -74,7 +77,7 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
         return jnp.transpose(a, order).reshape(*shape, -1)
 
     way = tuple(sorted({k for j in leaf_inside for k, _, _ in view.parts[j]}))
-    return nd.Field(out, key_of(view, way), node, (tap,), count * view.factor**2, law.gaussian or grows, law.variance == 0)
+    return nd.Field(out, key_of(view, way), node, (tap,), math.sqrt(count) * view.factor, law.gaussian or grows, law.variance == 0)
 
 
 def refuse_mean(law: LeafLaw) -> None:
@@ -232,9 +235,9 @@ def conv(
         # Batch and space in the order of the result, whose channels have size 1; those of the operand are summed over.
         return lambda a: jnp.transpose(see(a), (*order, len(order))).reshape(*shape, -1)
 
-    count = coordinates(channels) / groups * view.factor**2
+    scale = math.sqrt(coordinates(channels) / groups) * view.factor
     way = tuple(sorted({k for k, _, _ in view.parts[leaf_in]}))
-    return nd.Field(axes, key_of(view, way), node, tuple(map(traced, taps)), count, law.gaussian or grows, law.variance == 0)
+    return nd.Field(axes, key_of(view, way), node, tuple(map(traced, taps)), scale, law.gaussian or grows, law.variance == 0)
 
 
 def _by_channel(
@@ -324,7 +327,9 @@ def activated(view: View, law: LeafLaw, like: Axes | None = None, last: bool = F
                 "it stays random at infinite width."
             )
         return mean
-    entries = nd.Entries(axes, key_of(view, ()), view.factor**2, law.gaussian, law.variance == 0)
+    # Finite axes in another order are other entries, position by position.
+    way = tuple((k, j) for made, axis in zip(view.parts, axes) for (k, j, _), atom in zip(made, axis) if atom.kind == "pos")
+    entries = nd.Entries(axes, key_of(view, way), view.factor, law.gaussian, law.variance == 0)
     return nd.Add(axes, nd.Const(axes, mean), entries) if law.mean else entries
 
 
@@ -349,4 +354,4 @@ def lookup(view: View, index: Det, eqn: Any, sizes: tuple[int, ...], law: LeafLa
         raise NotImplementedError(f"{law.path}: a table none of whose other axes grows.")
     shape = rep_shape(out)
     rows = st.det(out, lambda i: jnp.reshape(i, shape), index)
-    return nd.Lookup(out, key_of(view, ("rows", looked[0])), rows, view.factor**2, law.gaussian, law.variance == 0)
+    return nd.Lookup(out, key_of(view, ("rows", looked[0])), rows, view.factor, law.gaussian, law.variance == 0)

@@ -88,12 +88,27 @@ def _terms(node: Wide) -> list[Wide]:
 
 
 def _of_gaussians(terms: Sequence[Wide]) -> Form:
-    """A sum of Gaussian values: one field that varies, and what does not vary yet by itself."""
+    """A sum of Gaussian values: a number times one field that varies, and what does not vary yet by itself."""
     parts = [nd.moving_and_still(term) for term in terms]
-    moving, still = (tuple(z for part in parts for z in part[i]) for i in (0, 1))
-    fields = (*((nd.total(moving),) if moving else ()), *dict.fromkeys(still))
-    times = [1 if moving and i == 0 else still.count(z) for i, z in enumerate(fields)]
-    return Form(lambda values, dets: sum((n * z for n, z in zip(times[1:], values[1:])), start=times[0] * values[0]), fields, ())
+    moving, still = (_collected(tuple(z for part in parts for z in part[i])) for i in (0, 1))
+    fields, times = list(still), list(still.values())
+    if moving:
+        field, number = nd.multiple(moving)
+        fields.insert(0, field)
+        times.insert(0, number)
+    return Form(lambda values, dets: sum((n * z for n, z in zip(times[1:], values[1:])), start=times[0] * values[0]), tuple(fields), ())
+
+
+def _collected(terms: Sequence[Wide]) -> dict[Wide, float]:
+    """Numbers by which values are multiplied taken out; ``h - h`` is 0 times h."""
+    found: dict[Wide, float] = {}
+    for term in terms:
+        z, by = term, 1.0
+        while isinstance(z, nd.Scale) and z.by.number is not None and z.u.shape == z.shape:
+            z, by = z.u, by * z.by.number
+        found[z] = found.get(z, 0.0) + by
+    left = {z: n for z, n in found.items() if n}
+    return left or dict(list(found.items())[:1])
 
 
 def _product(*parts: Any) -> Any:

@@ -245,7 +245,8 @@ def aligned(node: Node, axes: Axes) -> Node:
         return st.same(node, axes)
     if node.shape != shape:
         raise NotImplementedError("values that are followed entry by entry along an axis meet others that are independent along it.")
-    return nd.with_axes(node, axes)
+    nd.repeated(node, node.axes, axes)
+    return nd.relabelled(node, axes)
 
 
 def _about(name: str, wide: bool) -> str:

@@ -49,6 +49,7 @@ def apply(node: Node, moved: Moved) -> Node:
 def same(node: Wide, axes: Axes) -> Wide:
     """A wide value repeated along axes that it has not."""
     shape = rep_shape(axes)
+    nd.repeated(node, node.axes, axes)
     if node.shape == shape:
         return node
     made = apply(node, Moved(axes, lambda a: jnp.broadcast_to(a, shape)))
@@ -138,7 +139,7 @@ def cut(node: Node, starts: Shape, stops: Shape, steps: Shape, others: Shape) ->
             raise NotImplementedError(f"a slice of an axis of {size} entries in which positions and channels are flattened together.")
     first, last, by = zip(*bounds) if bounds else ((), (), ())
     if all(b == (0, n, 1) for b, n in zip(bounds, rep_shape(node.axes))):
-        return nd.with_axes(node, tuple(after))
+        return nd.relabelled(node, tuple(after))
     return apply(node, Moved(tuple(after), lambda a: lax.slice(a, first, last, by)))
 
 
@@ -177,7 +178,7 @@ def concatenate(operands: Sequence[Node], axis: int) -> Node:
         raise NotImplementedError("channels are joined along an axis in which positions are flattened too.")
     parts = [as_wide(u) for u in operands]
     shape = rep_shape(axes)
-    parts = [nd.with_axes(u, axes) if u.shape == shape else u for u in parts]
+    parts = [nd.relabelled(u, axes) if u.shape == shape else u for u in parts]
     return nd.Mixed(axes, tuple(parts), tuple(n / total[0] for n, _ in sizes))
 
 

@@ -60,7 +60,9 @@ def _broadcast_in_dim(reader: Reader, eqn: Any, twin: Any, operands: list[Value]
         same = all(nd.full_size(axis) == (n, m) for axis, n, m in zip(view.axes, sizes, others))
         return view if same else Spread(view, tuple(a if a else axis_of(n, m) for a, n, m in zip(view.axes, sizes, others)))
     node = reader.node(value)
-    return st.apply(node, st.broadcast(node.axes, sizes, others, places))
+    moved = st.broadcast(node.axes, sizes, others, places)
+    nd.repeated(node, tuple(node.axes[places.index(i)] if i in places else () for i in range(len(sizes))), moved.axes)
+    return st.apply(node, moved)
 
 
 def _squeeze(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
@@ -206,6 +208,7 @@ def _gather(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: A
     fn = broadcasting(eqn, slice_sizes=here)
     if isinstance(node, Det):
         return st.det(axes, fn, node, index)
+    assert isinstance(node, Wide)
     return nd.Linear(axes, node, lambda a, i: fn(a, i), (index,), index.const is not None)
 
 

@@ -314,7 +314,7 @@ def product(factors: Sequence[Wide], axes: Axes) -> Wide:
         for other in scales[1:]:
             by = st.det(axes, lambda a, b: jnp.broadcast_to(a * b, rep_shape(axes)), by, other)
         # One node for a field times a number, in all terms: what is linear in one field stays so.
-        at = next((i for i, f in enumerate(flat) if not isinstance(f, (nd.Entries, nd.Const)) and not _gain(f)), 0)
+        at = next((i for i, f in enumerate(flat) if not isinstance(f, nd.Const) and not _gain(f) and not nd.is_still(f)), 0)
         flat[at] = (
             nd.Const(axes, st.det(axes, _times, flat[at].value, by)) if isinstance(flat[at], nd.Const) else nd.scale(flat[at], by, axes)
         )

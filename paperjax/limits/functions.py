@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.nodes import Det, Func, Node, Wide
 
@@ -23,13 +24,6 @@ class Form(NamedTuple):
     fn: Callable[[Sequence[Any], Sequence[Any]], Any]
     fields: tuple[Wide, ...]
     dets: tuple[Det, ...]
-
-
-def same_axes(u: Wide, axes: nd.Axes) -> Wide:
-    """A value repeated along the axes that it has not."""
-    shape = nd.rep_shape(axes)
-    nd.repeated(u, u.axes, axes)
-    return u if u.axes == axes else nd.Linear(axes, u, lambda k: jnp.broadcast_to(k, shape), (), True)
 
 
 @nd.memoized
@@ -142,6 +136,6 @@ def _joined(forms: Sequence[Form], fn: Callable[..., Any]) -> Form:
 
 def function(fn: Callable[..., Any], operands: Sequence[Node], axes: nd.Axes) -> Func:
     """The value ``fn(*operands)``; entries of `operands` along other axes than `axes` are repeated."""
-    form = combined(fn, [same_axes(u, axes) if isinstance(u, Wide) else u for u in operands])
+    form = combined(fn, [st.same(u, axes) if isinstance(u, Wide) else u for u in operands])
     n = len(form.fields)
     return Func(axes, lambda *values: form.fn(values[:n], values[n:]), form.fields, form.dets)

@@ -134,12 +134,13 @@ def _pair(
 ) -> Array:
     k11, k12, k22 = run.second(a, a, s, s, True), run.second(a, b, s, t, diag), run.second(b, b, t, t, True)
     k11, k12, k22 = (jnp.zeros(()) if k is None else k for k in (k11, k12, k22))
+    # Left as small as they are: what is made of one of the two fields alone is made once for all of the other's positions.
     if not diag and k11.ndim:
         k11 = k11.reshape(*k11.shape, *(1,) * len(b.shape))
     key = ("pair", _fingerprint(run, g), _fingerprint(run, h))
     if key not in run.cache:
         run.cache[key] = trained(g, h)
-    return run.cache[key](*(jnp.broadcast_to(k, shape) for k in (k11, k12, k22)))
+    return run.cache[key](k11, jnp.broadcast_to(k12, shape), k22)
 
 
 PROBES = np.concatenate([np.linspace(-6.3, 6.1, 41), [-1e-3, 0.0, 1e-3, 0.5, 20.0, -30.0]])

@@ -17,7 +17,6 @@ from paperjax.limits import contractions as con
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.elementwise import broadcasting, elementwise
-from paperjax.limits.functions import same_axes
 from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
 from paperjax.limits.rules import RULES, split
 from paperjax.limits.scans import scan
@@ -77,6 +76,9 @@ class Interpreter:
 
     def _equation(self, eqn: Any, twin: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
+        lost = next((value for value in operands if isinstance(value, Unread)), None)
+        if lost is not None or any(jnp.issubdtype(var.aval.dtype, jax.dtypes.extended) for var in eqn.outvars):
+            return [lost or Unread("a random key")] * len(eqn.outvars)
         inner = prim.called(eqn)
         if inner is not None:
             called = prim.called(twin)
@@ -240,7 +242,7 @@ def aligned(node: Node, axes: Axes) -> Node:
             return st.same_shape(node, axes)
         raise NotImplementedError("numbers that differ from one independent coordinate (output, head) to the next.")
     if all(not axis or n == m for axis, n, m in zip(node.axes, node.shape, shape)) and node.shape != shape:
-        return same_axes(node, axes)
+        return st.same(node, axes)
     if node.shape != shape:
         raise NotImplementedError("values that are followed entry by entry along an axis meet others that are independent along it.")
     nd.repeated(node, node.axes, axes)

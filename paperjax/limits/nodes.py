@@ -153,7 +153,8 @@ class Field(Wide):
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entries(Wide):
     """A leaf as an activation (bias, gain, position table), less its mean: independent over its finite axes and along its
-    growing ones, and times `scale`."""
+    growing ones, and times `scale`.
+    """
 
     key: Key
     scale: float

@@ -217,7 +217,15 @@ def _gather(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: A
     return nd.Linear(axes, node, lambda a, i: fn(a, i), (index,), index.const is not None)
 
 
+def _stop_gradient(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
+    node = reader.node(operands[0])
+    if isinstance(node, Wide):
+        raise NotImplementedError("a gradient that is stopped at wide values: the tangent kernel of the rest is not followed.")
+    return node
+
+
 RULES = {
+    "stop_gradient": _stop_gradient,
     "transpose": _transpose,
     "reshape": _reshape,
     "broadcast_in_dim": _broadcast_in_dim,

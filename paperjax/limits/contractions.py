@@ -44,12 +44,6 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
     free = [i for i in range(len(axes)) if i not in inside and i not in batch]
     leaf_free = [i for i in range(len(leaf_axes)) if i not in leaf_inside and i not in leaf_batch]
     for i, j in zip(batch, leaf_batch):
-        if rep_size(axes[i]) > 1:
-            raise NotImplementedError(
-                f"{law.path}: each of {rep_size(axes[i])} positions (or experts) has a matrix of its own. Independent "
-                f"fields for positions that "
-                "are followed one by one are not implemented."
-            )
         if any(atom.grows for atom in (*axes[i], *leaf_axes[j])):
             raise NotImplementedError(f"{law.path}: a growing axis is neither summed over nor free (a matrix for each channel).")
     if any(atom.grows for i in free for atom in axes[i]):
@@ -77,7 +71,12 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
         return jnp.transpose(a, order).reshape(*shape, -1)
 
     way = tuple(sorted({k for j in leaf_inside for k, _, _ in view.parts[j]}))
-    return nd.Field(out, key_of(view, way), node, (tap,), math.sqrt(count) * view.factor, law.gaussian or grows, law.variance == 0)
+    # Positions (experts) with a matrix for each.
+    alone = tuple(at for at, i in enumerate(batch) if rep_size(axes[i]) > 1)
+    if alone:
+        way = (way, *(tuple((k, j) for k, j, _ in view.parts[leaf_batch[at]]) for at in alone))
+    scale, gaussian = math.sqrt(count) * view.factor, law.gaussian or grows
+    return nd.Field(out, key_of(view, way), node, (tap,), scale, gaussian, law.variance == 0, alone)
 
 
 def refuse_mean(law: LeafLaw) -> None:
@@ -151,6 +150,36 @@ def _inner(u: Wide, v: Wide, axes: Axes, numbers: tuple[Any, Any], count: int) -
     if nd.independent(u, v) and (nd.centred(u) or nd.centred(v)):
         return Det(axes, const=nd.fold(lambda: jnp.zeros(shape)), noise=noise)
     return Det(axes, lambda a: a, (nd.Moment(u, v, fn),), noise=noise)
+
+
+def fixed_conv(node: Wide, by: Det, params: dict[str, Any], sizes: tuple[int, ...], others: tuple[int, ...]) -> Node:
+    """A depthwise convolution with numbers that are the same for all channels: patches, a blur."""
+    numbers = params["dimension_numbers"]
+    out_of, into, *over = numbers.rhs_spec
+    b, c, *space = numbers.lhs_spec
+    out_b, out_c, *out_space = numbers.out_spec
+    channels, made = node.axes[c], by.axes[out_of]
+    coordinatewise = made[: len(channels)] == channels and rep_size(channels) == 1 and not any(a.kind == "iid" for a in made[len(channels) :])
+    if not coordinatewise or rep_size(by.axes[into]) > 1 or params["batch_group_count"] != 1:
+        raise NotImplementedError("a convolution with numbers that are no leaf's, and sum over channels.")
+    window = Window(
+        params["window_strides"], params["padding"], params["lhs_dilation"], params["rhs_dilation"], [rep_size(by.axes[i]) for i in over],
+        numbers.lhs_spec, numbers.out_spec,
+    )  # fmt: skip
+    taps = window_taps(window, node.shape)
+    axes = [node.axes[b]] * len(sizes)
+    axes[out_c] = made
+    for i in out_space:
+        axes[i] = nd.axis_of(sizes[i], others[i])
+    back = [0] * len(sizes)
+    for place, axis in enumerate((out_b, *out_space, out_c)):
+        back[axis] = place
+
+    def fn(a: Any, weights: Any) -> Any:
+        w = jnp.transpose(weights, (*over, into, out_of)).reshape(len(taps), -1).astype(a.dtype)
+        return jnp.transpose(sum(see(a) * row for see, row in zip(taps, w)), back)
+
+    return nd.Linear(tuple(axes), node, fn, (by,), False)
 
 
 class Window(NamedTuple):

@@ -235,7 +235,7 @@ class Run:
                 return None
             a, b = self.det(u.source, s), self.det(v.source, t)
             terms = [_contracted(f(a), g(b), diag) for f, g in zip(u.taps, v.taps)]
-            return variance * _sum(terms)
+            return _own_matrices(variance * _sum(terms), u, diag)
         assert isinstance(u.source, Wide)
         assert isinstance(v.source, Wide)
         # Where nothing is left but the trace, or each position is a sum over taps of itself, positions only meet themselves.
@@ -249,7 +249,7 @@ class Run:
         else:
             n = len(u.source.shape)
             total = _sum([_trace(on_right(g, on_left(f, below, n), len(u.shape) + 1), len(u.shape)) for f, g in zip(u.taps, v.taps)])
-        return variance * total
+        return _own_matrices(variance * total, u, diag)
 
     def _of_products(self, left: tuple[Wide, ...], right: tuple[Wide, ...], s: int, t: int, diag: bool) -> Moments:
         """The expectation of a product: that of each group of factors that depend on each other, by itself."""
@@ -315,6 +315,15 @@ def _sum(terms: Sequence[Moments]) -> Any:
     for term in terms:
         total = _plus(total, term)
     return total
+
+
+def _own_matrices(k: Any, u: nd.Field, diag: bool) -> Any:
+    """No covariance between positions with different matrices."""
+    n = len(u.shape)
+    for axis in () if diag else u.alone:
+        same = jnp.eye(u.shape[axis], dtype=k.dtype)
+        k = k * jnp.expand_dims(same, [i for i in range(2 * n) if i not in (axis, n + axis)])
+    return k
 
 
 def _diagonal(full: Moments, u: Node) -> Moments:

@@ -137,7 +137,8 @@ Key = tuple[Any, ...]
 class Field(Wide):
     """``W u`` for a leaf W: Gaussian, of covariance ``scale scale' · variance · sum_taps sum_c tap(E[u u'])``.
 
-    Each of `taps` takes the representative of `source` to an array ``(*shape, c)`` of whose last axis the trace is taken.
+    Each of `taps` takes the representative of `source` to an array ``(*shape, c)`` of whose last axis the trace is taken. Along the axes
+    `alone` each position has a matrix of its own.
     """
 
     key: Key
@@ -146,6 +147,7 @@ class Field(Wide):
     scale: float
     gaussian: bool
     still: bool = False
+    alone: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

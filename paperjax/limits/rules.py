@@ -183,7 +183,12 @@ def _dot_general(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_:
 
 
 def _conv_general_dilated(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-    if not isinstance(operands[1], View):
+    by = operands[1]
+    if isinstance(by, Det) and eqn.params["feature_group_count"] != twin.params["feature_group_count"]:
+        node = reader.settled(reader.node(operands[0]), "convolution")
+        if isinstance(node, Wide):
+            return con.fixed_conv(node, by, eqn.params, sizes, others)
+    if not isinstance(by, View):
         raise NotImplementedError("a convolution with something that is no leaf.")
     view = operands[1]
     node = reader.settled(reader.node(operands[0]), "convolution")

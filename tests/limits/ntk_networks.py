@@ -38,7 +38,7 @@ def conv(draw, h, n, padding="SAME", stride=1, w=W, b=B, size=3):
     kernel = draw(size, size, h.shape[-1], n)
     fan_in = size * size * h.shape[-1]
     if padding == "CIRCULAR":
-        h = jnp.pad(h, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)), mode="wrap")
+        h = jnp.pad(h, ((0, 0), *lax.padtype_to_pads(h.shape[1:3], (size, size), (stride, stride), "SAME"), (0, 0)), mode="wrap")
     numbers = ("NHWC", "HWIO", "NHWC")
     out = (w / math.sqrt(fan_in)) * lax.conv_general_dilated(
         h, kernel, (stride, stride), "VALID" if padding == "CIRCULAR" else padding, dimension_numbers=numbers

@@ -159,7 +159,9 @@ def fixed_conv(node: Wide, by: Det, params: dict[str, Any], sizes: tuple[int, ..
     b, c, *space = numbers.lhs_spec
     out_b, out_c, *out_space = numbers.out_spec
     channels, made = node.axes[c], by.axes[out_of]
-    coordinatewise = made[: len(channels)] == channels and rep_size(channels) == 1 and not any(a.kind == "iid" for a in made[len(channels) :])
+    coordinatewise = (
+        made[: len(channels)] == channels and rep_size(channels) == 1 and not any(a.kind == "iid" for a in made[len(channels) :])
+    )
     if not coordinatewise or rep_size(by.axes[into]) > 1 or params["batch_group_count"] != 1:
         raise NotImplementedError("a convolution with numbers that are no leaf's, and sum over channels.")
     window = Window(

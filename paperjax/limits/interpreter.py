@@ -245,7 +245,7 @@ def aligned(node: Node, axes: Axes) -> Node:
         return st.same(node, axes)
     if node.shape != shape:
         raise NotImplementedError("values that are followed entry by entry along an axis meet others that are independent along it.")
-    nd.repeated(node, node.axes, axes)
+    repeated(node, node.axes, axes)
     return nd.relabelled(node, axes)
 
 

@@ -61,7 +61,7 @@ def _broadcast_in_dim(reader: Reader, eqn: Any, twin: Any, operands: list[Value]
         return view if same else Spread(view, tuple(a if a else axis_of(n, m) for a, n, m in zip(view.axes, sizes, others)))
     node = reader.node(value)
     moved = st.broadcast(node.axes, sizes, others, places)
-    nd.repeated(node, tuple(node.axes[places.index(i)] if i in places else () for i in range(len(sizes))), moved.axes)
+    repeated(node, tuple(node.axes[places.index(i)] if i in places else () for i in range(len(sizes))), moved.axes)
     return st.apply(node, moved)
 
 

@@ -16,6 +16,7 @@ from jax.extend import core as jex
 from paperjax.limits import contractions as con
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
+from paperjax.limits.dependence import repeated
 from paperjax.limits.elementwise import broadcasting, elementwise
 from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
 from paperjax.limits.rules import RULES, split

@@ -7,6 +7,7 @@ import numpy as np
 from paperjax.limits import contractions as con
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
+from paperjax.limits.dependence import repeated
 from paperjax.limits.elementwise import broadcasting
 from paperjax.limits.nodes import Axes, Det, Node, Wide, axis_of, coordinates
 from paperjax.limits.values import Spread, Value, number_of

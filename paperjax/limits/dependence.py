@@ -6,7 +6,7 @@ from paperjax.limits import nodes as nd
 from paperjax.limits.subsets import apart
 
 
-def repeated(node: nd.Node, before: nd.Axes, after: nd.Axes) -> None:
+def refuse_shared(node: nd.Node, before: nd.Axes, after: nd.Axes) -> None:
     """Refuse a random value that would be the same for all coordinates of a growing axis.
 
     Raises

@@ -28,8 +28,8 @@ def broadcasting(eqn: Any, **changed: Any) -> Callable[..., Any]:
             arrays = [a.astype(best) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays]
         whole = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.integer)]
         if len(set(whole)) > 1:
-            most = max(whole, key=lambda dtype: jnp.iinfo(dtype).bits)
-            arrays = [a.astype(most) if jnp.issubdtype(a.dtype, jnp.integer) else a for a in arrays]
+            longest = max(whole, key=lambda dtype: jnp.iinfo(dtype).bits)
+            arrays = [a.astype(longest) if jnp.issubdtype(a.dtype, jnp.integer) else a for a in arrays]
         if entrywise and len(arrays) > 1:
             shape = np.broadcast_shapes(*(a.shape for a in arrays))
             arrays = [jnp.broadcast_to(a, shape) for a in arrays]

@@ -10,6 +10,7 @@ from jax import lax
 
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
+from paperjax.limits.dependence import refuse_own
 from paperjax.limits.nodes import Axes, Axis, Det, Node, Wide, coordinates, rep_shape, rep_size
 from paperjax.limits.views import View
 
@@ -75,6 +76,7 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
     alone = tuple(at for at, i in enumerate(batch) if rep_size(axes[i]) > 1)
     if alone:
         way = (way, *(tuple((k, j) for k, j, _ in view.parts[leaf_batch[at]]) for at in alone))
+    refuse_own(node, view.leaf, view.entries, way, law.path)
     scale, gaussian = math.sqrt(count) * view.factor, law.gaussian or grows
     return nd.Field(out, key_of(view, way), node, (tap,), scale, gaussian, law.variance == 0, alone)
 
@@ -156,10 +158,11 @@ def fixed_conv(node: Wide, by: Det, params: dict[str, Any], sizes: tuple[int, ..
     """A depthwise convolution with numbers that are the same for all channels: patches, a blur."""
     numbers = params["dimension_numbers"]
     out_of, into, *over = numbers.rhs_spec
-    b, c, *space = numbers.lhs_spec
+    b, c, *_ = numbers.lhs_spec
     out_b, out_c, *out_space = numbers.out_spec
     channels, made = node.axes[c], by.axes[out_of]
-    coordinatewise = made[: len(channels)] == channels and rep_size(channels) == 1 and not any(a.kind == "iid" for a in made[len(channels) :])
+    inner = made[len(channels) :]
+    coordinatewise = made[: len(channels)] == channels and rep_size(channels) == 1 and not any(a.kind == "iid" for a in inner)
     if not coordinatewise or rep_size(by.axes[into]) > 1 or params["batch_group_count"] != 1:
         raise NotImplementedError("a convolution with numbers that are no leaf's, and sum over channels.")
     window = Window(
@@ -266,6 +269,7 @@ def conv(
 
     scale = math.sqrt(coordinates(channels) / groups) * view.factor
     way = tuple(sorted({k for k, _, _ in view.parts[leaf_in]}))
+    refuse_own(node, view.leaf, view.entries, way, law.path)
     return nd.Field(axes, key_of(view, way), node, tuple(map(traced, taps)), scale, law.gaussian or grows, law.variance == 0)
 
 

@@ -16,6 +16,7 @@ from jax.extend import core as jex
 from paperjax.limits import contractions as con
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
+from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.elementwise import broadcasting, elementwise
 from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
 from paperjax.limits.rules import RULES, split
@@ -245,7 +246,7 @@ def aligned(node: Node, axes: Axes) -> Node:
         return st.same(node, axes)
     if node.shape != shape:
         raise NotImplementedError("values that are followed entry by entry along an axis meet others that are independent along it.")
-    nd.repeated(node, node.axes, axes)
+    refuse_shared(node, node.axes, axes)
     return nd.relabelled(node, axes)
 
 

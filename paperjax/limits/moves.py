@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from paperjax.limits import nodes as nd
+from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.nodes import Atom, Axes, Axis, Det, Fn, Node, Wide, axis_of, coordinates, rep_shape, rep_size
 
 Shape = tuple[int, ...]
@@ -49,7 +50,7 @@ def apply(node: Node, moved: Moved) -> Node:
 def same(node: Wide, axes: Axes) -> Wide:
     """A wide value repeated along axes that it has not."""
     shape = rep_shape(axes)
-    nd.repeated(node, node.axes, axes)
+    refuse_shared(node, node.axes, axes)
     if node.shape == shape:
         return node
     made = apply(node, Moved(axes, lambda a: jnp.broadcast_to(a, shape)))

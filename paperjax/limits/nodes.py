@@ -346,23 +346,6 @@ def relabelled(node: Any, axes: Axes) -> Any:
     return made[axes]
 
 
-def repeated(node: Node, before: Axes, after: Axes) -> None:
-    """Refuse a random value that would be the same for all coordinates of a growing axis.
-
-    Raises
-    ------
-    NotImplementedError
-        If it is random, and an axis of size 1 (or none) becomes one that grows.
-    """
-    grows = any(atom.grows for new, old in zip(after, before) if not old for atom in new)
-    if grows and isinstance(node, Wide) and sources(node):
-        raise NotImplementedError(
-            "one random number (a gate with a single output, a readout that is fed back) is repeated along a growing axis, so that all "
-            "coordinates share it: what they make is Gaussian given that number, and a mixture without it. Let the gate have an output "
-            "for each coordinate."
-        )
-
-
 def times(u: Wide, number: float) -> Scale:
     """One node for a value times a known number."""
     made = u.__dict__.setdefault("_times", {})

@@ -89,14 +89,14 @@ class Program:
             outputs = reader.network(here.jaxpr, other.jaxpr, len(laws))
             if len(outputs) != 1:
                 raise NotImplementedError(f"the network returns {len(outputs)} arrays, and a limit is of one.")
-            output = reader.node(outputs[0])
+            self.output = _output(reader.node(outputs[0]))
         except NotGaussianError as error:
             raise ValueError(not_gaussian(here, error.leaf)) from error
         except NotImplementedError as error:
             where = getattr(error, "primitive", None)
             said = f"pj.limit: {f'primitive {where}: ' if where else ''}{_with_paths(str(error), here.paths)}"
             raise NotImplementedError(said) from error
-        self.output, self.noises = _output(output), reader.noises
+        self.noises = reader.noises
         self.shared = tuple(here.paths[i] for i in sorted(reader.shared) if here.rates[i])
         self.cache = cache
 

@@ -7,6 +7,7 @@ import numpy as np
 from paperjax.limits import contractions as con
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
+from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.elementwise import broadcasting
 from paperjax.limits.nodes import Axes, Det, Node, Wide, axis_of, coordinates
 from paperjax.limits.values import Spread, Value, number_of
@@ -62,7 +63,7 @@ def _broadcast_in_dim(reader: Reader, eqn: Any, twin: Any, operands: list[Value]
         return view if same else Spread(view, tuple(a if a else axis_of(n, m) for a, n, m in zip(view.axes, sizes, others)))
     node = reader.node(value)
     moved = st.broadcast(node.axes, sizes, others, places)
-    nd.repeated(node, tuple(node.axes[places.index(i)] if i in places else () for i in range(len(sizes))), moved.axes)
+    refuse_shared(node, tuple(node.axes[places.index(i)] if i in places else () for i in range(len(sizes))), moved.axes)
     return st.apply(node, moved)
 
 

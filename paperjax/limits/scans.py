@@ -31,7 +31,10 @@ def scan(reader: Any, eqn: Any, twin: Any, operands: list[Value]) -> list[Value]
     n_consts, n_carry, length = p["num_consts"], p["num_carry"], p["length"]
     body, other = prim.closed(p["jaxpr"]), prim.closed(twin.params["jaxpr"])
     if twin.params["length"] != length:
-        raise NotImplementedError("a scan whose number of steps grows with the width.")
+        raise NotImplementedError(
+            "the number of steps of a scan grows with the sizes that go to infinity: it is a depth, and no width. Give it a finite value, "
+            "sizes=dict(depth=...)."
+        )
     consts, carry, rows = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
     stacked_leaves = any(isinstance(row, View) for row in rows)
     shared_leaves = any(isinstance(c, (View, Spread)) and any(atom.grows for axis in c.axes for atom in axis) for c in consts)

@@ -46,7 +46,7 @@ def trace_one(model: Model, x: jax.ShapeDtypeStruct, declared: Mapping[str, Law]
             "kernel of two. Use the statistics of the running average (training off), or LayerNorm or GroupNorm."
         )
     # In double precision, so that the network's own numbers (1/sqrt(3)) are not those of single precision; what it casts itself meets that.
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    with nd.usual(True):
         fn, args = flat_apply(model.apply, *jax.tree.map(_double, (params, one)))
         jaxpr = prim.trace(fn, *args)
     laws = leaf_laws(model, one, declared)

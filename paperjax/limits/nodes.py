@@ -5,10 +5,11 @@ value is kept as its *representative*, an array in which such axes have size 1. 
 example, or wide (`Wide`): a random coordinate, a function of Gaussian fields which are jointly distributed over the finite axes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -415,9 +416,16 @@ def moving_and_still(node: Wide) -> tuple[tuple[Wide, ...], tuple[Wide, ...]]:
     return (node,), ()
 
 
+@contextlib.contextmanager
+def usual(double: bool) -> Iterator[None]:
+    """Double or single precision and JAX's usual promotion, whatever the user's flags, which are about the user's code."""
+    with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def fold(fn: Fn, *consts: np.ndarray) -> np.ndarray:
     """A function of known arrays, here and now, in double precision."""
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+    with jax.ensure_compile_time_eval(), usual(True):
         return np.asarray(fn(*consts))
 
 

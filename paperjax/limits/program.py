@@ -45,8 +45,8 @@ def trace_one(model: Model, x: jax.ShapeDtypeStruct, declared: Mapping[str, Law]
             f"pj.limit: examples of a batch meet in a {met} (batch statistics?), so the network is no function of one example, and has no "
             "kernel of two. Use the statistics of the running average (training off), or LayerNorm or GroupNorm."
         )
-    # In double precision, so that the network's own numbers (1/sqrt(3)) are not those of single precision.
-    with jax.enable_x64(True):
+    # In double precision, so that the network's own numbers (1/sqrt(3)) are not those of single precision; what it casts itself meets that.
+    with nd.usual(True):
         fn, args = flat_apply(model.apply, *jax.tree.map(_double, (params, one)))
         jaxpr = prim.trace(fn, *args)
     laws = leaf_laws(model, one, declared)

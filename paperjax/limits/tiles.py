@@ -13,6 +13,7 @@ from jax.extend import core as jex
 from jaxtyping import Array
 
 from paperjax.layout import peak_bytes
+from paperjax.limits import nodes as nd
 from paperjax.limits.program import Program, as_tape
 from paperjax.limits.roll import roll, rolled
 from paperjax.progress import progress_bar
@@ -49,7 +50,7 @@ def kernels(
 
     In double or single precision, whatever the user's flag.
     """
-    with jax.enable_x64(dtype == np.float64):
+    with nd.usual(dtype == np.float64):
         given = [_in(x, dtype) for x in ((x1,) if x2 is None else (x1, x2))]
         asked = program.asked(given[0][0], ntk)
         step = pair_step(program, asked, ntk, leaves)

@@ -138,6 +138,8 @@ def _pair(
     # Left as small as they are: what is made of one of the two fields alone is made once for all of the other's positions.
     if not diag and k11.ndim:
         k11 = k11.reshape(*k11.shape, *(1,) * len(b.shape))
+    if not diag and k22.ndim:
+        k22 = k22.reshape(*(1,) * len(a.shape), *k22.shape)
     key = ("pair", _fingerprint(run, g), _fingerprint(run, h))
     if key not in run.cache:
         run.cache[key] = trained(g, h)

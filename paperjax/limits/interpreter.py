@@ -242,6 +242,7 @@ def aligned(node: Node, axes: Axes) -> Node:
         if all(n in (1, m) for n, m in zip(node.shape, shape)):
             return st.same_shape(node, axes)
         raise NotImplementedError("numbers that differ from one independent coordinate (output, head) to the next.")
+    assert isinstance(node, nd.Wide)
     if all(not axis or n == m for axis, n, m in zip(node.axes, node.shape, shape)) and node.shape != shape:
         return st.same(node, axes)
     if node.shape != shape:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from paperjax.limits import nodes as nd
 from paperjax.limits.contractions import LeafLaw
 from paperjax.limits.functions import NotGaussianError
 from paperjax.limits.interpreter import Interpreter

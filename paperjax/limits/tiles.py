@@ -99,10 +99,20 @@ def _tiled(
             made = run(*_part(rows, columns, tapes[0], tapes[-1], a, b))
             for whole, tile in zip(out, made):
                 whole[a.start : a.stop, b.start : b.stop] = tile
-                if symmetric and a != b:
-                    whole[b.start : b.stop, a.start : a.stop] = _turned(np.asarray(tile))
             bar.advance(1.0)
+    if symmetric:
+        for whole in out:
+            _mirror(whole)
     return tuple(jnp.asarray(whole) for whole in out)
+
+
+def _mirror(whole: np.ndarray) -> None:
+    """The lower triangle from the upper one: exactly symmetric, whatever a tile rounds."""
+    for r in range(0, len(whole), TILE):
+        square = whole[r : r + TILE, r : r + TILE]
+        below = np.tril_indices(len(square), -1)
+        square[below] = _turned(square)[below]
+        whole[r + TILE :, r : r + TILE] = _turned(whole[r : r + TILE, r + TILE :])
 
 
 def _turned(tile: np.ndarray) -> np.ndarray:

@@ -76,13 +76,14 @@ def test_flax_under_the_ntk_parametrization(stax):
     with jax.enable_x64(True):
         layers = stax.Dense(8, W), stax.Relu(), stax.Dense(1, W)
         theirs = stax.serial(*layers)[2](jnp.asarray(VECTORS[:1]), jnp.asarray(VECTORS[1:]), ("nngp", "ntk"))
-    assert relative(ours.nngp[:1, 1:], theirs.nngp) < 1e-10
+    # Flax draws in float32, which rounds the standard deviations.
+    assert relative(ours.nngp[:1, 1:], theirs.nngp) < 3e-7
     # At the base width learning rates are those of the Flax network: an entry of variance W² / fan_in counts fan_in / W² times as much.
-    readout = theirs.nngp
-    parts = {"['Dense_0']['kernel']": 5 / W**2 * (theirs.ntk - readout), "['Dense_1']['kernel']": 64 / W**2 * readout}
+    readout, first = np.asarray(theirs.nngp), np.asarray(theirs.ntk) - np.asarray(theirs.nngp)
+    parts = {"['Dense_0']['kernel']": 5 / W**2 * first, "['Dense_1']['kernel']": 64 / W**2 * readout}
     assert set(ours.ntk) == set(parts)
     for path, part in parts.items():
-        assert relative(ours.ntk[path][:1, 1:], part) < 1e-10
+        assert relative(ours.ntk[path][:1, 1:], part) < 3e-7
 
 
 def exact(phi, depth, b=B, gram=GRAM):

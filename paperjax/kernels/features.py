@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend import core as jex
 
 from paperjax.kernels.factors import Factor, Term, operands, results
+from paperjax.kernels.strided import in_blocks
 from paperjax.trace.interpret import replayed
 
 
@@ -63,6 +65,8 @@ def features(
     factors = [factor for term in (*kept, *formed) for factor in term.factors]
     taps = sorted({factor.tap for factor in factors})
     places = {factor.product.path: factor for factor in factors}
+    found = {path: in_blocks(factor.product.eqn, jax.default_backend()) for path, factor in places.items()}
+    instead = {path: compute for path, compute in found.items() if compute is not None}
 
     def one(x: Any) -> Features:
         zeros = {path: _zeros(factor) for path, factor in places.items()}
@@ -71,7 +75,7 @@ def features(
             leaves = list(arguments[:n_leaves])
             for leaf, value in zip(others, chosen):
                 leaves[leaf] = value
-            y, seen = replayed(jaxpr, [*leaves, *arguments[n_leaves:], x[None]], taps, added)
+            y, seen = replayed(jaxpr, [*leaves, *arguments[n_leaves:], x[None]], taps, added, instead)
             return y[0][0], seen
 
         y, pull, seen = jax.vjp(output, zeros, [arguments[leaf] for leaf in others], has_aux=True)
@@ -102,9 +106,12 @@ def _scaled(factor: Factor, cotangents: Any) -> Any:
 def _gradients(term: Term, a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
     """Gradients of one example from the factors of a plain term: of its leaf, and of its bias if it has one."""
     a_KTI, b_OKTJ = jnp.concatenate(a, 1) if len(a) > 1 else a[0], jnp.concatenate(b, 2) if len(b) > 1 else b[0]
-    # With the outputs second to last XLA needs no copy of `b`, the larger one.
-    found = (jnp.einsum("kti,oktj->kioj", a_KTI, b_OKTJ),)
-    if term.bias is None:
-        return found
-    scale = term.bias_scale / term.factors[0].product.value.scale
-    return (*found, b_OKTJ.sum(2).swapaxes(0, 1) * jnp.asarray(scale, b_OKTJ.dtype))
+    if term.bias is not None:
+        # A bias is a column of its own of `a`, the same at all places.
+        scale = term.bias_scale / term.factors[0].product.value.scale
+        a_KTI = jnp.concatenate([a_KTI, jnp.full((*a_KTI.shape[:2], 1), scale, a_KTI.dtype)], 2)
+    # Outputs and columns side by side: one product for each example.
+    k, t, j = b_OKTJ.shape[1:]
+    b_KTX = lax.optimization_barrier(b_OKTJ.transpose(1, 2, 0, 3).reshape(k, t, -1))
+    found = jnp.einsum("kti,ktx->kix", a_KTI, b_KTX).reshape(k, -1, b_OKTJ.shape[0], j)
+    return (found,) if term.bias is None else (found[:, :-1], found[:, -1])

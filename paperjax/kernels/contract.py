@@ -53,14 +53,12 @@ def jacobian_contraction(gradients: Pair, outputs: str) -> Any:
 
 
 def formed_contraction(gradients: Pair, outputs: str) -> Any:
-    """The same of gradients ``(N, ..., O, j)``."""
-    first, second = (g.reshape(g.shape[0], -1, *g.shape[-2:]) for g in gradients)
+    """The same of gradients ``(N, k, O, j, i)``."""
+    first, second = gradients
     if outputs == "trace":
-        return rows_product(first, second, 3)
-    if outputs == "diagonal":
-        return jnp.einsum("nxoj,Nxoj->noN", first, second)
-    rows = [g.swapaxes(1, 2).reshape(g.shape[0], g.shape[2], -1) for g in (first, second)]
-    return paired(rows[0], rows[1], outputs)
+        return rows_product(first, second, 4)
+    first, second = (g.swapaxes(1, 2) for g in (first, second))
+    return jacobian_contraction((first, second), outputs)
 
 
 def paired(first: Any, second: Any, outputs: str) -> Any:

@@ -9,6 +9,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from paperjax.kernels import contract
+from paperjax.kernels.factors import Term
 from paperjax.kernels.features import Features, features
 from paperjax.kernels.network import Network, Spec, directions, flat, read
 from paperjax.kernels.routes import Choice
@@ -78,6 +79,11 @@ def pairs(
         else:
             _into(total, {None: "", "leaf": network.paths[leaf], "layer": _parent(network.paths[leaf])}[spec.per], kernel)
 
+    def apart(number: int) -> bool:
+        """Whether the kernels of a leaf and of its bias are not simply added."""
+        term = network.terms.terms[number]
+        return spec.per is not None or weigh.of is not None or {c.leaf for c in choices if c.term == number} != {term.leaf, term.bias}
+
     def add_term(number: int, one: Any, parts: tuple[Any, ...], axes: tuple[int, ...]) -> None:
         term = network.terms.terms[number]
         layers = network.terms.layers.get(term.leaf, 0) if spec.per == "layer" else 0
@@ -91,10 +97,7 @@ def pairs(
         gram = functools.partial(contract.gram, network.terms.terms[number], outputs=spec.outputs)
         add_term(number, gram, ((first.a[n], second.a[n]), (first.b[n], second.b[n])), (1, 2))
     for n, number in enumerate(what.formed):
-
-        def formed(pairs: Any) -> list[Any]:
-            return [contract.formed_contraction(pair, spec.outputs) for pair in zip(*pairs)]
-
+        formed = functools.partial(_of_gradients, network.terms.terms[number], outputs=spec.outputs, apart=apart(number))
         add_term(number, formed, ((first.formed[n], second.formed[n]),), (1,))
     for n, leaf in enumerate(what.gradients):
         layers = network.terms.layers.get(leaf, 0) if spec.per == "layer" else 0
@@ -107,6 +110,15 @@ def pairs(
     for leaf in what.vectors:
         add(leaf, vectors(leaf), 0)
     return total
+
+
+def _of_gradients(term: Term, gradients: tuple[Any, Any], outputs: str, apart: bool) -> list[Any]:
+    """The kernels of a leaf and of its bias, or their sum, from the gradients of both."""
+    if term.bias is None or not apart:
+        return [contract.formed_contraction(gradients, outputs)]
+    i = term.factors[0].i
+    slices = [(g[..., :i], g[..., i:]) for g in gradients]
+    return [contract.formed_contraction((first, second), outputs) for first, second in zip(*slices)]
 
 
 def _into(total: dict[str, Any], name: str, kernel: Any) -> None:

@@ -23,15 +23,14 @@ class Features(NamedTuple):
     b
         Likewise ``(N, O, k, t, j)``, with the number that the model multiplies the leaf by in it.
     formed
-        For each term whose gradients are formed from its factors, those of its leaf, ``(N, k, i, O, j)``, and of its bias,
-        ``(N, k, O, j)``.
+        For each term whose gradients are formed from its factors ``(N, k, O, j, i)``; those of its bias are one more `i`, the last.
     gradients
         For each other leaf ``(N, O, *shape)``.
     """
 
     a: tuple[tuple[Any, ...], ...]
     b: tuple[tuple[Any, ...], ...]
-    formed: tuple[tuple[Any, ...], ...]
+    formed: tuple[Any, ...]
     gradients: tuple[Any, ...]
 
 
@@ -103,15 +102,13 @@ def _scaled(factor: Factor, cotangents: Any) -> Any:
     return found if scale == 1 else found * jnp.asarray(scale, found.dtype)
 
 
-def _gradients(term: Term, a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
-    """Gradients of one example from the factors of a plain term: of its leaf, and of its bias if it has one."""
+def _gradients(term: Term, a: Sequence[Any], b: Sequence[Any]) -> Any:
+    """Gradients of one example from the factors of a plain term; its bias is one more column of `a`, the same at all places."""
     a_KTI, b_OKTJ = jnp.concatenate(a, 1) if len(a) > 1 else a[0], jnp.concatenate(b, 2) if len(b) > 1 else b[0]
     if term.bias is not None:
-        # A bias is a column of its own of `a`, the same at all places.
         scale = term.bias_scale / term.factors[0].product.value.scale
         a_KTI = jnp.concatenate([a_KTI, jnp.full((*a_KTI.shape[:2], 1), scale, a_KTI.dtype)], 2)
-    # Outputs and columns side by side: one product for each example.
-    k, t, j = b_OKTJ.shape[1:]
-    b_KTX = lax.optimization_barrier(b_OKTJ.transpose(1, 2, 0, 3).reshape(k, t, -1))
-    found = jnp.einsum("kti,ktx->kix", a_KTI, b_KTX).reshape(k, -1, b_OKTJ.shape[0], j)
-    return (found,) if term.bias is None else (found[:, :-1], found[:, -1])
+    # Outputs and `j` side by side make one product for each example; rows of the result are those that its contraction needs.
+    o, k, t, j = b_OKTJ.shape
+    b_KTX = lax.optimization_barrier(b_OKTJ.transpose(1, 2, 0, 3).reshape(k, t, o * j))
+    return jnp.einsum("kti,ktx->kxi", a_KTI, b_KTX).reshape(k, o, j, -1)

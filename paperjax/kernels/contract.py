@@ -3,6 +3,7 @@
 Kernels in here are ``(N, O, M, O)`` for all pairs of outputs, ``(N, M)`` for their trace, ``(N, O, M)`` for each output by itself.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from paperjax.kernels.factors import Factor, Term
 # How the outputs of the two batches and the axes of the kernel are written in an einsum; a capital letter is an axis of the second batch.
 OUTPUTS = {"full": ("o", "O", "noNO"), "trace": ("o", "o", "nN"), "diagonal": ("o", "o", "noN")}
 Pair = tuple[Any, Any]
+# Rows and columns from which on a product of a matrix with itself is cut in two: below, XLA on CPU takes as long for half of it.
+SMALL = 128
 
 
 def gram(term: Term, a: Pair, b: Pair, outputs: str) -> list[Any]:
@@ -33,7 +36,7 @@ def gram(term: Term, a: Pair, b: Pair, outputs: str) -> list[Any]:
     if not term.plain:
         numbered = list(enumerate(term.factors))
         return [sum(_gram_of_two((f, g), (a[0][m], a[1][n]), (b[0][m], b[1][n]), outputs) for m, f in numbered for n, g in numbered)]
-    (a1, a2), (b1, b2) = (tuple(_stacked(x, axis) for x in pair) for pair, axis in ((a, 2), (b, 3)))
+    (a1, a2), (b1, b2) = (_both(functools.partial(_stacked, axis=axis), pair) for pair, axis in ((a, 2), (b, 3)))
     lookup, biased = term.factors[0].lookup, term.bias is not None
 
     def one(parts: Any) -> list[Any]:
@@ -48,17 +51,15 @@ def gram(term: Term, a: Pair, b: Pair, outputs: str) -> list[Any]:
 
 def jacobian_contraction(gradients: Pair, outputs: str) -> Any:
     """``sum_p J_nop J_mqp`` of gradients ``(N, O, *shape)``."""
-    first, second = (g.reshape(*g.shape[:2], math.prod(g.shape[2:])) for g in gradients)
+    first, second = _both(lambda g: g.reshape(*g.shape[:2], math.prod(g.shape[2:])), gradients)
     return paired(first, second, outputs)
 
 
 def formed_contraction(gradients: Pair, outputs: str) -> Any:
     """The same of gradients ``(N, k, O, j, i)``."""
-    first, second = gradients
     if outputs == "trace":
-        return rows_product(first, second, 4)
-    first, second = (g.swapaxes(1, 2) for g in (first, second))
-    return jacobian_contraction((first, second), outputs)
+        return rows_product(*gradients, 4)
+    return jacobian_contraction(_both(lambda g: g.swapaxes(1, 2), gradients), outputs)
 
 
 def paired(first: Any, second: Any, outputs: str) -> Any:
@@ -69,11 +70,33 @@ def paired(first: Any, second: Any, outputs: str) -> Any:
 
 
 def rows_product(first: Any, second: Any, summed: int) -> Any:
-    """Sum over so many last axes; free axes of the first, then of the second."""
+    """Sum over so many last axes; free axes of the first, then of the second. Of an array with itself only about half is computed."""
     # As matrices: with more axes XLA copies the second operand to transpose it, on CPU.
     free = first.shape[: first.ndim - summed], second.shape[: second.ndim - summed]
-    x, y = (array.reshape(math.prod(shape), -1) for array, shape in zip((first, second), free))
-    return lax.dot_general(x, y, (((1,), (1,)), ((), ()))).reshape(*free[0], *free[1])
+    x, y = _both(lambda array: array.reshape(math.prod(array.shape[: array.ndim - summed]), -1), (first, second))
+    found = _times_itself(x, 2) if x is y else _times(x, y)
+    return found.reshape(*free[0], *free[1])
+
+
+def _times(x: Any, y: Any) -> Any:
+    return lax.dot_general(x, y, (((1,), (1,)), ((), ())))
+
+
+def _times_itself(x: Any, times: int) -> Any:
+    """``x x^T`` by halves of the rows, and their halves: three products for four."""
+    n = x.shape[0]
+    if times == 0 or n < SMALL or x.shape[1] < SMALL:
+        return _times(x, x)
+    above, below = x[: n // 2], x[n // 2 :]
+    corner = _times(above, below)
+    rows = [[_times_itself(above, times - 1), corner], [corner.T, _times_itself(below, times - 1)]]
+    return jnp.concatenate([jnp.concatenate(row, 1) for row in rows])
+
+
+def _both(fn: Callable[[Any], Any], pair: Pair) -> Pair:
+    """A function of both; the same array twice stays the same array."""
+    first = fn(pair[0])
+    return first, first if pair[1] is pair[0] else fn(pair[1])
 
 
 def by_layers(fn: Callable[..., list[Any]], layers: int, parts: Sequence[Any], axes: Sequence[int]) -> list[Any]:
@@ -95,7 +118,7 @@ def _stacked(parts: Sequence[Any], axis: int) -> Any:
 
 def _summed_over_k(one: Callable[..., list[Any]], a: Pair, b: Pair) -> list[Any]:
     if a[0].shape[1] == 1:
-        return one((*(x[:, 0] for x in a), *(x[:, :, 0] for x in b)))
+        return one((*_both(lambda x: x[:, 0], a), *_both(lambda x: x[:, :, 0], b)))
     parts = (*(jnp.moveaxis(x, 1, 0) for x in a), *(jnp.moveaxis(x, 2, 0) for x in b))
     shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
     zero = [jnp.zeros(s.shape, s.dtype) for s in shapes]
@@ -107,7 +130,7 @@ def _gram_of_one(a1: Any, a2: Any, b1: Any, b2: Any, outputs: str, lookup: bool,
     o, p, out = OUTPUTS[outputs]
     inner = _equal(a1, a2, b1.dtype) if lookup else rows_product(a1, a2, 1)
     if inner.shape[1] == inner.shape[3] == 1:
-        wide = paired(b1[:, :, 0], b2[:, :, 0], outputs)
+        wide = paired(*_both(lambda b: b[:, :, 0], (b1, b2)), outputs)
         found = _placed(inner[:, 0, :, 0], "nN", out) * wide
         return [found, wide] if biased else [found]
     kept = {"full": "notNOT", "trace": "ntNT", "diagonal": "ntoNT"}[outputs]
@@ -115,7 +138,7 @@ def _gram_of_one(a1: Any, a2: Any, b1: Any, b2: Any, outputs: str, lookup: bool,
     over = tuple(axis for axis, name in enumerate(kept) if name in "tT")
     found = (_placed(inner, "ntNT", kept) * wide).sum(over)
     # The sum over places first: it is cheaper, and what cancels in it cancels exactly (attention's key biases).
-    return [found, paired(b1.sum(2), b2.sum(2), outputs)] if biased else [found]
+    return [found, paired(*_both(lambda b: b.sum(2), (b1, b2)), outputs)] if biased else [found]
 
 
 def _equal(first: Any, second: Any, dtype: Any) -> Any:

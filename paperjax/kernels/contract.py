@@ -5,6 +5,7 @@ Kernels in here are ``(N, O, M, O)`` for all pairs of outputs, ``(N, M)`` for th
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ from paperjax.kernels.factors import Factor, Term
 # How the outputs of the two batches and the axes of the kernel are written in an einsum; a capital letter is an axis of the second batch.
 OUTPUTS = {"full": ("o", "O", "noNO"), "trace": ("o", "o", "nN"), "diagonal": ("o", "o", "noN")}
 Pair = tuple[Any, Any]
-# Rows and columns from which on a product of a matrix with itself is cut in two: below, XLA on CPU takes as long for half of it.
-SMALL = 128
+# Rows and columns from which on a product of a matrix with itself is cut in two; below, the cuts cost as much as they save.
+CUT_ROWS, CUT_COLUMNS = 512, 128
 
 
 def gram(term: Term, a: Pair, b: Pair, outputs: str) -> list[Any]:
@@ -49,17 +50,20 @@ def gram(term: Term, a: Pair, b: Pair, outputs: str) -> list[Any]:
     return found
 
 
-def jacobian_contraction(gradients: Pair, outputs: str) -> Any:
-    """``sum_p J_nop J_mqp`` of gradients ``(N, O, *shape)``."""
-    first, second = _both(lambda g: g.reshape(*g.shape[:2], math.prod(g.shape[2:])), gradients)
-    return paired(first, second, outputs)
+def gradients_product(gradients: Sequence[Pair], outputs: str) -> Any:
+    """``sum_p J_nop J_mqp`` over the entries p of all gradients ``(N, O, *shape)``; for the trace O may be any axis but the first."""
+    if outputs == "diagonal":
+        return sum(paired(*_both(lambda g: g.reshape(*g.shape[:2], -1), pair), outputs) for pair in gradients)
+    kept = 1 if outputs == "trace" else 2
+    first, second = gradients[0]
+    # Of a batch with itself products are summed half by half, and put together once.
+    found = _matrix_product([_both(lambda g: g.reshape(math.prod(g.shape[:kept]), -1), pair) for pair in gradients])
+    return found.reshape(*first.shape[:kept], *second.shape[:kept])
 
 
-def formed_contraction(gradients: Pair, outputs: str) -> Any:
-    """The same of gradients ``(N, k, O, j, i)``."""
-    if outputs == "trace":
-        return rows_product(*gradients, 4)
-    return jacobian_contraction(_both(lambda g: g.swapaxes(1, 2), gradients), outputs)
+def outputs_first(gradients: Pair, outputs: str) -> Pair:
+    """Gradients ``(N, k, O, j, i)`` as the function above takes them."""
+    return gradients if outputs == "trace" else _both(lambda g: g.swapaxes(1, 2), gradients)
 
 
 def paired(first: Any, second: Any, outputs: str) -> Any:
@@ -73,22 +77,28 @@ def rows_product(first: Any, second: Any, summed: int) -> Any:
     """Sum over so many last axes; free axes of the first, then of the second. Of an array with itself only about half is computed."""
     # As matrices: with more axes XLA copies the second operand to transpose it, on CPU.
     free = first.shape[: first.ndim - summed], second.shape[: second.ndim - summed]
-    x, y = _both(lambda array: array.reshape(math.prod(array.shape[: array.ndim - summed]), -1), (first, second))
-    found = _times_itself(x, 2) if x is y else _times(x, y)
-    return found.reshape(*free[0], *free[1])
+    pair = _both(lambda array: array.reshape(math.prod(array.shape[: array.ndim - summed]), -1), (first, second))
+    return _matrix_product([pair]).reshape(*free[0], *free[1])
+
+
+def _matrix_product(pairs: Sequence[Pair]) -> Any:
+    """``sum x y^T``."""
+    if all(x is y for x, y in pairs):
+        return _times_itself([x for x, _ in pairs], 2)
+    return sum(_times(x, y) for x, y in pairs)
 
 
 def _times(x: Any, y: Any) -> Any:
     return lax.dot_general(x, y, (((1,), (1,)), ((), ())))
 
 
-def _times_itself(x: Any, times: int) -> Any:
-    """``x x^T`` by halves of the rows, and their halves: three products for four."""
-    n = x.shape[0]
-    if times == 0 or n < SMALL or x.shape[1] < SMALL:
-        return _times(x, x)
-    above, below = x[: n // 2], x[n // 2 :]
-    corner = _times(above, below)
+def _times_itself(parts: Sequence[Any], times: int) -> Any:
+    """``sum x x^T`` by halves of the rows, and their halves: three products for four."""
+    n = parts[0].shape[0]
+    if times == 0 or n < CUT_ROWS or max(x.shape[1] for x in parts) < CUT_COLUMNS:
+        return sum(_times(x, x) for x in parts)
+    above, below = [x[: n // 2] for x in parts], [x[n // 2 :] for x in parts]
+    corner = functools.reduce(operator.add, map(_times, above, below))
     rows = [[_times_itself(above, times - 1), corner], [corner.T, _times_itself(below, times - 1)]]
     return jnp.concatenate([jnp.concatenate(row, 1) for row in rows])
 

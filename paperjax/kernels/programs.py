@@ -203,13 +203,15 @@ def bytes_of(network: Network, spec: Spec, params: Any, x: Any, n: int, m: int, 
     return kept + example.meanwhile * min(max(n, m), at_once) + contracting + 3 * math.prod(result.shape) * result.dtype.itemsize
 
 
-def examples_at_once(network: Network, spec: Spec, params: Any, x: Any, max_bytes: int, alone: bool) -> int:
+def examples_at_once(
+    network: Network, spec: Spec, params: Any, x: Any, max_bytes: int, alone: bool, known: dict[Any, Held] | None = None
+) -> int:
     """How many examples go through the network together where not all can: what is made of them meanwhile takes an eighth of the memory.
 
     Those that are only paired with themselves are contracted meanwhile, too.
     """
     n = 1 if alone else x.shape[0]
-    example, contracting = held(network, spec, params, x, n, n, {})
+    example, contracting = held(network, spec, params, x, n, n, {} if known is None else known)
     return max(1, max_bytes // 8 // (example.meanwhile + (contracting + example.kept if alone else 0)))
 
 

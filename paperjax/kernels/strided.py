@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -68,6 +67,7 @@ def in_blocks(eqn: Any, platform: str) -> Callable[[Sequence[Any]], list[Any]] |
     --------
     >>> def strided(x, w):
     ...     return lax.conv(x, w, (2, 2), "SAME")
+    >>> import jax
     >>> x, w = jnp.arange(50.0).reshape(1, 2, 5, 5), jnp.arange(54.0).reshape(3, 2, 3, 3)
     >>> eqn = jax.make_jaxpr(strided)(x, w).eqns[0]
     >>> bool(jnp.allclose(in_blocks(eqn, "cpu")((x, w))[0], strided(x, w)))

@@ -106,6 +106,8 @@ def _scaled(factor: Factor, cotangents: Any) -> Any:
 def _gradients(term: Term, a: Sequence[Any], b: Sequence[Any]) -> Any:
     """Gradients of one example from the factors of a plain term; its bias is one more column of `a`, the same at all places."""
     a_KTI, b_OKTJ = jnp.concatenate(a, 1) if len(a) > 1 else a[0], jnp.concatenate(b, 2) if len(b) > 1 else b[0]
+    if term.factors[0].lookup:
+        a_KTI = jax.nn.one_hot(a_KTI, term.factors[0].i, dtype=b_OKTJ.dtype)
     if term.bias is not None:
         scale = term.bias_scale / term.factors[0].product.value.scale
         a_KTI = jnp.concatenate([a_KTI, jnp.full((*a_KTI.shape[:2], 1), scale, a_KTI.dtype)], 2)

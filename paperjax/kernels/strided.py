@@ -73,7 +73,7 @@ def in_blocks(eqn: Any, platform: str) -> Callable[[Sequence[Any]], list[Any]] |
     >>> def strided(x, w):
     ...     return lax.conv(x, w, (2, 2), "SAME")
     >>> import jax
-    >>> x, w = jnp.arange(50.0).reshape(1, 2, 5, 5), jnp.arange(54.0).reshape(3, 2, 3, 3)
+    >>> x, w = jnp.arange(72.0).reshape(1, 2, 6, 6), jnp.arange(54.0).reshape(3, 2, 3, 3)
     >>> eqn = jax.make_jaxpr(strided)(x, w).eqns[0]
     >>> bool(jnp.allclose(in_blocks(eqn, "cpu")((x, w))[0], strided(x, w)))
     True

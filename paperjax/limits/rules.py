@@ -100,7 +100,7 @@ def cut(reader: Reader, value: Value, starts: Any, stops: Any, steps: Any, other
                 view = view.sliced(i, a, b, c, m)
         if view is not None:
             return view
-    return st.cut(reader.node(value), tuple(starts), tuple(stops), tuple(steps), tuple(others))
+    return st.cut(reader.node(value), *(tuple(map(int, bounds)) for bounds in (starts, stops, steps, others)))
 
 
 def split(reader: Reader, eqn: Any, twin: Any, value: Value) -> list[Value]:

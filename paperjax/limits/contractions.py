@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.dependence import refuse_own
@@ -149,7 +150,7 @@ def _inner(u: Wide, v: Wide, axes: Axes, numbers: tuple[Any, Any], count: int) -
         return count * jnp.einsum(k, [*left, *right], out).reshape(shape)
 
     noise = st.rms_of_sum(u, v, count)
-    if nd.independent(u, v) and (nd.centred(u) or nd.centred(v)):
+    if fl.independent(u, v) and (fl.centred(u) or fl.centred(v)):
         return Det(axes, const=nd.fold(lambda: jnp.zeros(shape)), noise=noise)
     return Det(axes, lambda a: a, (nd.Moment(u, v, fn),), noise=noise)
 
@@ -318,9 +319,9 @@ def product(factors: Sequence[Wide], axes: Axes) -> Wide:
         for other in scales[1:]:
             by = st.det(axes, lambda a, b: jnp.broadcast_to(a * b, rep_shape(axes)), by, other)
         # One node for a field times a number, in all terms: what is linear in one field stays so.
-        at = next((i for i, f in enumerate(flat) if not isinstance(f, nd.Const) and not _gain(f) and not nd.is_still(f)), 0)
+        at = next((i for i, f in enumerate(flat) if not isinstance(f, nd.Const) and not _gain(f) and not fl.is_still(f)), 0)
         flat[at] = (
-            nd.Const(axes, st.det(axes, _times, flat[at].value, by)) if isinstance(flat[at], nd.Const) else nd.scale(flat[at], by, axes)
+            nd.Const(axes, st.det(axes, _times, flat[at].value, by)) if isinstance(flat[at], nd.Const) else fl.scale(flat[at], by, axes)
         )
     for i, factor in enumerate(flat):
         rest = [*flat[:i], *flat[i + 1 :]]
@@ -328,7 +329,7 @@ def product(factors: Sequence[Wide], axes: Axes) -> Wide:
             return nd.Add(axes, product([factor.u, *rest], axes), product([factor.v, *rest], axes))
         if isinstance(factor, nd.Const) and rest:
             others = _joined(rest, axes)
-            return others if factor.value.number == 1 else nd.scale(others, st.same_shape(factor.value, axes), axes)
+            return others if factor.value.number == 1 else fl.scale(others, st.same_shape(factor.value, axes), axes)
     return _joined(flat, axes)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
 from paperjax.limits.subsets import apart
 
@@ -15,7 +16,7 @@ def refuse_shared(node: nd.Node, before: nd.Axes, after: nd.Axes) -> None:
         If it is random, and an axis of size 1 (or none) becomes one that grows.
     """
     grows = any(atom.grows for new, old in zip(after, before) if not old for atom in new)
-    if not grows or not isinstance(node, nd.Wide) or not nd.sources(node):
+    if not grows or not isinstance(node, nd.Wide) or not fl.sources(node):
         return
     if any(atom.grows for axis in before for atom in axis):
         raise NotImplementedError(
@@ -42,7 +43,7 @@ def refuse_own(node: nd.Node, leaf: Any, entries: Any, way: Any, path: str) -> N
     """
     if not isinstance(node, nd.Wide):
         return
-    for key in nd.sources(node):
+    for key in fl.sources(node):
         if key[0] == leaf and key[2] != way and not apart(key[1], entries):
             raise NotImplementedError(
                 f"{path}: it multiplies what it made itself, the other way round (a matrix and its transpose, an embedding table and a "

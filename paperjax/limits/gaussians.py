@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
 from paperjax.limits.expectation import mean, pair
 from paperjax.limits.functions import Form, form_of
@@ -85,12 +86,12 @@ def expected_product(run: Moments2, u: Wide | None, v: Wide | None, s: int, t: i
     forms = form_of(u), form_of(v)
     for form in forms:
         _refuse_arrays(form)
-    live = [[i for i, z in enumerate(form.fields) if not nd.is_still(z)] for form in forms]
+    live = [[i for i, z in enumerate(form.fields) if not fl.is_still(z)] for form in forms]
     total = _joint(run, forms, live, (u, v), s, t, diag)
     # A leaf that starts as a constant moves nothing yet; what training it does is of first order in its covariance.
     for i, j in itertools.product(*(range(len(form.fields)) for form in forms)):
         a, b = forms[0].fields[i], forms[1].fields[j]
-        if i in live[0] or j in live[1] or s == t or run.shift is None or nd.independent(a, b):
+        if i in live[0] or j in live[1] or s == t or run.shift is None or fl.independent(a, b):
             continue
         moved = run.second(a, b, s, t, diag)
         if moved is None:
@@ -192,7 +193,7 @@ def mean_of(run: Moments2, u: nd.Func, s: int) -> Moments:
 def mean_form(run: Moments2, form: Form, node: Wide, s: int) -> Moments:
     """``E f`` of a function of fields."""
     _refuse_arrays(form)
-    live = [i for i, z in enumerate(form.fields) if not nd.is_still(z)]
+    live = [i for i, z in enumerate(form.fields) if not fl.is_still(z)]
     fn = _unary(form, live)
     return jnp.broadcast_to(_mean(run, fn, [form.fields[i] for i in live], s) if live else fn(), node.shape)
 

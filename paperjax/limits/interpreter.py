@@ -14,6 +14,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from paperjax.limits import contractions as con
+from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.dependence import refuse_shared
@@ -248,7 +249,7 @@ def aligned(node: Node, axes: Axes) -> Node:
     if node.shape != shape:
         raise NotImplementedError("values that are followed entry by entry along an axis meet others that are independent along it.")
     refuse_shared(node, node.axes, axes)
-    return nd.relabelled(node, axes)
+    return fl.relabelled(node, axes)
 
 
 def _about(name: str, wide: bool) -> str:

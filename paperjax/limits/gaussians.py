@@ -143,7 +143,12 @@ def _pair(
         k22 = k22.reshape(*(1,) * len(a.shape), *k22.shape)
     key = ("pair", _fingerprint(run, g), _fingerprint(run, h))
     if key not in run.cache:
-        run.cache[key] = trained(g, h)
+        try:
+            run.cache[key] = trained(g, h)
+        except ValueError as error:
+            raise ValueError(
+                f"pj.limit: a function of wide values has no expectation, or none that is found here (is its mean infinite?): {error}"
+            ) from error
     return run.cache[key](k11, jnp.broadcast_to(k12, shape), k22)
 
 

@@ -252,7 +252,6 @@ QUICK = {
     "perceptron of relu, depth 10, bias": (*perceptron("relu", 10, B), VECTORS),
     "perceptron of gelu, depth 3, bias": (*perceptron("gelu", 3, B), VECTORS),
     "residual": (residual, residual_layers, VECTORS),
-    "circular convolution, stride 2, mean": (*convolutional("CIRCULAR", 2, "mean"), IMAGES),
     "attention by SOFTMAX": (*attending("SOFTMAX"), SENTENCES),
 }
 SLOW = {

@@ -104,7 +104,7 @@ def mlp(phi, depth, b=B):
 @pytest.mark.parametrize(
     "phi",
     [
-        jnp.tanh,
+        pytest.param(jnp.tanh, marks=pytest.mark.slow),
         pytest.param(jax.nn.gelu, marks=pytest.mark.slow),
         pytest.param(jax.nn.sigmoid, marks=pytest.mark.slow),
         pytest.param(jax.nn.softplus, marks=pytest.mark.slow),
@@ -143,6 +143,7 @@ def test_single_precision():
         assert np.linalg.eigvalsh(got.astype(np.float64)).min() > -1e-6 * truth.max()
 
 
+@pytest.mark.slow
 def test_resized_images():
     # Against all pairs of positions by hand; neural-tangents is off by 1e-4 to 1e-2 behind a nonlinearity.
     def forward(draw, x, n):

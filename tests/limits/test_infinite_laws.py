@@ -53,6 +53,7 @@ def test_blocks_and_order(forward, x):
         np.testing.assert_allclose(getattr(turned, name), k[np.ix_(order, order)], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_parts_of_leaves_sum_to_the_whole():
     parts = limit(plain(mixed), SPECIAL, per="leaf")
     assert len(parts.ntk) == 6
@@ -60,27 +61,28 @@ def test_parts_of_leaves_sum_to_the_whole():
     np.testing.assert_allclose(parts.nngp, of_special().nngp, rtol=1e-12, atol=1e-14)
 
 
+def total(x):
+    k = limit(plain(lambda draw, x, n: dense(draw, jax.nn.relu(dense(draw, x, n, b=None)), 1)), x)
+    return jnp.sum(k.nngp) + jnp.sum(k.ntk)
+
+
 def test_gradients_are_finite_everywhere():
-    forward = plain(lambda draw, x, n: dense(draw, jax.nn.relu(dense(draw, x, n, b=None)), 1))
-
-    def total(x):
-        k = limit(forward, x)
-        return jnp.sum(k.nngp) + jnp.sum(k.ntk)
-
     with jax.enable_x64(True):
         gradient = np.asarray(jax.grad(total)(jnp.asarray(SPECIAL)))
     assert np.isfinite(gradient).all()
-    # Where no two examples meet, it is the slope.
-    apart, step = np.array(VECTORS), 1e-5
-    with jax.enable_x64(True):
-        gradient = np.asarray(jax.grad(total)(jnp.asarray(apart)))
+
+
+@pytest.mark.slow
+def test_gradients_are_slopes():
+    step, apart = 1e-5, np.array(VECTORS)
     moved = [apart.copy(), apart.copy()]
     moved[0][1, 2] += step
     moved[1][1, 2] -= step
     with jax.enable_x64(True):
+        gradient = jax.grad(total)(jnp.asarray(apart))[1, 2]
         slope = (total(jnp.asarray(moved[0])) - total(jnp.asarray(moved[1]))) / (2 * step)
     # Central differences of step 1e-5.
-    assert gradient[1, 2] == pytest.approx(float(slope), rel=1e-7)
+    assert float(gradient) == pytest.approx(float(slope), rel=1e-7)
 
 
 def deep(length, unrolled):
@@ -109,6 +111,7 @@ def deep(length, unrolled):
     return family
 
 
+@pytest.mark.slow
 def test_a_scan_is_the_layers_one_by_one():
     scanned, unrolled = (limit(deep(8, way), SPECIAL) for way in (False, True))
     for name in ("nngp", "ntk"):

@@ -83,7 +83,7 @@ NETWORKS = {
     "two growing axes of one array": (outer, VECTORS, NotImplementedError, r"two growing axes.*outer product"),
     "two growing axes in one sum": (bilinear, VECTORS, NotImplementedError, r"pj\.limit: .*"),
     "exponential of a large variance": (of(lambda h: jnp.exp(40 * h)), VECTORS, ValueError, r"not finite.*exp of a large variance"),
-    "exponential of a square": (of(lambda h: jnp.exp(h**2)), VECTORS, ValueError, r"pj\.limit: a function of wide values has no expectation"),
+    "exponential of a square": (of(lambda h: jnp.exp(h**2)), VECTORS, ValueError, r"a function of wide values has no expectation"),
     "one over a field": (of(lambda h: 1 / h), VECTORS, ValueError, r"not finite.*division by a field"),
     "statistics of the batch": (batch_mean, VECTORS, ValueError, r"examples of a batch meet.*batch statistics.*LayerNorm"),
     "attention over sqrt(d)": (root_attention, SENTENCES, ValueError, r"stays random.*1/sqrt\(d\) do; scaled by 1/d they settle"),

@@ -7,6 +7,7 @@ from paperjax.experiment import Experiment
 from paperjax.grid import Grid, grid, linspace, logspace
 from paperjax.kernels import ntk, predict
 from paperjax.layout import Layout
+from paperjax.limits import limit
 from paperjax.model import Family, Frozen, Model, as_model, family
 from paperjax.parametrization import (
     Depth,
@@ -36,8 +37,8 @@ from paperjax.train import log_steps, train
 __all__ = [
     "Claim", "Control", "Depth", "Estimate", "Experiment", "Exponent", "Family", "Frozen", "Grid", "Layout", "Model", "Paper",
     "Parametrization", "Plan", "abc", "as_model", "classify", "completep", "coord_check", "cpu_devices", "data", "depth_mup", "estimate",
-    "family", "fit_slope", "grid", "judge", "kernels", "limits", "linspace", "load", "log_steps", "logspace", "mean_field", "measures",
-    "models", "mup", "mup_table8", "mup_table9", "ntk", "ntp", "plan", "predict", "save", "sem", "spectral", "standard",
+    "family", "fit_slope", "grid", "judge", "kernels", "limit", "limits", "linspace", "load", "log_steps", "logspace", "mean_field",
+    "measures", "models", "mup", "mup_table8", "mup_table9", "ntk", "ntp", "plan", "predict", "save", "sem", "spectral", "standard",
     "standard_full_align", "trace", "train", "transfer", "transforms", "u_mup", "wd_layerwise",
 ]  # fmt: skip
 __version__ = "0.1.0"

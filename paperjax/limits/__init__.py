@@ -19,16 +19,18 @@ from paperjax.limits.closed_forms import (
 )
 from paperjax.limits.dual import dual
 from paperjax.limits.expectation import Mean, mean, moment, pair
+from paperjax.limits.infinite import Limit, limit
 from paperjax.limits.joint import Expectation, expect, isserlis
 from paperjax.limits.laws import Law, constant, leaf_laws, normal, orthogonal, truncated_normal, uniform
+from paperjax.limits.program import Program
 from paperjax.limits.quadrature import quadrature
 from paperjax.limits.recognise import Affine, Term, recognise
 from paperjax.limits.rectified import rectified_monomial, signed_power
 from paperjax.limits.recursion import Kernels, mlp_kernels
 
 __all__ = [
-    "Affine", "Dual", "Expectation", "Kernels", "Law", "Mean", "Term", "absolute", "constant", "cos", "dual", "erf", "exp", "expect",
-    "gelu", "identity", "isserlis", "leaf_laws", "leaky_relu", "mean", "mlp_kernels", "moment", "monomial", "normal", "orthogonal",
-    "pair", "piecewise_linear", "polynomial", "quadrature", "recognise", "rectified_monomial", "relu", "sign", "signed_power", "sin",
-    "step", "truncated_normal", "uniform",
+    "Affine", "Dual", "Expectation", "Kernels", "Law", "Limit", "Mean", "Program", "Term", "absolute", "constant", "cos", "dual", "erf",
+    "exp", "expect", "gelu", "identity", "isserlis", "leaf_laws", "leaky_relu", "limit", "mean", "mlp_kernels", "moment", "monomial",
+    "normal", "orthogonal", "pair", "piecewise_linear", "polynomial", "quadrature", "recognise", "rectified_monomial", "relu", "sign",
+    "signed_power", "sin", "step", "truncated_normal", "uniform",
 ]  # fmt: skip

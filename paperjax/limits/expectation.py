@@ -60,7 +60,7 @@ def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance
     variance
         The largest there will be where covariances are traced and cannot be looked at, at most 100 for a Hermite series. Say it if it is
         smaller, since the terms of a series are about proportional to it: for each entry of k12 and in float64 53 for tanh at 1, 200
-        at 4, 4900 at 100; 15, 51 and 1060 for silu.
+        at 4, 4900 at 100; 15, 51 and 1060 for silu. Results at larger ones are NaN.
     tolerance
         Largest error accepted, relative to ``sqrt(E phi² E psi²)``; it is estimated in float64 for each new range of variances. In
         float32 it is 1e-6 at the least.
@@ -99,10 +99,10 @@ def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance
     plan = planner(phi, psi, names, variance, tolerance)
 
     def value(k11: Array, k12: Array, k22: Array) -> Array:
-        return plan(k11, k12, k22).value(k11, k12, k22)
+        return _within(variance, plan(k11, k12, k22).value(k11, k12, k22), k11, k22)
 
     def derivative(k11: Array, k12: Array, k22: Array) -> Array:
-        return plan(k11, k12, k22).derivative(k11, k12, k22)
+        return _within(variance, plan(k11, k12, k22).derivative(k11, k12, k22), k11, k22)
 
     def error(k11: Array, k12: Array, k22: Array) -> Array:
         return plan(k11, k12, k22).error(k11, k12, k22)
@@ -159,6 +159,13 @@ def moment(phi: Phi, power: int, *, variance: float = 100.0, tolerance: float = 
         raise ValueError(f"moment: power = {power}. Give a whole number of at least 0.")
     found = mean(lambda h: phi(h) ** power, variance=variance, tolerance=tolerance)
     return found._replace(name=f"{name_of(phi)}^{power}")
+
+
+def _within(variance: float, found: Array, k11: Array, k22: Array) -> Array:
+    """NaN where traced variances turn out to be larger than what the sum was made for."""
+    if not isinstance(k11, Tracer) and not isinstance(k22, Tracer):
+        return found
+    return jnp.where(jnp.maximum(k11, k22) <= variance * (1 + 1e-6), found, jnp.full_like(found, jnp.nan))
 
 
 def _one(h: Array) -> Array:

@@ -216,7 +216,7 @@ def shortfall(f: Spectrum, g: Spectrum) -> float:
         worst = max(math.sqrt(lacks[0] * lacks[1]), *np.abs(sides), *np.abs(means))
     if not math.isfinite(worst) or not math.isfinite(scale):
         return math.inf
-    return worst / scale if scale else 0.0
+    return float(worst / scale) if scale else 0.0
 
 
 def parities(f: Phi, reach: float) -> frozenset[int]:

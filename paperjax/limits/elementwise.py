@@ -1,0 +1,140 @@
+"""Primitives that act entry by entry."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from paperjax.limits import contractions as con
+from paperjax.limits import fields as fl
+from paperjax.limits import moves as st
+from paperjax.limits import nodes as nd
+from paperjax.limits.functions import form_of, function
+from paperjax.limits.nodes import Axes, Det, Node, Wide
+
+SCALED = ("mul", "div")
+
+
+def broadcasting(eqn: Any, **changed: Any) -> Callable[..., Any]:
+    """The primitive of an equation for operands of one shape or scalars, real numbers in the precision of the most precise."""
+    primitive, params = eqn.primitive, {**eqn.params, **changed}
+    entrywise = len({tuple(atom.aval.shape) for atom in eqn.invars}) == 1
+
+    def fn(*operands: Any) -> Any:
+        arrays = [jnp.asarray(a) for a in operands]
+        real = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
+        if real:
+            best = max(real, key=lambda dtype: jnp.finfo(dtype).bits)
+            arrays = [a.astype(best) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays]
+        whole = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.integer)]
+        if len(set(whole)) > 1:
+            longest = max(whole, key=lambda dtype: jnp.iinfo(dtype).bits)
+            arrays = [a.astype(longest) if jnp.issubdtype(a.dtype, jnp.integer) else a for a in arrays]
+        if entrywise and len(arrays) > 1:
+            shape = np.broadcast_shapes(*(a.shape for a in arrays))
+            arrays = [jnp.broadcast_to(a, shape) for a in arrays]
+        return primitive.bind(*arrays, **params)
+
+    return fn
+
+
+def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axes: Axes) -> Node:
+    """A primitive of values whose axes are `axes`, or scalars; linear ones stay linear."""
+    if all(isinstance(node, Det) for node in operands):
+        return _known(name, fn, operands, axes)  # type: ignore[arg-type]
+    wide = [isinstance(node, Wide) for node in operands]
+    if name in ("add", "add_any", "sub"):
+        u, v = (st.same(st.as_wide(_shaped(node, axes)), axes) for node in operands)
+        return added(u, v if name != "sub" else scaled(v, -1.0, axes), axes)
+    if name == "neg":
+        return scaled(operands[0], -1.0, axes)
+    if name == "mul":
+        if all(wide):
+            return multiplied(*operands, axes)  # type: ignore[arg-type]
+        u, v = operands if wide[0] else operands[::-1]
+        return scaled(u, v, axes)
+    if name == "div" and not wide[1]:
+        by = operands[1]
+        assert isinstance(by, Det)
+        return scaled(operands[0], st.det(by.axes, lambda a: 1 / a, by), axes)
+    if name == "select_n" and not wide[0]:
+        which = operands[0]
+        assert isinstance(which, Det)
+        total: Node | None = None
+        for i, case in enumerate(operands[1:]):
+            here = st.det(which.axes, lambda w, i=i: jnp.asarray(w.astype(int) == i).astype(jnp.zeros(()).dtype), which)
+            if isinstance(case, Det) and case.number == 0:
+                continue
+            term = scaled(st.as_wide(_shaped(case, axes)), here, axes)
+            total = term if total is None else added(total, term, axes)  # type: ignore[arg-type]
+        assert total is not None
+        return total
+    if name in ("square", "integer_pow") and _power(fn, name) == 2:
+        return multiplied(operands[0], operands[0], axes)  # type: ignore[arg-type]
+    if name == "stop_gradient":
+        raise NotImplementedError("a gradient that is stopped at wide values: the tangent kernel of the rest is not followed.")
+    return function(fn, operands, axes)
+
+
+def _power(fn: Callable[..., Any], name: str) -> int | None:
+    return 2 if name == "square" or float(nd.fold(fn, np.array(3.0))) == 9 else None
+
+
+def _known(name: str, fn: Callable[..., Any], operands: Sequence[Det], axes: Axes) -> Det:
+    noise = None
+    noisy = [node for node in operands if node.noise is not None]
+    if noisy and name in ("add", "add_any", "sub"):
+        noise = st.det((), lambda *sizes: jnp.sqrt(sum(jnp.square(s) for s in sizes)), *(node.noise for node in noisy))  # type: ignore[misc]
+    elif len(noisy) == 1 and name in ("mul", "div", "neg"):
+        others = [node for node in operands if node.noise is None]
+        by = others[0] if others else None
+        size = noisy[0].noise
+        assert size is not None
+        noise = (
+            size if by is None else st.det((), lambda s, b: s / jnp.min(jnp.abs(b)) if name == "div" else s * jnp.max(jnp.abs(b)), size, by)
+        )
+    elif noisy:
+        noise = st.det((), lambda *sizes: jnp.sqrt(sum(jnp.square(s) for s in sizes)), *(node.noise for node in noisy))  # type: ignore[misc]
+    shape = nd.rep_shape(axes)
+    made = st.det(axes, lambda *a: jnp.broadcast_to(fn(*a), shape), *operands)
+    return Det(made.axes, made.fn, made.args, made.const, noise)
+
+
+def _shaped(node: Node, axes: Axes) -> Node:
+    return st.same_shape(node, axes) if isinstance(node, Det) and node.axes != axes else node
+
+
+def added(u: Wide, v: Wide, axes: Axes) -> Wide:
+    """A sum; zero is not added."""
+    for one, two in ((u, v), (v, u)):
+        if isinstance(one, nd.Const) and one.value.number == 0:
+            return two
+    return nd.Add(axes, u, v)
+
+
+def scaled(u: Node, by: Any, axes: Axes) -> Wide:
+    """A wide value times a deterministic one."""
+    assert isinstance(u, Wide)
+    if not isinstance(by, Det):
+        by = Det((), const=np.asarray(by, np.float64))
+    if by.number == 1:
+        return u
+    if by.axes and by.axes != axes:
+        by = st.same_shape(by, axes)
+    if isinstance(u, nd.Const):
+        return nd.Const(axes, st.det(axes, lambda a, b: jnp.broadcast_to(a * b, nd.rep_shape(axes)), u.value, by))
+    return fl.scale(st.same(u, axes), by, axes)
+
+
+def multiplied(u: Wide, v: Wide, axes: Axes) -> Wide:
+    """A product of two wide values: one function of a field, if it is of one field, else a product."""
+    if fl.independent(u, v):
+        return con.product([u, v], axes)
+    try:
+        forms = form_of(u), form_of(v)
+    except NotImplementedError:
+        return con.product([u, v], axes)
+    if len({z for form in forms for z in form.fields if not fl.is_still(z)}) <= 1 and not any(form.dets for form in forms):
+        return function(lambda a, b: a * b, [u, v], axes)
+    return con.product([u, v], axes)

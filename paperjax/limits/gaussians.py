@@ -1,0 +1,230 @@
+"""Expectations of the functions of `paperjax.limits.functions` over the Gaussian fields that they are functions of."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from paperjax.limits import fields as fl
+from paperjax.limits import nodes as nd
+from paperjax.limits.expectation import mean, pair
+from paperjax.limits.functions import Form, form_of
+from paperjax.limits.joint import expect
+from paperjax.limits.nodes import Det, Wide
+
+Moments = Array | None
+
+
+@runtime_checkable
+class Moments2(Protocol):
+    """What is asked of `paperjax.limits.moments.Run`."""
+
+    def second(self, u: Wide, v: Wide, s: int, t: int, diag: bool = False) -> Moments:
+        """See there."""
+        ...
+
+    def det(self, node: Det, s: int) -> Array:
+        """See there."""
+        ...
+
+    @property
+    def cache(self) -> dict[Any, Any]:
+        """See there."""
+        ...
+
+    @property
+    def shift(self) -> Any:
+        """See there."""
+        ...
+
+
+def _unary(form: Form, live: Sequence[int]) -> Callable[..., Any]:
+    """A form as a function of its live fields; the others are at 0, where they start."""
+
+    def call(*zs: Any) -> Any:
+        values: list[Any] = [jnp.zeros_like(zs[0]) if zs else jnp.zeros(())] * len(form.fields)
+        for i, z in zip(live, zs):
+            values[i] = z
+        out = jnp.asarray(form.fn(values, ()))
+        return jnp.broadcast_to(out, zs[0].shape).astype(zs[0].dtype) if zs else out
+
+    return call
+
+
+def _slope(form: Form, live: Sequence[int], at: int) -> Form:
+    """The derivative of a form in a field that stays at 0."""
+
+    def call(values: Sequence[Any], dets: Sequence[Any]) -> Any:
+        def moved(z: Any) -> Any:
+            return jnp.broadcast_to(form.fn([z if i == at else v for i, v in enumerate(values)], dets), z.shape)
+
+        return jax.jvp(moved, (values[at],), (jnp.ones_like(values[at]),))[1]
+
+    return Form(call, form.fields, form.dets)
+
+
+def _refuse_arrays(form: Form) -> None:
+    if form.dets:
+        raise NotImplementedError(
+            "a nonlinear function of a field and of numbers that depend on the data or on the position (a shift that "
+            "is not the same for all "
+            "of them, a norm of values that are not Gaussian followed by a function)."
+        )
+
+
+def expected_product(run: Moments2, u: Wide | None, v: Wide | None, s: int, t: int, diag: bool) -> Moments:
+    """``E[u v]`` of two functions of fields; of one of them if the other is ``None``."""
+    if u is None or v is None:
+        there = u or v
+        assert there is not None
+        form, at = form_of(there), s if v is None else t
+        return mean_form(run, form, there, at)
+    forms = form_of(u), form_of(v)
+    for form in forms:
+        _refuse_arrays(form)
+    live = [[i for i, z in enumerate(form.fields) if not fl.is_still(z)] for form in forms]
+    total = _joint(run, forms, live, (u, v), s, t, diag)
+    # A leaf that starts as a constant moves nothing yet; what training it does is of first order in its covariance.
+    for i, j in itertools.product(*(range(len(form.fields)) for form in forms)):
+        a, b = forms[0].fields[i], forms[1].fields[j]
+        if i in live[0] or j in live[1] or s == t or run.shift is None or fl.independent(a, b):
+            continue
+        moved = run.second(a, b, s, t, diag)
+        if moved is None:
+            continue
+        slopes = _slope(forms[0], live[0], i), _slope(forms[1], live[1], j)
+        by = _joint(run, slopes, live, (u, v), s, t, diag)
+        total = total if by is None else by * moved if total is None else total + by * moved
+    return total
+
+
+def _joint(run: Moments2, forms: tuple[Form, Form], live: list[list[int]], nodes: tuple[Wide, Wide], s: int, t: int, diag: bool) -> Moments:
+    """The expectation over live fields."""
+    u, v = nodes
+    shape = u.shape if diag else u.shape + v.shape
+    left, right = ([form.fields[i] for i in which] for form, which in zip(forms, live))
+    g, h = (_remembered(run, w, form, which) for w, form, which in zip(nodes, forms, live))
+    if not left or not right:
+        both = [f() if not zs else _mean(run, f, zs, at) for f, zs, at in ((g, left, s), (h, right, t))]
+        a, b = (jnp.broadcast_to(m, w.shape) for m, w in zip(both, nodes))
+        return a * b if diag else a.reshape(*a.shape, *(1,) * b.ndim) * b
+    if len(left) == len(right) == 1:
+        return _pair(run, g, h, left[0], right[0], s, t, diag, shape)
+    fields = [*((z, s, 0) for z in left), *((z, t, 1) for z in right)]
+    rows = []
+    for a, at, side in fields:
+        row = []
+        for b, other, other_side in fields:
+            if side == other_side:
+                k = run.second(a, b, at, other, True)
+                k = k if k is None or diag else k.reshape(*k.shape, *(1,) * len(v.shape)) if side == 0 else k
+            else:
+                first, second, i, j = (a, b, at, other) if side == 0 else (b, a, other, at)
+                k = run.second(first, second, i, j, diag)
+            row.append(jnp.broadcast_to(jnp.zeros(()) if k is None else k, shape))
+        rows.append(jnp.stack(row, -1))
+    n = len(left)
+    return _trusted(lambda *zs: g(*zs[:n]) * h(*zs[n:]), jnp.stack(rows, -2))
+
+
+def _pair(
+    run: Moments2, g: Callable[..., Any], h: Callable[..., Any], a: Wide, b: Wide, s: int, t: int, diag: bool, shape: tuple[int, ...]
+) -> Array:
+    k11, k12, k22 = run.second(a, a, s, s, True), run.second(a, b, s, t, diag), run.second(b, b, t, t, True)
+    k11, k12, k22 = (jnp.zeros(()) if k is None else k for k in (k11, k12, k22))
+    # Left as small as they are: what is made of one of the two fields alone is made once for all of the other's positions.
+    if not diag and k11.ndim:
+        k11 = k11.reshape(*k11.shape, *(1,) * len(b.shape))
+    if not diag and k22.ndim:
+        k22 = k22.reshape(*(1,) * len(a.shape), *k22.shape)
+    key = ("pair", _fingerprint(run, g), _fingerprint(run, h))
+    if key not in run.cache:
+        try:
+            run.cache[key] = trained(g, h)
+        except ValueError as error:
+            raise ValueError(
+                f"pj.limit: a function of wide values has no expectation, or none that is found here (is its mean infinite?): {error}"
+            ) from error
+    return run.cache[key](k11, jnp.broadcast_to(k12, shape), k22)
+
+
+PROBES = np.concatenate([np.linspace(-6.3, 6.1, 41), [-1e-3, 0.0, 1e-3, 0.5, 20.0, -30.0]])
+
+
+def _fingerprint(run: Moments2, fn: Callable[..., Any]) -> bytes:
+    """The values of a function at fixed points: layers with one function share its expectations."""
+    if fn not in run.cache:
+        run.cache[fn] = nd.fold(fn, PROBES).tobytes()
+    return run.cache[fn]
+
+
+def _remembered(run: Moments2, node: Wide, form: Form, live: Sequence[int]) -> Callable[..., Any]:
+    """One function object for each value, by which its expectations are remembered; a derivative's form is none of a value."""
+    key = ("function", node, form.fn, tuple(live))
+    if key not in run.cache:
+        run.cache[key] = _unary(form, live)
+    return run.cache[key]
+
+
+def trained(g: Callable[..., Any], h: Callable[..., Any]) -> Callable[[Array, Array, Array], Array]:
+    """``E g(u) h(v)``, whose derivative in ``k12`` is ``E g'(u) h'(v)`` with derivatives almost everywhere, which is what training sees."""
+    both = pair(g, h)
+    # Traced once, however many layers there are.
+    plain, slopes = jax.jit(both.value), jax.jit(both.derivative)
+
+    @jax.custom_jvp
+    def value(k11: Array, k12: Array, k22: Array) -> Array:
+        return plain(k11, k12, k22)
+
+    @value.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        k11, k12, k22 = primals
+        d11, d12, d22 = tangents
+        out, tangent = jax.jvp(lambda a, b: plain(a, k12, b), (k11, k22), (d11, d22))
+        return out, tangent + slopes(k11, k12, k22) * d12
+
+    return value
+
+
+def mean_of(run: Moments2, u: nd.Func, s: int) -> Moments:
+    """``E`` of a function of fields."""
+    return mean_form(run, form_of(u), u, s)
+
+
+def mean_form(run: Moments2, form: Form, node: Wide, s: int) -> Moments:
+    """``E f`` of a function of fields."""
+    _refuse_arrays(form)
+    live = [i for i, z in enumerate(form.fields) if not fl.is_still(z)]
+    fn = _unary(form, live)
+    return jnp.broadcast_to(_mean(run, fn, [form.fields[i] for i in live], s) if live else fn(), node.shape)
+
+
+def _mean(run: Moments2, fn: Callable[..., Any], fields: Sequence[Wide], s: int) -> Array:
+    if len(fields) == 1:
+        k = run.second(fields[0], fields[0], s, s, True)
+        key = ("mean", _fingerprint(run, fn))
+        if key not in run.cache:
+            run.cache[key] = mean(fn)
+        return run.cache[key].value(jnp.zeros(fields[0].shape) if k is None else k)
+    shape = fields[0].shape
+    rows = []
+    for a in fields:
+        ks = [run.second(a, b, s, s, True) for b in fields]
+        rows.append(jnp.stack([jnp.zeros(shape) if k is None else k for k in ks], -1))
+    return _trusted(fn, jnp.stack(rows, -2))
+
+
+TRUSTED = {np.dtype("float64"): 1e-7, np.dtype("float32"): 1e-4}
+"""Errors accepted of an integral over several fields, relative to its root mean square: a grid that resolves nothing is off by 1e-2."""
+
+
+def _trusted(fn: Callable[..., Any], covariances: Array) -> Array:
+    """An expectation over several fields, NaN where its grid is too coarse for it."""
+    found = expect(fn, covariances)
+    square = expect(lambda *zs: fn(*zs) ** 2, jax.lax.stop_gradient(covariances), points=16).value
+    fine = found.error <= TRUSTED[np.dtype(found.value.dtype)] * jnp.sqrt(jnp.abs(square))
+    return jnp.where(fine, found.value, jnp.full_like(found.value, jnp.nan))

@@ -1,0 +1,312 @@
+"""`limit`: the infinite-width limit of any network, from its trace."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from paperjax.binding import argument_names, nearest
+from paperjax.devices import device_budget
+from paperjax.limits import nodes as nd
+from paperjax.limits import program as pg
+from paperjax.limits.laws import Law
+from paperjax.limits.program import Program
+from paperjax.limits.tiles import kernels
+from paperjax.model import Family, batch_form, family
+from paperjax.parametrization import Parametrization, plan
+
+WIDTH = 1024
+"""Where a network is traced if nothing else is said; nothing of that size is allocated."""
+
+
+class Limit(NamedTuple):
+    """Kernels at infinite width.
+
+    Attributes
+    ----------
+    nngp
+        Covariance of an output at init between all pairs of examples, ``(N, M)``. Outputs along an axis of the readout are independent
+        and have one law, so they share it; positions of the output come after the examples, ``(N, M, *positions, *positions)``.
+    ntk
+        The neural tangent kernel, of the same form; with ``per="leaf"`` one for each path. ``None`` if it was not asked for.
+    program
+        What was read; see `paperjax.limits.program.Program`.
+
+    Examples
+    --------
+    >>> Limit(jnp.eye(2), jnp.eye(2), None).nngp.shape
+    (2, 2)
+    """
+
+    nngp: Float[Array, "..."]
+    ntk: Any
+    program: Any
+
+
+def limit(
+    fam: Family | Any,
+    x1: Any,
+    x2: Any = None,
+    *,
+    sizes: Mapping[str, Any] | None = None,
+    wide: Sequence[str] | None = None,
+    at: Mapping[str, Any] | None = None,
+    parametrization: Parametrization | None = None,
+    base: Mapping[str, Any] | None = None,
+    optimizer: Any = "sgd",
+    laws: Mapping[str, Law] | None = None,
+    gaussian: bool = False,
+    ntk: bool = True,
+    per: str | None = None,
+    dtype: str = "float64",
+    max_bytes: int | None = None,
+    progress: bool | None = None,
+) -> Limit:
+    """NNGP and NTK of a network at infinite width, read from its trace; nothing of the network is rewritten or annotated.
+
+    A weight matrix with independent entries of variance ``s²`` that sums over a growing axis makes a Gaussian field, of covariance
+    ``s² sum E[u u']`` over the coordinates u of what it multiplies; everything else acts on one coordinate, and means over a growing axis
+    are expectations (the master theorem of Tensor Programs, arXiv 2006.14548). The tangent kernel
+    ``sum_l lr_l <df(x)/dW_l, df(x')/dW_l>`` follows from the same graph, gradients being independent of the forward pass.
+
+    Parameters
+    ----------
+    fam
+        A `Family` of networks, or what `paperjax.family` takes.
+    x1, x2
+        Batches ``(N, *features)`` and ``(M, *features)``; without `x2` the kernel of `x1` with itself. Gradients with respect to them are
+        finite, at coincident and opposite examples too.
+    sizes
+        The sizes that stay finite, such as ``dict(depth=8)``.
+    wide
+        Names of those that go to infinity; by default all that the family must be given and `sizes` does not name.
+    at
+        Values at which the wide ones are traced, and at twice and four times that; 1024 by default. Nothing is allocated.
+    parametrization, base, optimizer
+        A `Parametrization` for a plan from `base`, as in `paperjax.plan`: the limit is then of the network under the plan, and each leaf
+        counts with its factor of the learning rate. A network of standard parametrization has no finite tangent kernel under one
+        learning rate; under ``pj.ntp`` it has.
+    laws
+        ``{path: pj.limits.normal(variance)}`` for leaves whose law ``init`` does not tell, the variance at the width that is traced.
+    gaussian
+        Take the Gaussian of equal variance for leaves that are drawn otherwise and whose law survives in the limit (a truncated normal
+        first layer).
+    ntk
+        Whether to compute the tangent kernel.
+    per
+        ``"leaf"``: the contribution of each leaf to the tangent kernel.
+    dtype
+        ``"float64"``, whatever the user's flag, or ``"float32"``.
+    max_bytes
+        Memory for the work besides the result; half of the device's by default. Pairs of examples are computed in tiles.
+    progress
+        Whether to show a bar; on a terminal if ``None``.
+
+    Returns
+    -------
+    Limit
+
+    Raises
+    ------
+    NotImplementedError
+        If the limit of something in the network is not known here: the message names the primitive and what is known about it.
+    ValueError
+        If the law of a leaf is not known or its Gaussian needs consent, the network has no width, kernels grow or fade with the width, a
+        value that is taken for its mean does not settle, `x1` has a NaN, or memory does not suffice.
+
+    Examples
+    --------
+    >>> def net(width):
+    ...     def init(key, x):
+    ...         u, v = jax.random.split(key)
+    ...         return {"u": jax.random.normal(u, (x.shape[1], width)), "v": jax.random.normal(v, (width, 1))}
+    ...     def apply(p, x):
+    ...         return jax.nn.relu(x @ p["u"] / x.shape[1] ** 0.5) @ p["v"] * (2 / width) ** 0.5
+    ...     return init, apply
+    >>> x = jnp.array([[1.0, 1.0], [1.0, -1.0]])
+    >>> K = limit(net, x)
+    >>> K.nngp.round(4).tolist(), K.ntk.round(4).tolist()  # 1 and 1/pi; twice 1 and 1/pi
+    ([[1.0, 0.3183], [0.3183, 1.0]], [[2.0, 0.3183], [0.3183, 2.0]])
+    """
+    fam = fam if isinstance(fam, Family) else family(fam)
+    _check(x1, "x1", None)
+    if x2 is not None:
+        _check(x2, "x2", x1)
+    if per not in (None, "leaf"):
+        raise ValueError(f'per = {per!r}: it is None or "leaf".')
+    if dtype not in ("float64", "float32"):
+        raise ValueError(f'dtype = {dtype!r}: "float64", or "float32" for speed.')
+    widths = _widths(fam, dict(sizes or {}), wide, dict(at or {}))
+    if parametrization is not None and base is None:
+        raise ValueError("a parametrization needs base=dict(width=...), the network that was tuned; see pj.plan.")
+    program, wider = _programs(fam, batch_form(x1), dict(sizes or {}), widths, parametrization, base, optimizer, laws, gaussian)
+    wants = ntk and any(program.rates)
+    if wants and program.shared:
+        raise ValueError(
+            f"pj.limit: {', '.join(program.shared)}: all coordinates share this leaf (a learned scale), so its part of "
+            f"the tangent kernel is the "
+            "square of a random function and does not settle at infinite width. Ask for ntk=False, or freeze it (pj.Frozen)."
+        )
+    budget = max_bytes if max_bytes is not None else device_budget(jax.local_devices())
+    _check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
+    _audit_noise(program, wider, x1)
+    found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
+    _refuse_not_finite(found)
+    _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
+    nngp, tangent = found if wants else (found[0], None)
+    if per == "leaf" and tangent is not None:
+        tangent = {path: tangent[:, :, i] for i, path in enumerate(program.paths) if program.rates[i]}
+    return Limit(nngp, tangent, program)
+
+
+def _check(x: Any, name: str, like: Any) -> None:
+    if not hasattr(x, "shape") or (len(x.shape) < 2 and not jnp.issubdtype(x.dtype, jnp.integer)):
+        raise TypeError(f"{name} is not a batch of examples, (N, *features): give x[None] for one example.")
+    if x.shape[0] == 0:
+        raise ValueError(f"{name} has no examples: its shape is {tuple(x.shape)}.")
+    if like is not None and tuple(x.shape[1:]) != tuple(like.shape[1:]):
+        raise ValueError(f"x1 has examples of shape {tuple(like.shape[1:])}, and x2 of {tuple(x.shape[1:])}: they go into one network.")
+    if not isinstance(x, Tracer) and jnp.issubdtype(x.dtype, jnp.floating) and not np.isfinite(np.asarray(x)).all():
+        bad = int(np.argwhere(~np.isfinite(np.asarray(x)))[0][0])
+        raise ValueError(f"{name} has a NaN or an infinity, the first in example {bad}. Fill or leave out missing values.")
+
+
+def _widths(fam: Family, sizes: dict[str, Any], wide: Sequence[str] | None, at: dict[str, Any]) -> dict[str, int]:
+    """The sizes that go to infinity, with the values at which they are traced first."""
+    for which, names in (("sizes", sizes), ("at", at), ("wide", wide or ())):
+        for name in names:
+            if name not in fam.sizes:
+                raise ValueError(f"{which} names {name!r}, and the family takes no such size. {nearest(name, fam.sizes)}")
+    required, _ = argument_names(fam.make)
+    names = list(wide) if wide is not None else [name for name in fam.sizes if name in required and name not in sizes and name != "seed"]
+    if not names:
+        names = [name for name in fam.sizes if name not in sizes]
+    if not names:
+        raise ValueError("no size is left to go to infinity: sizes=... names all that the family takes. Leave the width out of it.")
+    return {name: int(at.get(name, WIDTH)) for name in names}
+
+
+def _programs(
+    fam: Family, x: Any, sizes: dict[str, Any], widths: dict[str, int], scheme: Parametrization | None, base: Mapping[str, Any] | None,
+    optimizer: Any, laws: Mapping[str, Law] | None, gaussian: bool,
+) -> tuple[Program, Program]:  # fmt: skip
+    def traced(times: int) -> pg.Traced:
+        target = {**sizes, **{name: n * times for name, n in widths.items()}}
+        if scheme is None:
+            return pg.trace_one(pg.family_at(fam, target), x, laws, None)
+        planned = plan(fam, scheme, base={**sizes, **(base or {})}, target=target, optimizer=optimizer, x=x)
+        rates = {leaf.path: leaf.factors.learning_rate for leaf in planned.leaves}
+        return pg.trace_one(planned.model, x, laws, rates)
+
+    here, twice, four = (traced(times) for times in (1, 2, 4))
+    _refuse_no_width(here, twice, widths)
+    deep = [1 << 20, 1 << 21]
+    sampled = [here.laws, twice.laws]
+    if any(_odd(a, b) for a, b in zip(here.laws, twice.laws)) and scheme is None:
+        first = next(iter(widths.values()))
+        far = [pg.trace_one(pg.family_at(fam, {**sizes, **{k: n * (d // WIDTH) for k, n in widths.items()}}), x, laws, None) for d in deep]
+        samples, at = [*sampled, *(t.laws for t in far)], [first, 2 * first, *(first * (d // WIDTH) for d in deep)]
+    else:
+        first = next(iter(widths.values()))
+        samples, at = [*sampled, four.laws], [first, 2 * first, 4 * first]
+    cache: dict[Any, Any] = {}
+    made = [
+        Program(t, other, pg.effective_variances(samples, at, first * k), gaussian, cache)
+        for t, other, k in ((here, twice, 1), (twice, four, 2))
+    ]
+    return made[0], made[1]
+
+
+def _odd(a: Law | None, b: Law | None) -> bool:
+    """Whether a variance is no pure power of the width."""
+    if a is None or b is None or not a.variance or not b.variance or math.isnan(a.variance):
+        return False
+    power = 2 * math.log2(b.variance / a.variance)
+    return abs(power - round(power)) > 1e-9
+
+
+def _refuse_no_width(here: pg.Traced, twice: pg.Traced, widths: Mapping[str, int]) -> None:
+    shapes = [[tuple(v.aval.shape) for v in t.jaxpr.jaxpr.invars] for t in (here, twice)]
+    if [len(s) for s in shapes[:1]] != [len(s) for s in shapes[1:]]:
+        raise ValueError(
+            f"pj.limit: the number of leaves changes with {', '.join(widths)}: it adds layers (a depth), and is no width. Give it a finite "
+            "value: sizes=dict(depth=...)."
+        )
+    if shapes[0] == shapes[1]:
+        raise ValueError(
+            f"pj.limit: no axis of any leaf grows with {', '.join(widths)}: the network has no width. Let the family take the width as an "
+            "argument, family(lambda width: Net(width))."
+        )
+
+
+def _audit_noise(program: Program, wider: Program, x1: Any) -> None:
+    """What is neglected must fade with the width."""
+    x = pg.example(x1) if isinstance(x1, Tracer) else np.asarray(x1[:1])
+    with nd.usual(True):
+        x = x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        for (where, here), (_, there) in zip(program.noise(x[0]), wider.noise(x[0])):
+            if here > 1e-12 and not there < 0.85 * here:
+                raise ValueError(
+                    f"pj.limit: what a {where} takes for its mean at infinite width fluctuates by {here:.3g} at one width and {there:.3g} "
+                    "at twice that, so it stays random. Attention logits scaled by 1/sqrt(d) do; scaled by 1/d they settle."
+                )
+
+
+def _audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: Any, dtype: str) -> None:
+    """The kernels must not change with the width."""
+    traced = any(isinstance(x, Tracer) for x in (x1, x2))
+    some = [pg.example(x1)] if traced else [np.asarray(x[:2]) for x in (x1, x2) if x is not None]
+    first, second = some[0], some[1] if len(some) > 1 else None
+
+    def of(which: Program) -> Any:
+        return kernels(which, first, second, ntk, False, np.dtype("float64"), 1 << 30, False)
+
+    found = [[k[:2, :2] for k in made] if made is not None and not traced else of(program), of(wider)]
+    for both in found:
+        _refuse_not_finite(both)
+    tolerance = 1e-6 if dtype == "float64" or made is None or traced else 1e-3
+    for name, here, there in zip(("NNGP", "NTK"), *found):
+        here, there = np.asarray(here), np.asarray(there)
+        scale = np.abs(there).max()
+        if np.abs(here - there).max() > tolerance * scale:
+            power = math.log2(scale / np.abs(here).max()) if np.abs(here).max() else math.inf
+            raise ValueError(
+                f"pj.limit: the {name} changes with the width, about as n^{power:.2f}, so it has no limit. "
+                + (
+                    "Under one learning rate for all leaves that is so in standard parametrization: pass parametrization=pj.ntp, "
+                    "base=dict(width=...), or ask for ntk=False."
+                    if name == "NTK"
+                    else "Is a sum over the width not scaled by 1/sqrt(n), or scaled by 1/n?"
+                )
+            )
+
+
+def _refuse_not_finite(found: Sequence[Any]) -> None:
+    for name, k in zip(("NNGP", "NTK"), found):
+        if isinstance(k, Tracer) or bool(jnp.isfinite(k).all()):
+            continue
+        where = np.argwhere(~np.isfinite(np.asarray(k)))[0][:2]
+        raise ValueError(
+            f"pj.limit: the {name} is not finite at infinite width, first for examples {where[0]} and {where[1]}. Either a function with "
+            "infinite expectations (exp of a large variance, a division by a field, a logarithm) acts on wide values, or an integral "
+            "without a closed form does not converge: preactivations of variance above 100 (scale the examples), a kink in a product of "
+            "several fields."
+        )
+
+
+def _check_result(n: int, m: int, program: Program, ntk: bool, per: str | None, dtype: str) -> None:
+    each = np.dtype(dtype).itemsize * math.prod(program.shape) ** 2
+    copies = 1 + (len(program.paths) if per == "leaf" else 1) * ntk
+    wanted = n * m * each * copies
+    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if wanted > 0.9 * have:
+        raise ValueError(
+            f"pj.limit: the kernels of {n} x {m} examples take {wanted / 1e9:.1f} GB, and the machine has {have / 1e9:.1f} GB. Compute "
+            'blocks, limit(fam, x[:1000], x[1000:2000], ...), and store each; ask for ntk=False, or dtype="float32".'
+        )

@@ -1,0 +1,263 @@
+"""The infinite-width interpreter: from the traces of a network at two widths to the values of `paperjax.limits.nodes`.
+
+An axis grows if its sizes in the two traces differ. Each rule below says what a primitive does to representatives; what no rule covers
+is an error that names the primitive.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+
+from paperjax.limits import contractions as con
+from paperjax.limits import fields as fl
+from paperjax.limits import moves as st
+from paperjax.limits import nodes as nd
+from paperjax.limits.dependence import refuse_shared
+from paperjax.limits.elementwise import broadcasting, elementwise
+from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
+from paperjax.limits.rules import RULES, split
+from paperjax.limits.scans import scan
+from paperjax.limits.values import Spread, Unread, Value, number_of
+from paperjax.limits.views import View, whole
+from paperjax.trace import primitives as prim
+
+IN_PLACE = (*prim.IN_PLACE, "optimization_barrier", "device_put", "sharding_constraint")
+
+
+class Interpreter:
+    """One network.
+
+    Parameters
+    ----------
+    laws
+        Of each leaf, by number.
+    """
+
+    def __init__(self, laws: Sequence[con.LeafLaw]) -> None:
+        self.laws = laws
+        self.shared: set[int] = set()
+        """Leaves that all coordinates share (a learned scalar): what training does to them stays random."""
+        self.kept_alive: list[object] = []
+        self.noises: list[tuple[str, Det]] = []
+        """What the law of large numbers neglects, where it is used."""
+
+    def network(self, jaxpr: jex.ClosedJaxpr, other: jex.ClosedJaxpr, leaves: int) -> list[Value]:
+        """The results of ``apply`` of an example with a batch axis of size 1, its leaves first."""
+        pairs = list(zip(jaxpr.jaxpr.invars, other.jaxpr.invars))
+        inputs: list[Value] = [whole(i, a.aval.shape, b.aval.shape) for i, (a, b) in enumerate(pairs[:leaves])]
+        (x, y) = pairs[-1]
+        inputs.append(Det(tuple(axis_of(n, m) for n, m in zip(x.aval.shape, y.aval.shape))))
+        return self.jaxpr(jaxpr, other, inputs)
+
+    def jaxpr(self, jaxpr: jex.ClosedJaxpr, other: jex.ClosedJaxpr, inputs: Sequence[Value]) -> list[Value]:
+        """Values of the results of a function, given those of its arguments."""
+        one, two = jaxpr.jaxpr, other.jaxpr
+        values: dict[Any, Value] = dict(zip(one.invars, inputs))
+        for var, a, b in zip(one.constvars, jaxpr.consts, other.consts):
+            values[var] = constant(a, tuple(b.shape) if hasattr(b, "shape") else np.shape(b))
+
+        def read(atom: Any) -> Value:
+            return constant(atom.val, tuple(getattr(atom.val, "shape", ()))) if isinstance(atom, jex.Literal) else values[atom]
+
+        if [e.primitive.name for e in one.eqns] != [e.primitive.name for e in two.eqns]:
+            raise NotImplementedError("the trace of the network changes with its width (a Python loop over a number that grows).")
+        for eqn, twin in zip(one.eqns, two.eqns):
+            try:
+                outputs = self._equation(eqn, twin, [read(atom) for atom in eqn.invars])
+            except NotImplementedError as error:
+                if getattr(error, "primitive", None) is None:
+                    error.primitive = eqn.primitive.name  # type: ignore[attr-defined]
+                raise
+            values.update(zip(eqn.outvars, outputs))
+        return [read(atom) for atom in one.outvars]
+
+    def _equation(self, eqn: Any, twin: Any, operands: list[Value]) -> list[Value]:
+        name = eqn.primitive.name
+        lost = next((value for value in operands if isinstance(value, Unread)), None)
+        if lost is not None or any(jnp.issubdtype(var.aval.dtype, jax.dtypes.extended) for var in eqn.outvars):
+            return [lost or Unread("a random key")] * len(eqn.outvars)
+        inner = prim.called(eqn)
+        if inner is not None:
+            called = prim.called(twin)
+            assert called is not None
+            return self.jaxpr(inner, called, operands)
+        if name == "scan":
+            return scan(self, eqn, twin, operands)
+        if name == "split":
+            return split(self, eqn, twin, operands[0])
+        sizes, others = (tuple(e.outvars[0].aval.shape) for e in (eqn, twin))
+        rule = RULES.get(name)
+        if name in IN_PLACE:
+            return [self._converted(eqn, operands[0]) if name == "convert_element_type" else operands[0]]
+        if rule is not None:
+            return [rule(self, eqn, twin, operands, sizes, others)]
+        if name in prim.ELEMENTWISE:
+            return [self._elementwise(eqn, operands, sizes, others)]
+        return self.known(eqn, twin, operands)
+
+    # Leaves.
+
+    def node(self, value: Value, like: Axes | None = None, last: bool = False) -> Node:
+        """A value that is no leaf any more."""
+        if isinstance(value, Node):
+            return value
+        if isinstance(value, View):
+            made = con.activated(value, self.laws[value.leaf], like, last)
+            if isinstance(made, Det):
+                self.shared.add(value.leaf)
+            return made
+        if isinstance(value, Unread):
+            raise NotImplementedError(f"{value.why} is used.")
+        made = self.node(value.view, like, last)
+        axes = tuple(a if a else b for a, b in zip(made.axes, like or value.axes))
+        shape = nd.rep_shape(axes)
+        return made if shape == made.shape and axes == made.axes else st.apply(made, st.Moved(axes, lambda a: jnp.broadcast_to(a, shape)))
+
+    def nodes(self, values: Sequence[Value]) -> list[Node]:
+        """Values that are no leaves any more."""
+        return [self.node(value) for value in values]
+
+    def settled(self, node: Node, where: str) -> Node:
+        """A value that is used as deterministic: what that neglects is to be looked at."""
+        if isinstance(node, Det) and node.noise is not None:
+            self.noises.append((where, node.noise))
+            return dataclasses.replace(node, noise=None)
+        return node
+
+    # Entry by entry.
+
+    def _converted(self, eqn: Any, value: Value) -> Value:
+        target = eqn.params["new_dtype"]
+        if isinstance(value, (View, Spread)) or jnp.issubdtype(target, jnp.floating) == _floating(eqn.invars[0]):
+            return value if isinstance(value, (View, Spread)) or jnp.issubdtype(target, jnp.floating) else self._cast(value, target)
+        return self._cast(value, target)
+
+    def _cast(self, node: Node, target: Any) -> Node:
+        def cast(a: Any) -> Any:
+            return jnp.asarray(a).astype(jnp.zeros(()).dtype if jnp.issubdtype(target, jnp.floating) else target)
+
+        return elementwise("convert_element_type", cast, [node], node.axes)
+
+    def _elementwise(self, eqn: Any, operands: list[Value], sizes: tuple[int, ...], others: tuple[int, ...]) -> Value:
+        name = eqn.primitive.name
+        leaf = [i for i, value in enumerate(operands) if isinstance(value, (View, Spread))]
+        if len(leaf) == 1 and name in ("mul", "div", "neg"):
+            (i,) = leaf
+            number = -1.0 if name == "neg" else number_of(operands[1 - i])
+            if number is not None and not (name == "div" and i == 1):
+                factor = 1 / number if name == "div" else number
+                view = operands[i]
+                return view._replace(view=view.view.times(factor)) if isinstance(view, Spread) else view.times(factor)
+        like = unified([value.axes for value in operands if len(value.axes) == len(sizes)], sizes, others)
+        # Where nothing grows any more (a readout), each coordinate is by itself, and what is added to it is its own.
+        last = name in ("add", "add_any", "sub") and all(
+            not isinstance(value, Node) or not any(atom.grows for axis in value.axes for atom in axis) for value in operands
+        )
+        given = [self.node(value, like if len(value.axes) == len(sizes) else None, last) for value in operands]
+        if name not in ("add", "add_any", "sub", "neg", "mul", "div") or (name == "div" and isinstance(given[1], Det)):
+            given = [node if name == "div" and i == 0 else self._settled_unless_number(node, name) for i, node in enumerate(given)]
+        made = elementwise(name, broadcasting(eqn), [aligned(node, like) for node in given], like)
+        return made
+
+    def _settled_unless_number(self, node: Node, where: str) -> Node:
+        return node if isinstance(node, Det) and node.const is not None and node.noise is None else self.settled(node, where)
+
+    # Everything else.
+
+    def known(self, eqn: Any, twin: Any, operands: list[Value]) -> list[Value]:
+        """Any primitive of deterministic arrays without growing axes."""
+        name = eqn.primitive.name
+        given = [self.settled(node, name) for node in self.nodes(operands)]
+        wide = [node for node in given if not isinstance(node, Det)]
+        shapes = [(tuple(a.aval.shape), tuple(b.aval.shape)) for a, b in zip(eqn.outvars, twin.outvars)]
+        along = any(coordinates(axis) > 1 for node in given for axis in node.axes)
+        reducing = name in ("reduce_max", "reduce_min", "argmax", "argmin")
+        if wide or (along and not (reducing and name.startswith("reduce"))) or any(n != m for n, m in shapes if not reducing):
+            raise NotImplementedError(_about(name, bool(wide)))
+        axes = [tuple(axis_of(n, m) for n, m in zip(*both)) for both in shapes]
+        if reducing:
+            left = [a for i, a in enumerate(given[0].axes) if i not in eqn.params["axes"]]
+            axes = [tuple(left)]
+        fn = broadcasting(eqn)
+        dets = [node for node in given if isinstance(node, Det)]
+        if not eqn.primitive.multiple_results:
+            return [st.det(axes[0], fn, *dets) if dets else Det(axes[0], const=nd.fold(fn))]
+        return [st.det(a, lambda *args, i=i: fn(*args)[i], *dets) for i, a in enumerate(axes)]
+
+
+def constant(array: Any, other: tuple[int, ...]) -> Value:
+    """A known array. What varies along a growing axis is not known to have a limit."""
+    if jnp.issubdtype(getattr(array, "dtype", np.dtype(float)), jax.dtypes.extended):
+        return Unread("a random key")
+    array = np.asarray(array)
+    axes = tuple(axis_of(n, m) for n, m in zip(array.shape, other))
+    growing = [i for i, axis in enumerate(axes) if any(atom.grows for atom in axis)]
+    for i in growing:
+        first = array.take([0], i)
+        if not np.all(array == first):
+            raise NotImplementedError(
+                f"a table of numbers of shape {array.shape} that vary along a growing axis: coordinates are not alike."
+            )
+        array = first
+    if array.dtype == np.float32 or array.dtype.kind == "V":
+        array = array.astype(np.float64)
+    return Det(axes, const=array)
+
+
+def _floating(atom: Any) -> bool:
+    return jnp.issubdtype(atom.aval.dtype, jnp.floating)
+
+
+def unified(axes: Sequence[Axes], sizes: tuple[int, ...], others: tuple[int, ...]) -> Axes:
+    """The axes of operands that meet entry by entry."""
+    made = []
+    for i, (n, m) in enumerate(zip(sizes, others)):
+        options = [a[i] for a in axes if nd.full_size(a[i]) == (n, m)]
+        # Independent coordinates stay so; of an axis of several parts the parts say more than their product.
+        options.sort(key=lambda axis: (any(atom.kind == "iid" for atom in axis), len(axis)))
+        made.append(options[-1] if options else axis_of(n, m))
+    return tuple(made)
+
+
+def aligned(node: Node, axes: Axes) -> Node:
+    """A value whose axes are those of `axes` or scalars: entries that vary along an axis of independent coordinates are refused."""
+    if len(node.axes) != len(axes) or node.axes == axes:
+        return node
+    shape = nd.rep_shape(axes)
+    if isinstance(node, Det):
+        if node.const is not None:
+            array = node.const
+            for i, (n, m) in enumerate(zip(array.shape, shape)):
+                if n != m and m == 1:
+                    first = array.take([0], i)
+                    if not np.all(array == first):
+                        raise NotImplementedError("numbers that differ from one independent coordinate (output, head) to the next.")
+                    array = first
+            if array.shape == shape or all(n in (1, m) for n, m in zip(array.shape, shape)):
+                return Det(axes, const=np.broadcast_to(array, shape), noise=node.noise)
+        if all(n in (1, m) for n, m in zip(node.shape, shape)):
+            return st.same_shape(node, axes)
+        raise NotImplementedError("numbers that differ from one independent coordinate (output, head) to the next.")
+    assert isinstance(node, nd.Wide)
+    if all(not axis or n == m for axis, n, m in zip(node.axes, node.shape, shape)) and node.shape != shape:
+        return st.same(node, axes)
+    if node.shape != shape:
+        raise NotImplementedError("values that are followed entry by entry along an axis meet others that are independent along it.")
+    refuse_shared(node, node.axes, axes)
+    return fl.relabelled(node, axes)
+
+
+def _about(name: str, wide: bool) -> str:
+    known = {
+        "reduce_max": "the maximum over positions of wide values (max pooling) is an integral over as many fields as there are positions",
+        "reduce_window_max": "max pooling is an integral over as many fields as there are positions of the window",
+        "argmax": "a choice among wide values", "sort": "an ordering of wide values",
+        "while": "a loop whose number of steps is known only when it runs", "cond": "a branch that the data choose",
+        "random_bits": "numbers drawn in the network (dropout); switch it off",
+    }  # fmt: skip
+    return known.get(name, "what this primitive does at infinite width is not known here" + ("" if wide else ", along a growing axis"))

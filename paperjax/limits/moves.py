@@ -1,0 +1,237 @@
+"""Primitives that move, cut, repeat and sum entries: what they do to axes, and to representatives."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from paperjax.limits import fields as fl
+from paperjax.limits import nodes as nd
+from paperjax.limits.dependence import refuse_shared
+from paperjax.limits.nodes import Atom, Axes, Axis, Det, Fn, Node, Wide, axis_of, coordinates, rep_shape, rep_size
+
+Shape = tuple[int, ...]
+
+
+class Moved(NamedTuple):
+    """The axes of a result, and the function of the representative; `selects` as in `paperjax.limits.nodes.Linear`."""
+
+    axes: Axes
+    fn: Fn
+    selects: bool = True
+
+
+def apply(node: Node, moved: Moved) -> Node:
+    """A linear function of the representative of a value."""
+    axes, fn, selects = moved
+    if isinstance(node, Det):
+        return det(axes, fn, node)
+    assert isinstance(node, Wide)
+    if isinstance(node, nd.Const):
+        return nd.Const(axes, det(axes, fn, same_shape(node.value, node.axes)))
+    if isinstance(node, nd.Add):
+        # What a leaf starts as stays apart from what it is trained to.
+        u, v = (apply(same(part, node.axes), moved) for part in (node.u, node.v))
+        assert isinstance(u, Wide)
+        assert isinstance(v, Wide)
+        return nd.Add(axes, u, v)
+    if isinstance(node, nd.Scale) and selects:
+        moved_by = det(axes, fn, same_shape(node.by, node.axes))
+        u = apply(same(node.u, node.axes), moved)
+        assert isinstance(u, Wide)
+        return fl.scale(u, moved_by, axes)
+    return nd.Linear(axes, node, fn, (), selects)
+
+
+def same(node: Wide, axes: Axes) -> Wide:
+    """A wide value repeated along axes that it has not."""
+    shape = rep_shape(axes)
+    refuse_shared(node, node.axes, axes)
+    if node.shape == shape:
+        return node
+    made = apply(node, Moved(axes, lambda a: jnp.broadcast_to(a, shape)))
+    assert isinstance(made, Wide)
+    return made
+
+
+def det(axes: Axes, fn: Fn, *args: Det | nd.Moment, noise: Det | None = None) -> Det:
+    """A deterministic array, computed here and now if all that it is made of is known."""
+    known = [arg.const for arg in args if isinstance(arg, Det) and arg.const is not None]
+    noise = noise or next((arg.noise for arg in args if isinstance(arg, Det) and arg.noise is not None), None)
+    if len(known) == len(args) and args:
+        return Det(axes, const=nd.fold(fn, *known), noise=noise)
+    return Det(axes, fn, args, noise=noise)
+
+
+def same_shape(node: Det, axes: Axes) -> Det:
+    """A deterministic array with the axes of another: a scalar becomes an array of it."""
+    shape = rep_shape(axes)
+    return node if node.axes == axes else det(axes, lambda a: jnp.broadcast_to(a, shape), node)
+
+
+def transpose(axes: Axes, permutation: Sequence[int]) -> Moved:
+    """Axes in another order."""
+    return Moved(tuple(axes[i] for i in permutation), lambda a: jnp.transpose(a, tuple(permutation)))
+
+
+def reshape(axes: Axes, sizes: Shape, others: Shape) -> Moved:
+    """Row-major. An axis of independent coordinates may be split and merged like any other."""
+    todo = [atom for axis in axes for atom in axis]
+    after: list[Axis] = []
+    for size, other in zip(sizes, others):
+        made: list[Atom] = []
+        while size > 1 or other > 1:
+            atom = todo.pop(0)
+            if size % atom.size == 0 and other % atom.other == 0:
+                made.append(atom)
+                size, other = size // atom.size, other // atom.other
+            elif atom.size % size == 0 and atom.other % other == 0:
+                made.append(Atom(atom.kind, size, other))
+                todo.insert(0, Atom(atom.kind, atom.size // size, atom.other // other))
+                size = other = 1
+            else:
+                raise NotImplementedError(f"a reshape that cuts an axis of {atom.size} in parts of {size}, which does not divide it.")
+        after.append(tuple(made))
+    shape = rep_shape(tuple(after))
+    return Moved(tuple(after), lambda a: jnp.reshape(a, shape))
+
+
+def broadcast(axes: Axes, sizes: Shape, others: Shape, places: Sequence[int]) -> Moved:
+    """``broadcast_in_dim``. Along a new axis that grows nothing varies, so its representative has size 1."""
+    after: list[Axis] = [axis_of(n, m) for n, m in zip(sizes, others)]
+    for old, new in enumerate(places):
+        if nd.full_size(axes[old]) == (sizes[new], others[new]):
+            after[new] = axes[old]
+    shape = rep_shape(tuple(after))
+    return Moved(tuple(after), lambda a: lax.broadcast_in_dim(a, shape, tuple(places)))
+
+
+def drop(axes: Axes, keep: Sequence[int | None]) -> Moved:
+    """Axes of size 1 taken out, or put in where `keep` is ``None``."""
+    after = tuple(() if i is None else axes[i] for i in keep)
+    return Moved(after, lambda a: jnp.reshape(a, rep_shape(after)))
+
+
+def cut(node: Node, starts: Shape, stops: Shape, steps: Shape, others: Shape) -> Node:
+    """``slice``: entries along finite axes, coordinates along growing ones. `others` are the sizes of the result at the other width."""
+    axes, after, bounds = node.axes, [], []
+    for i, (axis, other) in enumerate(zip(axes, others)):
+        size, picked = nd.full_size(axis)[0], range(starts[i], stops[i], steps[i])
+        if len(picked) == size:
+            after.append(axis)
+            bounds.append((0, rep_size(axis), 1))
+        elif coordinates(axis) == 1 and not any(atom.grows for atom in axis):
+            after.append(axis_of(len(picked), other))
+            bounds.append((starts[i], stops[i], steps[i]))
+        elif len(axis) == 1:
+            if isinstance(node, Wide):
+                layout = [(j, atom) for j, ax in enumerate(axes) for atom in ax if atom.kind == "iid"]
+                number = [j for j, _ in layout].index(i)
+                which = nd.Range(tuple(atom.size for _, atom in layout), number, picked.start, picked.stop, picked.step)
+                new = tuple(_iid(len(picked), other) if j == i else ax for j, ax in enumerate(axes))
+                node = nd.Part(new, node, which)
+            after.append(_iid(len(picked), other))
+            bounds.append((0, 1, 1))
+        else:
+            raise NotImplementedError(f"a slice of an axis of {size} entries in which positions and channels are flattened together.")
+    first, last, by = zip(*bounds) if bounds else ((), (), ())
+    if all(b == (0, n, 1) for b, n in zip(bounds, rep_shape(node.axes))):
+        return fl.relabelled(node, tuple(after))
+    return apply(node, Moved(tuple(after), lambda a: lax.slice(a, first, last, by)))
+
+
+def _iid(size: int, other: int) -> Axis:
+    return axis_of(size, other, "iid")
+
+
+def pad(axes: Axes, low_high_inside: Sequence[tuple[int, int, int]], sizes: Shape, others: Shape) -> Moved:
+    """With zeros."""
+    for axis, config in zip(axes, low_high_inside):
+        if any(config) and (len(axis) > 1 or coordinates(axis) > 1):
+            raise NotImplementedError("padding of an axis of independent coordinates.")
+    after = tuple(axis if not any(c) else axis_of(n, m) for axis, c, n, m in zip(axes, low_high_inside, sizes, others))
+    return Moved(after, lambda a: lax.pad(a, jnp.zeros((), a.dtype), tuple(low_high_inside)))
+
+
+def reverse(axes: Axes, dimensions: Sequence[int]) -> Moved:
+    """Entries in the opposite order."""
+    if any(coordinates(axes[i]) > 1 for i in dimensions):
+        raise NotImplementedError("an axis of independent coordinates turned around.")
+    return Moved(axes, lambda a: jnp.flip(a, tuple(dimensions)))
+
+
+def concatenate(operands: Sequence[Node], axis: int) -> Node:
+    """Positions, or channels, side by side."""
+    sizes = [nd.full_size(u.axes[axis]) for u in operands]
+    total = sum(n for n, _ in sizes), sum(m for _, m in sizes)
+    along = [u.axes[axis] for u in operands]
+    if all(coordinates(ax) == 1 and not any(atom.grows for atom in ax) for ax in along):
+        axes = tuple(axis_of(*total) if i == axis else ax for i, ax in enumerate(operands[0].axes))
+        if all(isinstance(u, Det) for u in operands):
+            return det(axes, lambda *parts: jnp.concatenate(parts, axis), *operands)  # type: ignore[arg-type]
+        return nd.Stacked(axes, tuple(as_wide(u) for u in operands), axis)
+    axes = tuple(_iid(*total) if i == axis else ax for i, ax in enumerate(operands[0].axes))
+    if any(len(ax) > 1 or rep_size(ax) > 1 for ax in along):
+        raise NotImplementedError("channels are joined along an axis in which positions are flattened too.")
+    parts = [as_wide(u) for u in operands]
+    shape = rep_shape(axes)
+    parts = [fl.relabelled(u, axes) if u.shape == shape else u for u in parts]
+    return nd.Mixed(axes, tuple(parts), tuple(n / total[0] for n, _ in sizes))
+
+
+def as_wide(node: Node) -> Wide:
+    """A value as a wide one."""
+    if isinstance(node, Wide):
+        return node
+    assert isinstance(node, Det)
+    return nd.Const(node.axes, node)
+
+
+def reduce_sum(node: Node, dimensions: Sequence[int]) -> Node:
+    """A sum over positions stays what it is; over growing coordinates it is their number times the mean, by the law of large numbers."""
+    axes = node.axes
+    after = tuple(axis for i, axis in enumerate(axes) if i not in dimensions)
+    count = math.prod(coordinates(axes[i]) for i in dimensions)
+    grows = any(atom.grows for i in dimensions for atom in axes[i])
+
+    def total(a: Any) -> Any:
+        return count * jnp.sum(a, tuple(dimensions))
+
+    if isinstance(node, Det):
+        return det(after, total, node)
+    assert isinstance(node, Wide)
+    if count > 1 and not grows:
+        raise NotImplementedError(f"a sum over {count} independent coordinates, whose number does not grow, so that it stays random.")
+    if not grows:
+        return nd.Linear(after, node, total, (), False)
+    if any(atom.kind == "iid" for i, axis in enumerate(axes) if i not in dimensions for atom in axis if atom.grows):
+        raise NotImplementedError("a sum over one of two growing axes.")
+    if fl.centred(node):
+        value = Det(after, const=nd.fold(lambda: jnp.zeros(rep_shape(after))))
+    else:
+        value = Det(after, lambda a: a, (nd.Moment(node, None, total),))
+    return dataclasses.replace(value, noise=rms_of_sum(node, node, count))
+
+
+def rms_of_sum(u: Wide, v: Wide, count: int) -> Det:
+    """The size of the fluctuations of a sum of so many products; of values themselves if both are the same."""
+
+    def size(a: Any, b: Any) -> Any:
+        return jnp.sqrt(count * jnp.max(a) * jnp.max(b)) if u is not v else jnp.sqrt(count * jnp.max(a))
+
+    squares = [nd.Moment(w, w, functools.partial(_squares, math.prod(w.shape))) for w in (u, v)]
+    return Det((), size, tuple(squares))
+
+
+def repeated(fn: Fn) -> Fn:
+    """A function of one representative for a stack of them."""
+    return jax.vmap(fn)
+
+
+def _squares(n: int, k: Any) -> Any:
+    return jnp.diagonal(k.reshape(n, n))

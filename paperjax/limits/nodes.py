@@ -1,0 +1,277 @@
+"""Values of a network at infinite width: what the interpreter of `paperjax.limits.infinite` makes of each array of the trace.
+
+An axis that grows with the width holds independent, identically distributed coordinates, so one coordinate stands for all of them: a
+value is kept as its *representative*, an array in which such axes have size 1. It is either deterministic (`Det`), a function of one
+example, or wide (`Wide`): a random coordinate, a function of Gaussian fields which are jointly distributed over the finite axes.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Fn = Callable[..., Any]
+
+
+class Atom(NamedTuple):
+    """A part of an axis, its sizes at the two widths that are traced; `kind` is ``"pos"`` (finite, followed entry by "
+    "entry) or ``"iid"``.
+    """
+
+    kind: str
+    size: int
+    other: int
+
+    @property
+    def grows(self) -> bool:
+        """Whether it changes with the width."""
+        return self.size != self.other
+
+
+Axis = tuple[Atom, ...]
+Axes = tuple[Axis, ...]
+
+
+def axis_of(size: int, other: int, kind: str = "pos") -> Axis:
+    """An axis of one part; one of size 1 has none, and a growing one is of independent coordinates."""
+    if size == other == 1:
+        return ()
+    return (Atom("iid" if size != other else kind, size, other),)
+
+
+def rep_size(axis: Axis) -> int:
+    """The size of an axis in a representative."""
+    return math.prod(atom.size for atom in axis if atom.kind == "pos")
+
+
+def full_size(axis: Axis) -> tuple[int, int]:
+    """The size of an axis at both widths."""
+    return math.prod(atom.size for atom in axis), math.prod(atom.other for atom in axis)
+
+
+def coordinates(axis: Axis) -> int:
+    """How many independent coordinates run along an axis."""
+    return math.prod(atom.size for atom in axis if atom.kind == "iid")
+
+
+def rep_shape(axes: Axes) -> tuple[int, ...]:
+    """The shape of a representative."""
+    return tuple(rep_size(axis) for axis in axes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """A value; `axes` describe the array it stands for."""
+
+    axes: Axes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the representative."""
+        return rep_shape(self.axes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Det(Node):
+    """A deterministic array: ``fn(*args)`` of other ones and of moments of wide ones; `const` if it is known here and now.
+
+    `noise` is the size of what the law of large numbers neglects in it, itself a `Det`; it is looked at where the value is used.
+    """
+
+    fn: Fn | None = None
+    args: tuple["Det | Moment", ...] = ()
+    const: np.ndarray | None = None
+    noise: "Det | None" = None
+
+    @property
+    def number(self) -> float | None:
+        """The one number that all entries equal, if that is known."""
+        if self.const is None or self.const.size == 0:
+            return None
+        first = self.const.flat[0]
+        return first.item() if bool(np.all(self.const == first)) else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moment:
+    """``fn`` of ``E[u v]`` over all pairs of positions, both at one example; of ``E[u]`` if `v` is ``None``."""
+
+    u: "Wide"
+    v: "Wide | None"
+    fn: Fn
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Wide(Node):
+    """A random coordinate."""
+
+
+class Range(NamedTuple):
+    """``start, start + step, ..., < stop`` of part number `part` of coordinates that are laid out as `layout`."""
+
+    layout: tuple[int, ...]
+    part: int
+    start: int
+    stop: int
+    step: int
+
+    def apart(self, other: "Range") -> bool | None:
+        """Whether two ranges share no coordinate; ``None`` where they are laid out in two ways."""
+        if (self.layout, self.part) != (other.layout, other.part):
+            return None
+        both = (range(r.start, r.stop, r.step) for r in (self, other))
+        return not set(next(both)) & set(next(both))
+
+
+Key = tuple[Any, ...]
+"""Which independent random numbers a field is made of: the leaf, which of its entries, and which way it is multiplied."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Field(Wide):
+    """``W u`` for a leaf W: Gaussian, of covariance ``scale scale' · variance · sum_taps sum_c tap(E[u u'])``.
+
+    Each of `taps` takes the representative of `source` to an array ``(*shape, c)`` of whose last axis the trace is taken. Along the axes
+    `alone` each position has a matrix of its own.
+    """
+
+    key: Key
+    source: Node
+    taps: tuple[Fn, ...]
+    scale: float
+    gaussian: bool
+    still: bool = False
+    alone: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Entries(Wide):
+    """A leaf as an activation (bias, gain, position table), less its mean: independent over its finite axes and along its
+    growing ones, and times `scale`.
+    """
+
+    key: Key
+    scale: float
+    gaussian: bool
+    still: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lookup(Wide):
+    """Rows of a leaf at indices that the data give: covariance ``scale scale' · variance · [i = j]``."""
+
+    key: Key
+    index: Det
+    scale: float
+    gaussian: bool
+    still: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Const(Wide):
+    """A deterministic number for every coordinate."""
+
+    value: Det
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Add(Wide):
+    """A sum."""
+
+    u: Wide
+    v: Wide
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scale(Wide):
+    """A value times a deterministic one."""
+
+    u: Wide
+    by: Det
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Linear(Wide):
+    """A linear function of the representative, ``fn(u, *dets)``; `selects` if each entry of it is an entry of `u`, or 0."""
+
+    u: Wide
+    fn: Fn
+    dets: tuple[Det, ...]
+    selects: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stacked(Wide):
+    """Values side by side along a finite axis."""
+
+    parts: tuple[Wide, ...]
+    axis: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Func(Wide):
+    """``fn(*fields, *dets)``, entry by entry, of Gaussian `fields`."""
+
+    fn: Fn
+    fields: tuple[Wide, ...]
+    dets: tuple[Det, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prod(Wide):
+    """A product of values that depend on more than one field."""
+
+    factors: tuple[Wide, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part(Wide):
+    """Some of the coordinates of `u`, which are independent of all the others: a range of one of the parts of its growing axes."""
+
+    u: Wide
+    which: "Range"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixed(Wide):
+    """Coordinates of several kinds along one growing axis: a random one of them is of kind i with probability ``weights[i]``."""
+
+    parts: tuple[Wide, ...]
+    weights: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Carried(Wide):
+    """What enters a step of a scan: Gaussian, or of known second moments only. `scan` names the scan, `slot` the carry."""
+
+    scan: int
+    slot: int
+    gaussian: bool
+    sources: frozenset[Key]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scanned(Wide):
+    """What a scan ends with."""
+
+    scan: Any
+    slot: int
+    gaussian: bool
+    sources: frozenset[Key]
+
+
+@contextlib.contextmanager
+def usual(double: bool) -> Iterator[None]:
+    """Double or single precision and JAX's usual promotion, whatever the user's flags, which are about the user's code."""
+    with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def fold(fn: Fn, *consts: np.ndarray) -> np.ndarray:
+    """A function of known arrays, here and now, in double precision."""
+    with jax.ensure_compile_time_eval(), usual(True):
+        return np.asarray(fn(*consts))

@@ -1,0 +1,246 @@
+"""The program of a limit: from examples to kernels, read from the trace of a family at two widths."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from paperjax.limits import nodes as nd
+from paperjax.limits.contractions import LeafLaw
+from paperjax.limits.functions import NotGaussianError
+from paperjax.limits.interpreter import Interpreter
+from paperjax.limits.laws import Law, leaf_laws
+from paperjax.limits.moments import Run
+from paperjax.limits.nodes import Det, Wide
+from paperjax.model import Family, Model, split
+from paperjax.trace import primitives as prim
+from paperjax.trace.batch import coupling
+from paperjax.trace.traced import flat_apply
+
+Rates = Mapping[str, float]
+Tape = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A network at one width: its trace for one example, its leaves' paths and laws, and the learning rate of each."""
+
+    jaxpr: Any
+    paths: tuple[str, ...]
+    laws: tuple[Law | None, ...]
+    rates: tuple[float, ...]
+
+
+def trace_one(model: Model, x: jax.ShapeDtypeStruct, declared: Mapping[str, Law] | None, rates: Rates | None) -> Traced:
+    """Trace a network for one example; nothing is allocated."""
+    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    params = jax.eval_shape(model.init, jax.random.key(0), one)
+    met = coupling(model.apply, params, x)
+    if met is not None:
+        raise ValueError(
+            f"pj.limit: examples of a batch meet in a {met} (batch statistics?), so the network is no function of one example, and has no "
+            "kernel of two. Use the statistics of the running average (training off), or LayerNorm or GroupNorm."
+        )
+    # In double precision, so that the network's own numbers (1/sqrt(3)) are not those of single precision; what it casts itself meets that.
+    with nd.usual(True):
+        fn, args = flat_apply(model.apply, *jax.tree.map(_double, (params, one)))
+        jaxpr = prim.trace(fn, *args)
+    laws = leaf_laws(model, one, declared)
+    trained, fixed = split(params)
+    there = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    learned = {id(leaf) for leaf in jax.tree.leaves(trained)}
+    order = [*jax.tree.leaves(trained), *jax.tree.leaves(fixed)]
+    path_of = {id(leaf): path for path, leaf in zip(there, jax.tree.leaves(params))}
+    paths = tuple(path_of[id(leaf)] for leaf in order)
+    return Traced(
+        jaxpr, paths, tuple(laws.get(path) for path in paths),
+        tuple((1.0 if rates is None else rates[path]) if id(leaf) in learned else 0.0 for path, leaf in zip(paths, order)),
+    )  # fmt: skip
+
+
+def _double(form: Any) -> Any:
+    return jax.ShapeDtypeStruct(form.shape, jnp.float64) if jnp.issubdtype(form.dtype, jnp.floating) else form
+
+
+class Program:
+    """What the kernels of two examples are, at infinite width.
+
+    Attributes
+    ----------
+    paths
+        Of the leaves.
+    variances, rates
+        Of the entries of each at init, and the factor of its learning rate, at the width that was traced.
+    output
+        The value of the output: a coordinate of it, over the positions that it has.
+    shared
+        Leaves that all coordinates share, whose part of the tangent kernel stays random.
+    """
+
+    def __init__(self, here: Traced, other: Traced, variances: Sequence[float], gaussian: bool, cache: dict[Any, Any]) -> None:
+        self.paths, self.variances, self.rates = here.paths, tuple(variances), here.rates
+        laws = [_leaf_law(path, law, v, gaussian) for path, law, v in zip(here.paths, here.laws, variances)]
+        reader = Interpreter(laws)
+        try:
+            outputs = reader.network(here.jaxpr, other.jaxpr, len(laws))
+            if len(outputs) != 1:
+                raise NotImplementedError(f"the network returns {len(outputs)} arrays, and a limit is of one.")
+            self.output = _output(reader.node(outputs[0]))
+        except NotGaussianError as error:
+            raise ValueError(not_gaussian(here, error.leaf)) from error
+        except NotImplementedError as error:
+            where = getattr(error, "primitive", None)
+            said = f"pj.limit: {f'primitive {where}: ' if where else ''}{_with_paths(str(error), here.paths)}"
+            raise NotImplementedError(said) from error
+        self.noises = reader.noises
+        self.shared = tuple(here.paths[i] for i in sorted(reader.shared) if here.rates[i])
+        self.cache = cache
+
+    def _variance(self, leaf: Any) -> float:
+        return self.variances[leaf]
+
+    def noise(self, x: Any) -> list[tuple[str, float]]:
+        """The size of what the law of large numbers neglects, at every place where it is used, for an example."""
+        run = Run((x[None],), self._variance, cache=self.cache)
+        return [(where, float(run.det(size, 0))) for where, size in self.noises]
+
+    def asked(self, x: Any, ntk: bool) -> tuple[Any, ...]:
+        """What the kernel of two examples asks of each of them alone."""
+        found: dict[Any, None] = {}
+
+        def dry(x: Any) -> Any:
+            alone = Run((x[None],), self._variance, cache=self.cache)
+            shift = self._shift(jnp.zeros(len(self.paths))) if ntk else None
+            both = self._pair_run(x, x, (_OnDemand(alone), _OnDemand(alone)), shift)
+            both.second(self.output, self.output, 0, 1)
+            found.update(both.asked)
+            return x
+
+        jax.eval_shape(dry, x)
+        return tuple(found)
+
+    def tape(self, x: Array, asked: Sequence[Any]) -> tuple[Any, ...]:
+        """Those moments of one example."""
+        found = _OnDemand(Run((x[None],), self._variance, cache=self.cache))
+        return tuple(found[key] for key in asked)
+
+    def pair(self, x1: Array, x2: Array, tape1: Tape, tape2: Tape, shift: Array | None) -> Array:
+        """``E f_p(x1) f_q(x2)`` for all positions p and q of the output, ``(*out, *out)``, with leaves' variances shifted in between."""
+        run = self._pair_run(x1, x2, (tape1, tape2), None if shift is None else self._shift(shift))
+        found = run.second(self.output, self.output, 0, 1)
+        return jnp.zeros(self.output.shape * 2) if found is None else found
+
+    def _shift(self, shift: Array) -> Callable[[Any], Any]:
+        return lambda leaf: shift[leaf] * self.rates[leaf]
+
+    def _pair_run(self, x1: Any, x2: Any, tapes: Any, shift: Any) -> Run:
+        return Run((x1[None], x2[None]), self._variance, shift, tapes, self.cache)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Positions of the output that the kernel keeps: those along which it is not independent; size 1 axes are dropped."""
+        return tuple(n for n in self.output.shape if n > 1)
+
+
+class _OnDemand:
+    """A tape that is written when it is read."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.run.read(key, 0)
+
+
+def _leaf_law(path: str, law: Law | None, variance: float, gaussian: bool) -> LeafLaw:
+    if law is None or law.kind == "given":
+        return LeafLaw(path, math.nan, math.nan, False)
+    return LeafLaw(path, law.mean, variance, gaussian or law.gaussian or law.kind == "orthogonal")
+
+
+def _with_paths(text: str, paths: Sequence[str]) -> str:
+    """Errors of the graph of values name a leaf by number."""
+    first, colon, rest = text.partition(":")
+    return f"{paths[int(first)]}{colon}{rest}" if colon and first.isdigit() else text
+
+
+def not_gaussian(here: Traced, leaf: int) -> str:
+    """What is said of a leaf whose law survives at infinite width."""
+    law = here.laws[leaf]
+    assert law is not None
+    path = here.paths[leaf]
+    return (
+        f"pj.limit: {path} is drawn from a {law.kind} law ({law.detail}), and is used where nothing that grows is "
+        f"summed over (a first layer, a "
+        "bias, a table), so what it makes is not Gaussian however wide the network is, and a nonlinear function "
+        "follows. Say that the Gaussian "
+        f"of equal variance will do, for all such leaves with gaussian=True, or for this one: "
+        f'laws={{"{path}": pj.limits.normal({law.variance:.6g})}}. '
+        "Or draw it from a normal law (jax.nn.initializers.normal, or variance_scaling(..., distribution='untruncated_normal'))."
+    )
+
+
+def _output(node: Any) -> Wide:
+    if isinstance(node, Det):
+        raise NotImplementedError(
+            "the output is deterministic at infinite width (a mean over a growing axis), or the network has no width: "
+            "no axis of its leaves grows. "
+            "Let the family take the width, and end in a layer with weights."
+        )
+    assert isinstance(node, Wide)
+    if any(atom.grows for axis in node.axes for atom in axis):
+        raise NotImplementedError(
+            "an axis of the output itself grows with the width. Name sizes=... of what is finite, or end in a finite readout."
+        )
+    return node
+
+
+def family_at(fam: Family, sizes: Mapping[str, Any]) -> Model:
+    """A member of a family; a size that does not fit is said with the sizes."""
+    try:
+        return fam(**sizes)
+    except (TypeError, ValueError) as error:
+        named = ", ".join(f"{name}={value}" for name, value in sizes.items())
+        raise type(error)(f"pj.limit: the family fails at {named}: {error} Choose the widths that are traced with at=dict(...).") from error
+
+
+def effective_variances(laws: Sequence[tuple[Law | None, ...]], widths: Sequence[int], at: int) -> list[float]:
+    """Variances at a width `at` whose products with powers of it are those of infinite width.
+
+    ``v(n) = c n^-p (1 + a/n + ...)`` with 2p whole: exact powers are taken as they are; of others (``2 / (n + d)``) c is extrapolated from
+    the last two of `widths`.
+    """
+    found = []
+    for several in zip(*laws):
+        v = [math.nan if law is None or math.isnan(law.variance) else law.variance for law in several]
+        if any(math.isnan(x) for x in v) or not all(v):
+            found.append(v[0])
+            continue
+        power = math.log(v[-1] / v[-2]) / math.log(widths[-1] / widths[-2])
+        clean = round(2 * power) / 2
+        first = math.log(v[1] / v[0]) / math.log(widths[1] / widths[0])
+        if abs(first - clean) < 1e-9:
+            found.append(v[0] * (at / widths[0]) ** clean)
+            continue
+        c1, c2 = v[-2] * float(widths[-2]) ** -clean, v[-1] * float(widths[-1]) ** -clean
+        ratio = widths[-1] / widths[-2]
+        found.append((ratio * c2 - c1) / (ratio - 1) * float(at) ** clean)
+    return found
+
+
+def as_tape(asked: Sequence[Any], values: Sequence[Any]) -> Tape:
+    """Values under the keys by which they were asked for."""
+    return dict(zip(asked, values))
+
+
+def example(x: Any) -> np.ndarray:
+    """Numbers of the form of an example, where there are none to be had (under a trace)."""
+    shape, dtype = x.shape[1:], x.dtype
+    if jnp.issubdtype(dtype, jnp.floating):
+        return np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float64)
+    return np.zeros((2, *shape), dtype)

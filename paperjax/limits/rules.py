@@ -1,0 +1,248 @@
+"""What primitives that are not entry by entry do to values: leaves that are moved stay leaves, sums over growing axes are means."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from paperjax.limits import contractions as con
+from paperjax.limits import moves as st
+from paperjax.limits import nodes as nd
+from paperjax.limits.dependence import refuse_shared
+from paperjax.limits.elementwise import broadcasting
+from paperjax.limits.nodes import Axes, Det, Node, Wide, axis_of, coordinates
+from paperjax.limits.values import Spread, Value, number_of
+from paperjax.limits.views import View
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What is needed of `paperjax.limits.interpreter.Interpreter`."""
+
+    laws: Any
+
+    def node(self, value: Value, like: Axes | None = None) -> Node:
+        """See there."""
+        ...
+
+    def nodes(self, values: list[Value]) -> list[Node]:
+        """See there."""
+        ...
+
+    def settled(self, node: Node, where: str) -> Node:
+        """See there."""
+        ...
+
+    def known(self, eqn: Any, twin: Any, operands: list[Value]) -> list[Value]:
+        """See there."""
+        ...
+
+
+def _transpose(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
+    permutation = eqn.params["permutation"]
+    if isinstance(operands[0], View):
+        return operands[0].transposed(permutation)
+    node = reader.node(operands[0])
+    return st.apply(node, st.transpose(node.axes, permutation))
+
+
+def _reshape(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
+    if isinstance(operands[0], View):
+        made = operands[0].reshaped(sizes, others)
+        if made is not None:
+            return made
+    node = reader.node(operands[0])
+    return st.apply(node, st.reshape(node.axes, sizes, others))
+
+
+def _broadcast_in_dim(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
+    places = eqn.params["broadcast_dimensions"]
+    value = operands[0]
+    if isinstance(value, View):
+        view = value.with_axes([places.index(i) if i in places else None for i in range(len(sizes))])
+        same = all(nd.full_size(axis) == (n, m) for axis, n, m in zip(view.axes, sizes, others))
+        return view if same else Spread(view, tuple(a if a else axis_of(n, m) for a, n, m in zip(view.axes, sizes, others)))
+    node = reader.node(value)
+    moved = st.broadcast(node.axes, sizes, others, places)
+    refuse_shared(node, tuple(node.axes[places.index(i)] if i in places else () for i in range(len(sizes))), moved.axes)
+    return st.apply(node, moved)
+
+
+def _squeeze(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
+    gone = [d % len(operands[0].axes) for d in eqn.params["dimensions"]]
+    return kept(reader, operands[0], [i for i in range(len(operands[0].axes)) if i not in gone])
+
+
+def _expand_dims(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
+    old = iter(range(len(operands[0].axes)))
+    return kept(reader, operands[0], [None if i in eqn.params["dimensions"] else next(old) for i in range(len(sizes))])
+
+
+def kept(reader: Reader, value: Value, keep: list[int | None]) -> Value:
+    """Axes of size 1 taken out or put in, as `paperjax.limits.moves.drop`."""
+    if isinstance(value, View):
+        return value.with_axes(keep)
+    node = reader.node(value)
+    return st.apply(node, st.drop(node.axes, keep))
+
+
+def _slice(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
+    starts, stops = eqn.params["start_indices"], eqn.params["limit_indices"]
+    steps = eqn.params["strides"] or (1,) * len(starts)
+    return cut(reader, operands[0], starts, stops, steps, others)
+
+
+def cut(reader: Reader, value: Value, starts: Any, stops: Any, steps: Any, others: Any) -> Value:
+    """A slice: of a leaf it is a leaf."""
+    if isinstance(value, View):
+        view: View | None = value
+        for i, (a, b, c, m) in enumerate(zip(starts, stops, steps, others)):
+            if view is not None and len(range(a, b, c)) != nd.full_size(view.axes[i])[0]:
+                view = view.sliced(i, a, b, c, m)
+        if view is not None:
+            return view
+    return st.cut(reader.node(value), *(tuple(map(int, bounds)) for bounds in (starts, stops, steps, others)))
+
+
+def split(reader: Reader, eqn: Any, twin: Any, value: Value) -> list[Value]:
+    """Parts of an axis, each of them a slice."""
+    axis, parts, start = eqn.params["axis"], [], 0
+    shape = tuple(nd.full_size(a)[0] for a in value.axes)
+    for size, like in zip(eqn.params["sizes"], twin.outvars):
+        starts = tuple(start if i == axis else 0 for i in range(len(shape)))
+        stops = tuple(start + size if i == axis else n for i, n in enumerate(shape))
+        parts.append(cut(reader, value, starts, stops, (1,) * len(shape), tuple(like.aval.shape)))
+        start += size
+    return parts
+
+
+def _dynamic_slice(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
+    numbers = [number_of(index) for index in operands[1:]]
+    if any(number is None for number in numbers):
+        return reader.known(eqn, twin, operands)[0]
+    full = [nd.full_size(axis)[0] for axis in operands[0].axes]
+    starts = [int(np.clip(int(a), 0, n - k)) for a, n, k in zip(numbers, full, sizes)]  # type: ignore[arg-type]
+    return cut(reader, operands[0], starts, [a + k for a, k in zip(starts, sizes)], (1,) * len(sizes), others)
+
+
+def _concatenate(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
+    return st.concatenate([reader.settled(reader.node(value), "concatenate") for value in operands], eqn.params["dimension"])
+
+
+def _pad(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
+    if number_of(operands[1]) != 0:
+        return reader.known(eqn, twin, operands)[0]
+    node = reader.node(operands[0])
+    return st.apply(node, st.pad(node.axes, eqn.params["padding_config"], sizes, others))
+
+
+def _rev(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
+    node = reader.node(operands[0])
+    return st.apply(node, st.reverse(node.axes, eqn.params["dimensions"]))
+
+
+def _iota(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
+    if eqn.params["shape"] != twin.params["shape"]:
+        raise NotImplementedError("numbers that count along a growing axis (a table of frequencies): coordinates are not alike.")
+    return reader.known(eqn, twin, operands)[0]
+
+
+def _reduce_sum(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
+    return st.reduce_sum(reader.node(operands[0]), eqn.params["axes"])
+
+
+def _cumsum(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
+    node = reader.node(operands[0])
+    axis = eqn.params["axis"]
+    if coordinates(node.axes[axis]) > 1:
+        raise NotImplementedError("a running sum along a growing axis.")
+    fn = broadcasting(eqn)
+    return st.apply(node, st.Moved(node.axes, fn, False))
+
+
+def _reduce_window_sum(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
+    node, window = reader.node(operands[0]), eqn.params["window_dimensions"]
+    if any(n > 1 and coordinates(axis) > 1 for n, axis in zip(window, node.axes)):
+        raise NotImplementedError("pooling along a growing axis.")
+    after = tuple(a if k == 1 else axis_of(n, m) for a, k, n, m in zip(node.axes, window, sizes, others))
+    return st.apply(node, st.Moved(after, broadcasting(eqn), False))
+
+
+def _dot_general(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
+    contracted, batch = eqn.params["dimension_numbers"]
+    left, right = operands
+    leaves = [isinstance(value, View) for value in operands]
+    if all(leaves):
+        raise NotImplementedError("a product of two leaves (a low-rank or a generated weight): its entries are not independent.")
+    if any(leaves):
+        node, view = (right, left) if leaves[0] else (left, right)
+        numbers = (contracted[::-1], batch[::-1]) if leaves[0] else (contracted, batch)
+        return con.dot_leaf(reader.settled(reader.node(node), "dot_general"), view, numbers, leaves[0], reader.laws[view.leaf])
+    u, v = reader.nodes(operands)
+    if isinstance(u, Wide) != isinstance(v, Wide):
+        u, v = reader.settled(u, "dot_general"), reader.settled(v, "dot_general")
+    return con.dot_values(u, v, (contracted, batch))
+
+
+def _conv_general_dilated(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
+    by = operands[1]
+    if isinstance(by, Det) and eqn.params["feature_group_count"] != twin.params["feature_group_count"]:
+        node = reader.settled(reader.node(operands[0]), "convolution")
+        if isinstance(node, Wide):
+            return con.fixed_conv(node, by, eqn.params, sizes, others)
+    if not isinstance(by, View):
+        raise NotImplementedError("a convolution with something that is no leaf.")
+    view = operands[1]
+    node = reader.settled(reader.node(operands[0]), "convolution")
+    return con.conv(node, view, eqn.params, sizes, others, twin.params["feature_group_count"], reader.laws[view.leaf])
+
+
+def _gather(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
+    if isinstance(operands[0], View):
+        index = reader.settled(reader.node(operands[1]), "gather")
+        assert isinstance(index, Det)
+        return con.lookup(operands[0], index, eqn, sizes, reader.laws[operands[0].leaf])
+    node, index = reader.nodes(operands)
+    taken, whole_sizes = eqn.params["slice_sizes"], [nd.full_size(axis)[0] for axis in node.axes]
+    if not isinstance(index, Det) or any(k != n and coordinates(a) > 1 for k, n, a in zip(taken, whole_sizes, node.axes)):
+        raise NotImplementedError("a gather along a growing axis.")
+    here = tuple(1 if coordinates(a) > 1 else k for k, a in zip(taken, node.axes))
+    numbers = eqn.params["dimension_numbers"]
+    kept = iter([node.axes[i] for i in range(len(taken)) if i not in (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)])
+    slices = {i: next(kept) for i in numbers.offset_dims}
+    axes = tuple(
+        slices[i] if i in slices and nd.full_size(slices[i]) == (n, m) else axis_of(n, m) for i, (n, m) in enumerate(zip(sizes, others))
+    )
+    fn = broadcasting(eqn, slice_sizes=here)
+    if isinstance(node, Det):
+        return st.det(axes, fn, node, index)
+    assert isinstance(node, Wide)
+    return nd.Linear(axes, node, lambda a, i: fn(a, i), (index,), index.const is not None)
+
+
+def _stop_gradient(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
+    node = reader.node(operands[0])
+    if isinstance(node, Wide):
+        raise NotImplementedError("a gradient that is stopped at wide values: the tangent kernel of the rest is not followed.")
+    return node
+
+
+RULES = {
+    "stop_gradient": _stop_gradient,
+    "transpose": _transpose,
+    "reshape": _reshape,
+    "broadcast_in_dim": _broadcast_in_dim,
+    "squeeze": _squeeze,
+    "expand_dims": _expand_dims,
+    "slice": _slice,
+    "dynamic_slice": _dynamic_slice,
+    "concatenate": _concatenate,
+    "pad": _pad,
+    "rev": _rev,
+    "iota": _iota,
+    "reduce_sum": _reduce_sum,
+    "cumsum": _cumsum,
+    "reduce_window_sum": _reduce_window_sum,
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv_general_dilated,
+    "gather": _gather,
+}

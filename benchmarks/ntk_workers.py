@@ -117,7 +117,10 @@ def nt_worker():
         params, x = {name: jnp.asarray(p) for name, p in params.items()}, jnp.asarray(x)
         way = nt.NtkImplementation[way]
         axes = (-1,) if outputs == "trace" else ()
-        kernel = jax.jit(nt.empirical_ntk_fn(network(kind), trace_axes=axes, vmap_axes=0, implementation=way), static_argnums=1)
+        f = network(kind)
+        # Its type of a network names the arguments.
+        empirical = nt.empirical_ntk_fn(f, trace_axes=axes, vmap_axes=0, implementation=way)  # pyright: ignore[reportArgumentType]
+        kernel = jax.jit(empirical, static_argnums=1)
         # neural-tangents' trace is a mean over outputs; the referee multiplies.
         return lambda: kernel(x, None, params).block_until_ready()
 

@@ -38,13 +38,18 @@ class Limit(NamedTuple):
     program
         What was read; see `paperjax.limits.program.Program`.
 
+    Notes
+    -----
+    Kernels are JAX's arrays if ``jax_enable_x64`` is on, else NumPy's, in double precision all the
+    same; traced ones are then in single.
+
     Examples
     --------
     >>> Limit(jnp.eye(2), jnp.eye(2), None).nngp.shape
     (2, 2)
     """
 
-    nngp: Float[Array, "..."]
+    nngp: Float[Array | np.ndarray, "..."]
     ntk: Any
     program: Any
 
@@ -159,10 +164,18 @@ def limit(
     found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
     _refuse_not_finite(found)
     _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
+    found = _for_the_user(found)
     nngp, tangent = found if wants else (found[0], None)
     if per == "leaf" and tangent is not None:
         tangent = {path: tangent[:, :, i] for i, path in enumerate(program.paths) if program.rates[i]}
     return Limit(nngp, tangent, program)
+
+
+def _for_the_user(found: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Double precision in a form that the user's flag allows: JAX warns of every function of such an array of its own where it does not."""
+    if jax.config.read("jax_enable_x64"):
+        return found
+    return tuple(k.astype(jnp.float32) if isinstance(k, Tracer) else np.asarray(k) for k in found)
 
 
 def _check(x: Any, name: str, like: Any) -> None:

@@ -246,7 +246,7 @@ def _refuse_no_width(here: pg.Traced, twice: pg.Traced, widths: Mapping[str, int
 def _audit_noise(program: Program, wider: Program, x1: Any) -> None:
     """What is neglected must fade with the width."""
     x = pg.example(x1) if isinstance(x1, jax.core.Tracer) else np.asarray(x1[:1])
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
         x = x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
         for (where, here), (_, there) in zip(program.noise(x[0]), wider.noise(x[0])):
             if here > 1e-12 and not there < 0.85 * here:
@@ -262,8 +262,10 @@ def _audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: 
     some = [pg.example(x1)] if traced else [np.asarray(x[:2]) for x in (x1, x2) if x is not None]
     block = (*some, None)[:2]
     known = made is not None and not traced
-    here = [np.asarray(k[:2, :2]) for k in made] if known else kernels(program, *block, ntk, False, np.dtype("float64"), 1 << 30, False)
-    there = kernels(wider, *block, ntk, False, np.dtype("float64"), 1 << 30, False)
+    # Numbers, inside a function that is being traced too.
+    with jax.ensure_compile_time_eval():
+        here = [np.asarray(k[:2, :2]) for k in made] if known else kernels(program, *block, ntk, False, np.dtype("float64"), 1 << 30, False)
+        there = kernels(wider, *block, ntk, False, np.dtype("float64"), 1 << 30, False)
     found = [here, there]
     tolerance = 1e-6 if dtype == "float64" or not known else 1e-3
     for name, here, there in zip(("NNGP", "NTK"), *found):

@@ -37,6 +37,9 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
     ``eqn_axes`` are the contracted and the batch axes, of the value first.
     """
     (inside, leaf_inside), (batch, leaf_batch) = eqn_axes
+    # In the order of the leaf, so that two uses of it sum over the same entries in turn.
+    turn = sorted(range(len(inside)), key=lambda i: view.parts[leaf_inside[i]])
+    inside, leaf_inside = [inside[i] for i in turn], [leaf_inside[i] for i in turn]
     axes, leaf_axes = node.axes, view.axes
     free = [i for i in range(len(axes)) if i not in inside and i not in batch]
     leaf_free = [i for i in range(len(leaf_axes)) if i not in leaf_inside and i not in leaf_batch]
@@ -74,7 +77,7 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
         return jnp.transpose(a, order).reshape(*shape, -1)
 
     way = tuple(sorted({k for j in leaf_inside for k, _, _ in view.parts[j]}))
-    return nd.Field(out, key_of(view, way), node, (tap,), count * view.factor**2, law.gaussian or grows, law.variance == 0)
+    return nd.Field(out, key_of(view, way), node, (tap,), math.sqrt(count) * view.factor, law.gaussian or grows, law.variance == 0)
 
 
 def refuse_mean(law: LeafLaw) -> None:
@@ -232,9 +235,9 @@ def conv(
         # Batch and space in the order of the result, whose channels have size 1; those of the operand are summed over.
         return lambda a: jnp.transpose(see(a), (*order, len(order))).reshape(*shape, -1)
 
-    count = coordinates(channels) / groups * view.factor**2
+    scale = math.sqrt(coordinates(channels) / groups) * view.factor
     way = tuple(sorted({k for k, _, _ in view.parts[leaf_in]}))
-    return nd.Field(axes, key_of(view, way), node, tuple(map(traced, taps)), count, law.gaussian or grows, law.variance == 0)
+    return nd.Field(axes, key_of(view, way), node, tuple(map(traced, taps)), scale, law.gaussian or grows, law.variance == 0)
 
 
 def _by_channel(
@@ -282,7 +285,7 @@ def product(factors: Sequence[Wide], axes: Axes) -> Wide:
         for other in scales[1:]:
             by = st.det(axes, lambda a, b: jnp.broadcast_to(a * b, rep_shape(axes)), by, other)
         # One node for a field times a number, in all terms: what is linear in one field stays so.
-        at = next((i for i, f in enumerate(flat) if not isinstance(f, (nd.Entries, nd.Const)) and not _gain(f)), 0)
+        at = next((i for i, f in enumerate(flat) if not isinstance(f, nd.Const) and not _gain(f) and not nd.is_still(f)), 0)
         flat[at] = (
             nd.Const(axes, st.det(axes, _times, flat[at].value, by)) if isinstance(flat[at], nd.Const) else nd.scale(flat[at], by, axes)
         )
@@ -308,7 +311,7 @@ def _times(a: Any, b: Any) -> Any:
     return a * b
 
 
-def activated(view: View, law: LeafLaw, like: Axes | None = None) -> Node:
+def activated(view: View, law: LeafLaw, like: Axes | None = None, last: bool = False) -> Node:
     """A leaf as an activation: its mean, and its entries less the mean. Along finite axes that `like` says are of independent coordinates
     so are its own.
     """
@@ -316,7 +319,7 @@ def activated(view: View, law: LeafLaw, like: Axes | None = None) -> Node:
     axes = tuple(iid(a) if b and all(atom.kind == "iid" for atom in b) else a for a, b in pairs)
     shape = rep_shape(axes)
     mean = Det(axes, const=np.full(shape, law.mean * view.factor))
-    if not any(atom.kind == "iid" for axis in axes for atom in axis):
+    if not last and not any(atom.kind == "iid" for axis in axes for atom in axis):
         if law.variance:
             raise NotImplementedError(
                 f"{law.path}: a random leaf none of whose axes grows acts on wide values entry by entry, so that all "
@@ -324,7 +327,9 @@ def activated(view: View, law: LeafLaw, like: Axes | None = None) -> Node:
                 "it stays random at infinite width."
             )
         return mean
-    entries = nd.Entries(axes, key_of(view, ()), view.factor**2, law.gaussian, law.variance == 0)
+    # Finite axes in another order are other entries, position by position.
+    way = tuple((k, j) for made, axis in zip(view.parts, axes) for (k, j, _), atom in zip(made, axis) if atom.kind == "pos")
+    entries = nd.Entries(axes, key_of(view, way), view.factor, law.gaussian, law.variance == 0)
     return nd.Add(axes, nd.Const(axes, mean), entries) if law.mean else entries
 
 
@@ -349,4 +354,4 @@ def lookup(view: View, index: Det, eqn: Any, sizes: tuple[int, ...], law: LeafLa
         raise NotImplementedError(f"{law.path}: a table none of whose other axes grows.")
     shape = rep_shape(out)
     rows = st.det(out, lambda i: jnp.reshape(i, shape), index)
-    return nd.Lookup(out, key_of(view, ("rows", looked[0])), rows, view.factor**2, law.gaussian, law.variance == 0)
+    return nd.Lookup(out, key_of(view, ("rows", looked[0])), rows, view.factor, law.gaussian, law.variance == 0)

@@ -40,7 +40,7 @@ def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axe
         return _known(name, fn, operands, axes)  # type: ignore[arg-type]
     wide = [isinstance(node, Wide) for node in operands]
     if name in ("add", "add_any", "sub"):
-        u, v = (_with_axes(st.as_wide(_shaped(node, axes)), axes) for node in operands)
+        u, v = (st.same(st.as_wide(_shaped(node, axes)), axes) for node in operands)
         return added(u, v if name != "sub" else scaled(v, -1.0, axes), axes)
     if name == "neg":
         return scaled(operands[0], -1.0, axes)
@@ -73,7 +73,7 @@ def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axe
 
 
 def _power(fn: Callable[..., Any], name: str) -> int | None:
-    return 2 if name == "square" or float(nd.fold(fn, np.float64(3.0))) == 9 else None
+    return 2 if name == "square" or float(nd.fold(fn, np.array(3.0))) == 9 else None
 
 
 def _known(name: str, fn: Callable[..., Any], operands: Sequence[Det], axes: Axes) -> Det:
@@ -100,10 +100,6 @@ def _shaped(node: Node, axes: Axes) -> Node:
     return st.same_shape(node, axes) if isinstance(node, Det) and node.axes != axes else node
 
 
-def _with_axes(node: Wide, axes: Axes) -> Wide:
-    return node if node.shape == nd.rep_shape(axes) else nd.Linear(axes, node, lambda a: jnp.broadcast_to(a, nd.rep_shape(axes)), (), True)
-
-
 def added(u: Wide, v: Wide, axes: Axes) -> Wide:
     """A sum; zero is not added."""
     for one, two in ((u, v), (v, u)):
@@ -123,7 +119,7 @@ def scaled(u: Node, by: Any, axes: Axes) -> Wide:
         by = st.same_shape(by, axes)
     if isinstance(u, nd.Const):
         return nd.Const(axes, st.det(axes, lambda a, b: jnp.broadcast_to(a * b, nd.rep_shape(axes)), u.value, by))
-    return nd.scale(_with_axes(u, axes), by, axes)
+    return nd.scale(st.same(u, axes), by, axes)
 
 
 def multiplied(u: Wide, v: Wide, axes: Axes) -> Wide:

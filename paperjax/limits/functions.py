@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.nodes import Det, Func, Node, Wide
 
@@ -23,12 +24,6 @@ class Form(NamedTuple):
     fn: Callable[[Sequence[Any], Sequence[Any]], Any]
     fields: tuple[Wide, ...]
     dets: tuple[Det, ...]
-
-
-def same_axes(u: Wide, axes: nd.Axes) -> Wide:
-    """A value repeated along the axes that it has not."""
-    shape = nd.rep_shape(axes)
-    return u if u.axes == axes else nd.Linear(axes, u, lambda k: jnp.broadcast_to(k, shape), (), True)
 
 
 @nd.memoized
@@ -93,12 +88,27 @@ def _terms(node: Wide) -> list[Wide]:
 
 
 def _of_gaussians(terms: Sequence[Wide]) -> Form:
-    """A sum of Gaussian values: one field that varies, and what does not vary yet by itself."""
+    """A sum of Gaussian values: a number times one field that varies, and what does not vary yet by itself."""
     parts = [nd.moving_and_still(term) for term in terms]
-    moving, still = (tuple(z for part in parts for z in part[i]) for i in (0, 1))
-    fields = (*((nd.total(moving),) if moving else ()), *dict.fromkeys(still))
-    times = [1 if moving and i == 0 else still.count(z) for i, z in enumerate(fields)]
-    return Form(lambda values, dets: sum((n * z for n, z in zip(times[1:], values[1:])), start=times[0] * values[0]), fields, ())
+    moving, still = (_collected(tuple(z for part in parts for z in part[i])) for i in (0, 1))
+    fields, times = list(still), list(still.values())
+    if moving:
+        field, number = nd.multiple(moving)
+        fields.insert(0, field)
+        times.insert(0, number)
+    return Form(lambda values, dets: sum((n * z for n, z in zip(times[1:], values[1:])), start=times[0] * values[0]), tuple(fields), ())
+
+
+def _collected(terms: Sequence[Wide]) -> dict[Wide, float]:
+    """Numbers by which values are multiplied taken out; ``h - h`` is 0 times h."""
+    found: dict[Wide, float] = {}
+    for term in terms:
+        z, by = term, 1.0
+        while isinstance(z, nd.Scale) and z.by.number is not None and z.u.shape == z.shape:
+            z, by = z.u, by * z.by.number
+        found[z] = found.get(z, 0.0) + by
+    left = {z: n for z, n in found.items() if n}
+    return left or dict(list(found.items())[:1])
 
 
 def _product(*parts: Any) -> Any:
@@ -126,6 +136,6 @@ def _joined(forms: Sequence[Form], fn: Callable[..., Any]) -> Form:
 
 def function(fn: Callable[..., Any], operands: Sequence[Node], axes: nd.Axes) -> Func:
     """The value ``fn(*operands)``; entries of `operands` along other axes than `axes` are repeated."""
-    form = combined(fn, [same_axes(u, axes) if isinstance(u, Wide) else u for u in operands])
+    form = combined(fn, [st.same(u, axes) if isinstance(u, Wide) else u for u in operands])
     n = len(form.fields)
     return Func(axes, lambda *values: form.fn(values[:n], values[n:]), form.fields, form.dets)

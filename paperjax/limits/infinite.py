@@ -1,6 +1,5 @@
 """`limit`: the infinite-width limit of any network, from its trace."""
 
-import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from paperjax.binding import argument_names, nearest
@@ -156,6 +156,7 @@ def limit(
     _check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
     _audit_noise(program, wider, x1)
     found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
+    _refuse_not_finite(found)
     _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
     nngp, tangent = found if wants else (found[0], None)
     if per == "leaf" and tangent is not None:
@@ -170,7 +171,7 @@ def _check(x: Any, name: str, like: Any) -> None:
         raise ValueError(f"{name} has no examples: its shape is {tuple(x.shape)}.")
     if like is not None and tuple(x.shape[1:]) != tuple(like.shape[1:]):
         raise ValueError(f"x1 has examples of shape {tuple(like.shape[1:])}, and x2 of {tuple(x.shape[1:])}: they go into one network.")
-    if not isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.floating) and not np.isfinite(np.asarray(x)).all():
+    if not isinstance(x, Tracer) and jnp.issubdtype(x.dtype, jnp.floating) and not np.isfinite(np.asarray(x)).all():
         bad = int(np.argwhere(~np.isfinite(np.asarray(x)))[0][0])
         raise ValueError(f"{name} has a NaN or an infinity, the first in example {bad}. Fill or leave out missing values.")
 
@@ -245,7 +246,7 @@ def _refuse_no_width(here: pg.Traced, twice: pg.Traced, widths: Mapping[str, int
 
 def _audit_noise(program: Program, wider: Program, x1: Any) -> None:
     """What is neglected must fade with the width."""
-    x = pg.example(x1) if isinstance(x1, jax.core.Tracer) else np.asarray(x1[:1])
+    x = pg.example(x1) if isinstance(x1, Tracer) else np.asarray(x1[:1])
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         x = x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
         for (where, here), (_, there) in zip(program.noise(x[0]), wider.noise(x[0])):
@@ -258,23 +259,21 @@ def _audit_noise(program: Program, wider: Program, x1: Any) -> None:
 
 def _audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: Any, dtype: str) -> None:
     """The kernels must not change with the width."""
-    traced = any(isinstance(x, jax.core.Tracer) for x in (x1, x2))
+    traced = any(isinstance(x, Tracer) for x in (x1, x2))
     some = [pg.example(x1)] if traced else [np.asarray(x[:2]) for x in (x1, x2) if x is not None]
-    block = (*some, None)[:2]
-    known = made is not None and not traced
-    # Numbers, inside a function that is being traced too.
+    first, second = some[0], some[1] if len(some) > 1 else None
+
+    def of(which: Program) -> Any:
+        return kernels(which, first, second, ntk, False, np.dtype("float64"), 1 << 30, False)
+
+    # Numbers, in a function that is being traced too.
     with jax.ensure_compile_time_eval():
-        here = [np.asarray(k[:2, :2]) for k in made] if known else kernels(program, *block, ntk, False, np.dtype("float64"), 1 << 30, False)
-        there = kernels(wider, *block, ntk, False, np.dtype("float64"), 1 << 30, False)
-    found = [here, there]
-    tolerance = 1e-6 if dtype == "float64" or not known else 1e-3
+        found = [[k[:2, :2] for k in made] if made is not None and not traced else of(program), of(wider)]
+        for both in found:
+            _refuse_not_finite(both)
+    tolerance = 1e-6 if dtype == "float64" or made is None or traced else 1e-3
     for name, here, there in zip(("NNGP", "NTK"), *found):
         here, there = np.asarray(here), np.asarray(there)
-        if not (np.isfinite(here).all() and np.isfinite(there).all()):
-            raise ValueError(
-                f"pj.limit: the {name} is not finite at infinite width. A function with infinite expectations (exp of a large variance, a "
-                "division by a field, a logarithm) acts on wide values."
-            )
         scale = np.abs(there).max()
         if np.abs(here - there).max() > tolerance * scale:
             power = math.log2(scale / np.abs(here).max()) if np.abs(here).max() else math.inf
@@ -289,6 +288,19 @@ def _audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: 
             )
 
 
+def _refuse_not_finite(found: Sequence[Any]) -> None:
+    for name, k in zip(("NNGP", "NTK"), found):
+        if isinstance(k, Tracer) or bool(jnp.isfinite(k).all()):
+            continue
+        where = np.argwhere(~np.isfinite(np.asarray(k)))[0][:2]
+        raise ValueError(
+            f"pj.limit: the {name} is not finite at infinite width, first for examples {where[0]} and {where[1]}. Either a function with "
+            "infinite expectations (exp of a large variance, a division by a field, a logarithm) acts on wide values, or an integral "
+            "without a closed form does not converge: preactivations of variance above 100 (scale the examples), a kink in a product of "
+            "several fields."
+        )
+
+
 def _check_result(n: int, m: int, program: Program, ntk: bool, per: str | None, dtype: str) -> None:
     each = np.dtype(dtype).itemsize * math.prod(program.shape) ** 2
     copies = 1 + (len(program.paths) if per == "leaf" else 1) * ntk
@@ -299,6 +311,3 @@ def _check_result(n: int, m: int, program: Program, ntk: bool, per: str | None, 
             f"pj.limit: the kernels of {n} x {m} examples take {wanted / 1e9:.1f} GB, and the machine has {have / 1e9:.1f} GB. Compute "
             'blocks, limit(fam, x[:1000], x[1000:2000], ...), and store each; ask for ntk=False, or dtype="float32".'
         )
-
-
-_ = dataclasses

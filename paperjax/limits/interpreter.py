@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
@@ -56,10 +57,10 @@ class Interpreter:
         one, two = jaxpr.jaxpr, other.jaxpr
         values: dict[Any, Value] = dict(zip(one.invars, inputs))
         for var, a, b in zip(one.constvars, jaxpr.consts, other.consts):
-            values[var] = constant(a, np.shape(b))
+            values[var] = constant(a, tuple(b.shape) if hasattr(b, "shape") else np.shape(b))
 
         def read(atom: Any) -> Value:
-            return constant(atom.val, np.shape(atom.val)) if isinstance(atom, jex.Literal) else values[atom]
+            return constant(atom.val, tuple(getattr(atom.val, "shape", ()))) if isinstance(atom, jex.Literal) else values[atom]
 
         if [e.primitive.name for e in one.eqns] != [e.primitive.name for e in two.eqns]:
             raise NotImplementedError("the trace of the network changes with its width (a Python loop over a number that grows).")
@@ -75,6 +76,9 @@ class Interpreter:
 
     def _equation(self, eqn: Any, twin: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
+        lost = next((value for value in operands if isinstance(value, Unread)), None)
+        if lost is not None or any(jnp.issubdtype(var.aval.dtype, jax.dtypes.extended) for var in eqn.outvars):
+            return [lost or Unread("a random key")] * len(eqn.outvars)
         inner = prim.called(eqn)
         if inner is not None:
             called = prim.called(twin)
@@ -96,18 +100,18 @@ class Interpreter:
 
     # Leaves.
 
-    def node(self, value: Value, like: Axes | None = None) -> Node:
+    def node(self, value: Value, like: Axes | None = None, last: bool = False) -> Node:
         """A value that is no leaf any more."""
         if isinstance(value, Node):
             return value
         if isinstance(value, View):
-            made = con.activated(value, self.laws[value.leaf], like)
+            made = con.activated(value, self.laws[value.leaf], like, last)
             if isinstance(made, Det):
                 self.shared.add(value.leaf)
             return made
         if isinstance(value, Unread):
             raise NotImplementedError(f"{value.why} is used.")
-        made = self.node(value.view, like)
+        made = self.node(value.view, like, last)
         axes = tuple(a if a else b for a, b in zip(made.axes, like or value.axes))
         shape = nd.rep_shape(axes)
         return made if shape == made.shape and axes == made.axes else st.apply(made, st.Moved(axes, lambda a: jnp.broadcast_to(a, shape)))
@@ -148,7 +152,11 @@ class Interpreter:
                 view = operands[i]
                 return view._replace(view=view.view.times(factor)) if isinstance(view, Spread) else view.times(factor)
         like = unified([value.axes for value in operands if len(value.axes) == len(sizes)], sizes, others)
-        given = [self.node(value, like if len(value.axes) == len(sizes) else None) for value in operands]
+        # Where nothing grows any more (a readout), each coordinate is by itself, and what is added to it is its own.
+        last = name in ("add", "add_any", "sub") and all(
+            not isinstance(value, Node) or not any(atom.grows for axis in value.axes for atom in axis) for value in operands
+        )
+        given = [self.node(value, like if len(value.axes) == len(sizes) else None, last) for value in operands]
         if name not in ("add", "add_any", "sub", "neg", "mul", "div") or (name == "div" and isinstance(given[1], Det)):
             given = [node if name == "div" and i == 0 else self._settled_unless_number(node, name) for i, node in enumerate(given)]
         made = elementwise(name, broadcasting(eqn), [aligned(node, like) for node in given], like)
@@ -182,6 +190,8 @@ class Interpreter:
 
 def constant(array: Any, other: tuple[int, ...]) -> Value:
     """A known array. What varies along a growing axis is not known to have a limit."""
+    if jnp.issubdtype(getattr(array, "dtype", np.dtype(float)), jax.dtypes.extended):
+        return Unread("a random key")
     array = np.asarray(array)
     axes = tuple(axis_of(n, m) for n, m in zip(array.shape, other))
     growing = [i for i, axis in enumerate(axes) if any(atom.grows for atom in axis)]
@@ -231,9 +241,12 @@ def aligned(node: Node, axes: Axes) -> Node:
         if all(n in (1, m) for n, m in zip(node.shape, shape)):
             return st.same_shape(node, axes)
         raise NotImplementedError("numbers that differ from one independent coordinate (output, head) to the next.")
+    if all(not axis or n == m for axis, n, m in zip(node.axes, node.shape, shape)) and node.shape != shape:
+        return st.same(node, axes)
     if node.shape != shape:
         raise NotImplementedError("values that are followed entry by entry along an axis meet others that are independent along it.")
-    return dataclasses.replace(node, axes=axes)
+    nd.repeated(node, node.axes, axes)
+    return nd.relabelled(node, axes)
 
 
 def _about(name: str, wide: bool) -> str:

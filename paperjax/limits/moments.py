@@ -92,7 +92,8 @@ class Run:
         if kind == "mean":
             return self.mean(rest[0], s)
         if kind == "loop":
-            return loops.tape(self, *rest, s)
+            loop, asked = rest
+            return loops.tape(self, loop, asked, s)
         u, v, diag = rest
         return self.second(u, v, s, s, diag)
 
@@ -211,7 +212,7 @@ class Run:
         if isinstance(u, (nd.Func, nd.Prod)) or isinstance(v, (nd.Func, nd.Prod)):
             factors = [w.factors if isinstance(w, nd.Prod) else (w,) for w in (u, v)]
             if isinstance(u, nd.Prod) or isinstance(v, nd.Prod):
-                return self._of_products(*factors, s, t, diag)
+                return self._of_products(factors[0], factors[1], s, t, diag)
             return expected_product(self, u, v, s, t, diag)
         if isinstance(u, nd.Carried) and isinstance(v, nd.Carried) and self.state is not None:
             return self.state(u.slot, v.slot, diag, s == t)
@@ -228,7 +229,7 @@ class Run:
         return there if s == t or self.shift is None else there + self.shift(key[0])
 
     def _of_fields(self, u: nd.Field, v: nd.Field, s: int, t: int, diag: bool) -> Moments:
-        variance = self._variance(u.key, s, t) * math.sqrt(u.count * v.count)
+        variance = self._variance(u.key, s, t) * (u.scale * v.scale)
         if isinstance(u.source, Det) or isinstance(v.source, Det):
             if not (isinstance(u.source, Det) and isinstance(v.source, Det)):
                 return None
@@ -265,7 +266,9 @@ class Run:
             elif len(group) == 1:
                 found = _placed(self.mean(group[0][1], t if b else s), not b, shape_u, shape_v, diag)
             elif not (a and b) and len(group) == 2:
-                found = _placed(self.second(*(w for _, w in group), *((t, t) if b else (s, s)), True), not b, shape_u, shape_v, diag)
+                (_, one), (_, other) = group
+                at = t if b else s
+                found = _placed(self.second(one, other, at, at, True), not b, shape_u, shape_v, diag)
             else:
                 found = expected_product(self, product_of(a), product_of(b), s, t, diag)
             total = None if total is None or found is None else total * found
@@ -307,7 +310,7 @@ def _times(a: Moments, b: Any) -> Moments:
     return None if a is None else a * b
 
 
-def _sum(terms: list[Moments]) -> Any:
+def _sum(terms: Sequence[Moments]) -> Any:
     total = None
     for term in terms:
         total = _plus(total, term)

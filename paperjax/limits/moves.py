@@ -32,7 +32,29 @@ def apply(node: Node, moved: Moved) -> Node:
     assert isinstance(node, Wide)
     if isinstance(node, nd.Const):
         return nd.Const(axes, det(axes, fn, same_shape(node.value, node.axes)))
+    if isinstance(node, nd.Add):
+        # What a leaf starts as stays apart from what it is trained to.
+        u, v = (apply(same(part, node.axes), moved) for part in (node.u, node.v))
+        assert isinstance(u, Wide)
+        assert isinstance(v, Wide)
+        return nd.Add(axes, u, v)
+    if isinstance(node, nd.Scale) and selects:
+        moved_by = det(axes, fn, same_shape(node.by, node.axes))
+        u = apply(same(node.u, node.axes), moved)
+        assert isinstance(u, Wide)
+        return nd.scale(u, moved_by, axes)
     return nd.Linear(axes, node, fn, (), selects)
+
+
+def same(node: Wide, axes: Axes) -> Wide:
+    """A wide value repeated along axes that it has not."""
+    shape = rep_shape(axes)
+    nd.repeated(node, node.axes, axes)
+    if node.shape == shape:
+        return node
+    made = apply(node, Moved(axes, lambda a: jnp.broadcast_to(a, shape)))
+    assert isinstance(made, Wide)
+    return made
 
 
 def det(axes: Axes, fn: Fn, *args: Det | nd.Moment, noise: Det | None = None) -> Det:
@@ -117,16 +139,12 @@ def cut(node: Node, starts: Shape, stops: Shape, steps: Shape, others: Shape) ->
             raise NotImplementedError(f"a slice of an axis of {size} entries in which positions and channels are flattened together.")
     first, last, by = zip(*bounds) if bounds else ((), (), ())
     if all(b == (0, n, 1) for b, n in zip(bounds, rep_shape(node.axes))):
-        return _with_axes(node, tuple(after))
+        return nd.relabelled(node, tuple(after))
     return apply(node, Moved(tuple(after), lambda a: lax.slice(a, first, last, by)))
 
 
 def _iid(size: int, other: int) -> Axis:
     return axis_of(size, other, "iid")
-
-
-def _with_axes(node: Node, axes: Axes) -> Node:
-    return node if node.axes == axes else dataclasses.replace(node, axes=axes)
 
 
 def pad(axes: Axes, low_high_inside: Sequence[tuple[int, int, int]], sizes: Shape, others: Shape) -> Moved:
@@ -160,7 +178,7 @@ def concatenate(operands: Sequence[Node], axis: int) -> Node:
         raise NotImplementedError("channels are joined along an axis in which positions are flattened too.")
     parts = [as_wide(u) for u in operands]
     shape = rep_shape(axes)
-    parts = [_with_axes(u, axes) if u.shape == shape else u for u in parts]
+    parts = [nd.relabelled(u, axes) if u.shape == shape else u for u in parts]
     return nd.Mixed(axes, tuple(parts), tuple(n / total[0] for n, _ in sizes))
 
 

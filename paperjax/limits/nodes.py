@@ -8,7 +8,7 @@ example, or wide (`Wide`): a random coordinate, a function of Gaussian fields wh
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -135,7 +135,7 @@ Key = tuple[Any, ...]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Field(Wide):
-    """``W u`` for a leaf W: Gaussian, of covariance ``scale · variance · sum_taps sum_c tap(E[u u'])``.
+    """``W u`` for a leaf W: Gaussian, of covariance ``scale scale' · variance · sum_taps sum_c tap(E[u u'])``.
 
     Each of `taps` takes the representative of `source` to an array ``(*shape, c)`` of whose last axis the trace is taken.
     """
@@ -143,14 +143,16 @@ class Field(Wide):
     key: Key
     source: Node
     taps: tuple[Fn, ...]
-    count: float
+    scale: float
     gaussian: bool
     still: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entries(Wide):
-    """A leaf as an activation (bias, gain, position table), less its mean: independent over its finite axes and along its growing ones."""
+    """A leaf as an activation (bias, gain, position table), less its mean: independent over its finite axes and along its
+    growing ones, and times `scale`.
+    """
 
     key: Key
     scale: float
@@ -160,7 +162,7 @@ class Entries(Wide):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lookup(Wide):
-    """Rows of a leaf at indices that the data give: covariance ``variance · [i = j]``."""
+    """Rows of a leaf at indices that the data give: covariance ``scale scale' · variance · [i = j]``."""
 
     key: Key
     index: Det
@@ -332,6 +334,41 @@ def scale(u: Wide, by: Det, axes: Axes) -> Scale:
     return made[by, axes]
 
 
+def relabelled(node: Any, axes: Axes) -> Any:
+    """One node for a value with other names for its axes, of the same representative."""
+    if node.axes == axes:
+        return node
+    made = node.__dict__.setdefault("_relabelled", {})
+    if axes not in made:
+        made[axes] = dataclasses.replace(node, axes=axes)
+    return made[axes]
+
+
+def repeated(node: Node, before: Axes, after: Axes) -> None:
+    """Refuse a random value that would be the same for all coordinates of a growing axis.
+
+    Raises
+    ------
+    NotImplementedError
+        If it is random, and an axis of size 1 (or none) becomes one that grows.
+    """
+    grows = any(atom.grows for new, old in zip(after, before) if not old for atom in new)
+    if grows and isinstance(node, Wide) and sources(node):
+        raise NotImplementedError(
+            "one random number (a gate with a single output, a readout that is fed back) is repeated along a growing axis, so that all "
+            "coordinates share it: what they make is Gaussian given that number, and a mixture without it. Let the gate have an output "
+            "for each coordinate."
+        )
+
+
+def times(u: Wide, number: float) -> Scale:
+    """One node for a value times a known number."""
+    made = u.__dict__.setdefault("_times", {})
+    if number not in made:
+        made[number] = Scale(u.axes, u, Det((), const=np.asarray(number)))
+    return made[number]
+
+
 def total(terms: Sequence[Wide]) -> Wide:
     """One node for a sum, whoever asks for it."""
     terms = sorted(terms, key=id)
@@ -343,6 +380,21 @@ def total(terms: Sequence[Wide]) -> Wide:
             node = Add(node.axes, node, term)
         made[rest] = node
     return made[rest]
+
+
+def multiple(terms: Mapping[Wide, float]) -> tuple[Wide, float]:
+    """A sum of values times numbers, as a number times one node for all its multiples: the first of them that was asked for.
+
+    Fields that are multiples of each other must be one, for their joint covariance is singular.
+    """
+    order = sorted(terms, key=id)
+    unit = terms[order[0]]
+    made = order[0].__dict__.setdefault("_multiples", {})
+    key = tuple((z, float(f"{terms[z] / unit:.12g}")) for z in order)
+    if key not in made:
+        made[key] = total([z if n == 1 else times(z, n) for z, n in terms.items()]), unit
+    field, first = made[key]
+    return field, unit / first
 
 
 @memoized

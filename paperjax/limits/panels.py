@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array
 
 from paperjax.limits.closed_forms import NEAR
-from paperjax.limits.hermite import slope
-from paperjax.limits.recognise import double
+from paperjax.limits.sampled import sampled, slope
 
 Phi = Callable[[Array], Array]
+Numbers = TypeVar("Numbers", Array, np.ndarray)
 REACH = 8.6
 """Standard deviations at which the integrals are cut: 1e-17 is beyond."""
 TINY = 1e-30
@@ -38,26 +38,21 @@ class Pieces(NamedTuple):
     Attributes
     ----------
     f
-        The function.
+        The function, of JAX's arrays or of numpy's.
     breaks
         Where it, or one of its first three derivatives, jumps; or bends sharply.
     """
 
-    f: Phi
+    f: Callable[[Any], Any]
     breaks: tuple[float, ...]
 
 
 def _derivatives(f: Phi) -> Callable[[np.ndarray], np.ndarray]:
-    df = slope(f)
-    ddf = slope(df)
-    dddf = slope(ddf)
-    found = jax.jit(lambda h: jnp.stack([jnp.asarray(d(h), h.dtype) for d in (f, df, ddf, dddf)]))
-
-    def at(x: np.ndarray) -> np.ndarray:
-        with double():
-            return np.asarray(found(jnp.asarray(x, float)))
-
-    return at
+    f0 = sampled(f)
+    f1 = f0.slope
+    f2 = f1.slope
+    f3 = f2.slope
+    return lambda x: np.stack([d.at(x) for d in (f0, f1, f2, f3)])
 
 
 def breaks(f: Phi) -> tuple[float, ...]:
@@ -113,9 +108,11 @@ def jumps(pieces: Pieces) -> tuple[float, ...]:
         return ()
     b = np.array(pieces.breaks)
     apart = 1e-12 * np.maximum(np.abs(b), 1.0)
-    with double():
-        above, below = (np.asarray(pieces.f(jnp.asarray(b + side * apart)), np.float64) for side in (1, -1))
-    jump = np.where(np.isfinite(above - below), above - below, 0.0)
+    f = sampled(pieces.f)
+    above, below = f.at(b + apart), f.at(b - apart)
+    with np.errstate(invalid="ignore"):
+        jump = above - below
+    jump = np.where(np.isfinite(jump), jump, 0.0)
     return tuple(float(j) for j in np.where(np.abs(jump) > 1e-9 * (1 + np.abs(above)), jump, 0.0))
 
 
@@ -133,42 +130,45 @@ def _legendre(points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (1 + x) / 2, (1 - x) / 2, w / 2
 
 
-def _nodes(cuts: Array, rule: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[Array, Array]:
+def _nodes(cuts: Numbers, rule: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[Numbers, Numbers]:
     """Nodes and Gaussian weights on the panels between cuts (..., K), which are sorted here: (..., (K + 1) · points)."""
-    ends = jnp.full((*cuts.shape[:-1], 1), REACH, cuts.dtype)
-    cuts = jnp.sort(jnp.concatenate([-ends, jnp.clip(cuts, -REACH, REACH), ends], -1), axis=-1)
-    from_0, from_1, weight = (jnp.asarray(a, cuts.dtype).reshape(*(1,) * cuts.ndim, -1) for a in rule)
+    xp = cuts.__array_namespace__()
+    ends = xp.full((*cuts.shape[:-1], 1), REACH, cuts.dtype)
+    cuts = xp.sort(xp.concatenate([-ends, xp.clip(cuts, -REACH, REACH), ends], -1), axis=-1)
+    from_0, from_1, weight = (xp.asarray(a, cuts.dtype).reshape(*(1,) * cuts.ndim, -1) for a in rule)
     low, high = cuts[..., :-1, None], cuts[..., 1:, None]
-    z = jnp.where(from_0 < 0.5, low + (high - low) * from_0, high - (high - low) * from_1)
-    w = (high - low) * weight * jnp.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    z = xp.where(from_0 < 0.5, low + (high - low) * from_0, high - (high - low) * from_1)
+    w = (high - low) * weight * xp.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     return z.reshape(*cuts.shape[:-1], -1), w.reshape(*cuts.shape[:-1], -1)
 
 
-def _over(points: tuple[float, ...], by: Array) -> Array:
+def _over(points: tuple[float, ...], by: Numbers) -> Numbers:
     """``points / by``, with a last axis; large where `by` is 0."""
-    by = jnp.where(jnp.abs(by) < TINY, jnp.full_like(by, TINY), by)[..., None]
-    return jnp.asarray(points, by.dtype).reshape(*(1,) * (by.ndim - 1), -1) / by
+    xp = by.__array_namespace__()
+    by = xp.where(xp.abs(by) < TINY, xp.full_like(by, TINY), by)[..., None]
+    return xp.asarray(points, by.dtype).reshape(*(1,) * (by.ndim - 1), -1) / by
 
 
-def _root(k: Array) -> Array:
+def _root(k: Numbers) -> Numbers:
     """Square root with gradient 0 at 0."""
-    positive = k > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, k, jnp.ones_like(k))), jnp.zeros_like(k))
+    xp, positive = k.__array_namespace__(), k > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, k, xp.ones_like(k))), xp.zeros_like(k))
 
 
-def single(g: Pieces, order: Order, mean: Array, variance: Array) -> Array:
-    """``E g(v)`` for v of this mean and variance.
+def single(g: Pieces, order: Order, mean: Numbers, variance: Numbers) -> Numbers:
+    """``E g(v)`` for v of this mean and variance, in JAX or numpy as these are.
 
     Examples
     --------
     >>> single(Pieces(jax.nn.relu, (0.0,)), ORDERS[1], jnp.zeros(()), jnp.ones(())).round(4)  # 1 / sqrt(2 pi)
     Array(0.3989, dtype=float32)
     """
-    mean, variance = jnp.broadcast_arrays(mean, variance)
+    xp = mean.__array_namespace__()
+    mean, variance = xp.broadcast_arrays(mean, variance)
     s = _root(variance)
     cuts = _over(g.breaks, s) - _over((1.0,), s) * mean[..., None]
     z, w = _nodes(cuts, (_tanh_sinh if order.sharp else _legendre)(order.inner))
-    return jnp.sum(w * g.f(mean[..., None] + s[..., None] * z), -1)
+    return xp.sum(w * g.f(mean[..., None] + s[..., None] * z), -1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
@@ -192,9 +192,7 @@ def double_panels(f: Pieces, g: Pieces, order: Order, k11: Array, k12: Array, k2
     """
     k11, k12, k22 = jnp.broadcast_arrays(k11, k12, k22)
     s1, s2, rho, across = _standard(k11, k12, k22)
-    elsewhere = [tuple(b for b in h.breaks if b) for h in (f, g)]
-    cuts = [_over(elsewhere[0], s1), _over(elsewhere[1], s2 * rho), jnp.zeros((*s1.shape, 1), s1.dtype)]
-    z, w = _nodes(jnp.concatenate(cuts, -1), _tanh_sinh(order.outer))
+    z, w = _nodes(_outer_cuts(f, g, s1, s2 * rho), _tanh_sinh(order.outer))
 
     def row(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
         z, w = node
@@ -204,13 +202,52 @@ def double_panels(f: Pieces, g: Pieces, order: Order, k11: Array, k12: Array, k2
     return jax.lax.scan(row, jnp.zeros_like(k12), (jnp.moveaxis(z, -1, 0), jnp.moveaxis(w, -1, 0)))[0]
 
 
-def _standard(k11: Array, k12: Array, k22: Array) -> tuple[Array, Array, Array, Array]:
+def _outer_cuts(f: Pieces, g: Pieces, s1: Numbers, s2_rho: Numbers) -> Numbers:
+    xp = s1.__array_namespace__()
+    elsewhere = [tuple(b for b in h.breaks if b) for h in (f, g)]
+    return xp.concatenate([_over(elsewhere[0], s1), _over(elsewhere[1], s2_rho), xp.zeros((*s1.shape, 1), s1.dtype)], -1)
+
+
+ROWS = 64
+"""Nodes of the outer sum taken at once in numpy, for the processor's cache."""
+
+
+def _standard(k11: Numbers, k12: Numbers, k22: Numbers) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    xp = k12.__array_namespace__()
     positive = (k11 > 0) & (k22 > 0)
     s1, s2 = _root(k11), _root(k22)
-    rho = jnp.where(positive, k12 / jnp.where(positive, s1 * s2, jnp.ones_like(s1)), jnp.zeros_like(k12))
+    rho = xp.where(positive, k12 / xp.where(positive, s1 * s2, xp.ones_like(s1)), xp.zeros_like(k12))
     # As in `correlation`: equal inputs, whose rho is off 1 by rounding, are equal.
-    rho = jnp.clip(rho * (1 + NEAR * float(jnp.finfo(k12.dtype).eps)), -1, 1)
+    rho = xp.clip(rho * (1 + NEAR * float(jnp.finfo(k12.dtype).eps)), -1, 1)
     return s1, s2, rho, _root((1 - rho) * (1 + rho))
+
+
+def at_numbers(pairs: Sequence[tuple[Pieces, Pieces]], order: Order, k11: np.ndarray, k12: np.ndarray, k22: np.ndarray) -> np.ndarray:
+    """`double_panels` in numpy, of pairs of functions of one pair of breaks: (pairs, covariances).
+
+    Examples
+    --------
+    >>> relu = Pieces(lambda h: np.maximum(h, 0), (0.0,))
+    >>> at_numbers([(relu, relu)], ORDERS[0], np.ones(1), np.zeros(1), np.ones(1)).round(4)  # 1 / 2 pi
+    array([[0.1592]])
+    """
+    f, g = pairs[0]
+    s1, s2, rho, across = _standard(k11, k12, k22)
+    total = np.zeros((len(pairs), len(k12)))
+    for i, cuts in enumerate(_outer_cuts(f, g, s1, s2 * rho)):
+        z_J, w_J = _nodes(cuts, _tanh_sinh(order.outer))
+        # Panels beyond the reach have no width.
+        z_J, w_J = z_J[w_J > 0], w_J[w_J > 0]
+        spread = s2[i] * across[i]
+        by = np.full(1, spread)
+        for part in np.array_split(np.arange(len(z_J)), max(1, len(z_J) // ROWS)):
+            mean = s2[i] * rho[i] * z_J[part]
+            z, w = _nodes(_over(g.breaks, by) - _over((1.0,), by) * mean[:, None], (_tanh_sinh if order.sharp else _legendre)(order.inner))
+            used = w.any(0)
+            v, w = mean[:, None] + spread * z[:, used], w[:, used]
+            for j, (h, h2) in enumerate(pairs):
+                total[j, i] += np.sum(w_J[part] * h.f(s1[i] * z_J[part]) * np.sum(w * h2.f(v), 1))
+    return total
 
 
 def _bell(b: Array | float, k: Array) -> Array:

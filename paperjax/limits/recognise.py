@@ -1,18 +1,15 @@
 """Which closed form an elementwise function is, whatever its spelling."""
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 import scipy.special
-from jax.core import Tracer
 from jaxtyping import Array
+
+from paperjax.limits.sampled import sample
 
 Phi = Callable[[Array], Array]
 
@@ -44,57 +41,6 @@ class Affine(NamedTuple):
         return " + ".join(parts) or "0"
 
 
-@contextlib.contextmanager
-def double() -> Iterator[None]:
-    """Float64 and concrete values inside, also under a trace, without touching the caller's flags.
-
-    Examples
-    --------
-    >>> with double():
-    ...     print(jnp.zeros(()).dtype)
-    float64
-    """
-    enable = getattr(jax, "enable_x64", None)  # jax.experimental has it before jax 0.8.
-    if enable is None:
-        enable = jax.experimental.enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-    # Constants in phi are likely of the caller's dtype, float32.
-    with enable(True), jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def sample(phi: Phi, points: np.ndarray) -> np.ndarray | None:
-    """``phi(points)`` in float64, or None if phi does not take them, mixes entries, or gives no floating-point numbers of that shape.
-
-    Examples
-    --------
-    >>> sample(jnp.square, np.array([1.0, 2.0])).tolist(), sample(jnp.sum, np.array([1.0, 2.0]))
-    ([1.0, 4.0], None)
-    """
-    with double():
-        out = phi(jnp.asarray(points, float))
-        if isinstance(out, Tracer):
-            raise TypeError(
-                f"{name_of(phi)} closes over a traced value, so it cannot be looked at. Give that value as a Python number, or use a "
-                "closed form whose parameters may be traced: leaky_relu(slope), polynomial(coefficients)."
-            )
-        if not (isinstance(out, jax.Array) and out.shape == points.shape and jnp.issubdtype(out.dtype, jnp.floating)):
-            return None
-        some = phi(jnp.asarray(points[::2, None], float))
-        alone = some.shape == (len(points[::2]), 1) and np.allclose(some[:, 0], out[::2], rtol=1e-5, atol=1e-30, equal_nan=True)
-        return np.asarray(out, np.float64) if alone else None
-
-
-def name_of(phi: Phi) -> str:
-    """What messages call phi.
-
-    Examples
-    --------
-    >>> name_of(math.sin)
-    'sin'
-    """
-    return getattr(phi, "__name__", None) or repr(phi)
-
-
 def base_value(base: str, h: np.ndarray) -> np.ndarray:
     """A base of `Term` in numpy.
 
@@ -114,6 +60,13 @@ _SMOOTH: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gelu": lambda h: h * scipy.special.ndtr(h),
     "sin": np.sin,
     "cos": np.cos,
+    "exp": np.exp,
+}
+_SLOPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "erf": lambda h: 2 / math.sqrt(math.pi) * np.exp(-h * h),
+    "gelu": lambda h: scipy.special.ndtr(h) + h * np.exp(-h * h / 2) / math.sqrt(2 * math.pi),
+    "sin": np.cos,
+    "cos": lambda h: -np.sin(h),
     "exp": np.exp,
 }
 _FAMILIES = (("erf",), ("gelu",), ("sin", "cos"), ("exp",))
@@ -159,6 +112,7 @@ def recognise(phi: Phi) -> Affine | None:
 
     Examples
     --------
+    >>> import jax.numpy as jnp
     >>> print(recognise(lambda x: jnp.maximum(x, 0) * 2))
     1 h + 1 signed 1(1 h)
     >>> print(recognise(lambda x: 3 + 2 * jnp.sin(x)))
@@ -245,47 +199,78 @@ def _with_signed_powers(x: np.ndarray, y: np.ndarray) -> Iterator[Affine]:
 
 def _with_smooth_terms(bases: tuple[str, ...], x: np.ndarray, y: np.ndarray) -> Iterator[Affine]:
     size = np.abs(y[np.abs(x) <= 1]).max()
-    for reach in (1.0, 12.0):
-        within = np.abs(x) <= reach
-        t, target = x[within], y[within]
-        if size == 0 or not np.all(np.isfinite(target)):
-            return
-        row = 1 / (size + np.abs(target))
-
-        def design(b: float, t: np.ndarray = t) -> np.ndarray:
-            return np.stack([np.ones_like(t), t, *(base_value(base, b * t) for base in bases)], 1)
-
-        def linear(b: float, design: Callable = design, row: np.ndarray = row, target: np.ndarray = target) -> tuple[float, np.ndarray]:
-            A = design(b) * row[:, None]
-            if not np.all(np.isfinite(A)):
-                return math.inf, np.zeros(A.shape[1])
-            c = np.linalg.lstsq(A, target * row, rcond=None)[0]
-            return float(np.linalg.norm(A @ c - target * row)), c
-
-        scales = np.geomspace(0.02, 50, 160)
-        scales = np.concatenate([scales, -scales]) if bases == ("exp",) else scales
-        # exp(b h + s) is a exp(b h), and erf and gelu of -b h are of b h up to a line.
-        start = min(scales, key=lambda b: linear(b)[0])
-        if not math.isfinite(linear(start)[0]):
-            continue
-        yield from _refined(bases, x, y, size, start, linear(start)[1])
+    # A slow wave is a line near 0; what grows or turns fast is told apart only there.
+    for reaches in ((1.0, 3.0, 12.0), (12.0,)):
+        b, c, off = None, np.zeros(0), 0.0
+        for reach in reaches:
+            within = np.abs(x) <= reach
+            t, target = x[within], y[within]
+            if size == 0 or not np.all(np.isfinite(target)):
+                return
+            row = 1 / (size + np.abs(target))
+            b, c, off = _refined(bases, _start(bases, t, target, row) if b is None else b, t, target, row)
+            if not off < 1e-7:
+                break
+        if b is not None and off < 1e-7:
+            const, slope, *weights = _clean(c, np.ones(len(c)))
+            terms = tuple(Term(w, base, b) for w, base in zip(weights, bases) if w)
+            yield Affine((const, slope), terms)
 
 
-def _refined(bases: tuple[str, ...], x: np.ndarray, y: np.ndarray, size: float, b: float, c: np.ndarray) -> Iterator[Affine]:
-    """All parameters by Gauss-Newton, on the points near first, then on all."""
-    p = np.array([b, *c])
-    for reach in (1.0, 3.0, 12.0):
-        t, target = x[np.abs(x) <= reach], y[np.abs(x) <= reach]
-        if not np.all(np.isfinite(target)):
-            return
-        row = 1 / (size + np.abs(target))
+def _start(bases: tuple[str, ...], t: np.ndarray, target: np.ndarray, row: np.ndarray) -> float:
+    """The scale, of a few hundred, that with a line fits best."""
+    # exp(b h + s) is a exp(b h), and erf and gelu of -b h are of b h up to a line.
+    scales = np.geomspace(0.02, 50, 160)
+    scales = np.concatenate([scales, -scales]) if bases == ("exp",) else scales
+    found = np.linalg.qr(np.stack([row, t * row], 1))[0]
+    left = target * row - found @ (found.T @ (target * row))
+    gain, others = np.zeros(len(scales)), np.empty((len(scales), 0, len(t)))
+    for base in bases:
+        column = base_value(base, scales[:, None] * t) * row
+        column /= np.abs(column).max(1, keepdims=True)
+        size = np.sqrt(np.sum(column**2, 1))
+        column = column - (column @ found) @ found.T
+        column = column - np.einsum("bk,bkt->bt", np.einsum("bkt,bt->bk", others, column), others)
+        rest = np.sqrt(np.sum(column**2, 1))
+        # What is a line but for rounding gains nothing.
+        column = np.where((rest > 1e-13 * size)[:, None], column / np.where(rest > 0, rest, 1.0)[:, None], 0.0)
+        gain += (column @ left) ** 2
+        others = np.concatenate([others, column[:, None]], 1)
+    return float(scales[np.argmax(gain)])
 
-        def residual(p: np.ndarray, t: np.ndarray = t, target: np.ndarray = target, row: np.ndarray = row) -> np.ndarray:
-            value = p[1] + p[2] * t + sum(w * base_value(base, p[0] * t) for base, w in zip(bases, p[3:]))
-            return np.clip(np.nan_to_num((value - target) * row, posinf=1e9, neginf=-1e9), -1e9, 1e9)
 
-        p = scipy.optimize.least_squares(residual, p, method="lm", x_scale="jac", xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=400).x
-    const, slope, *weights = p[1:]
-    clean = _clean(np.array([const, slope, *weights]), np.array([1.0, 1.0, *[1.0] * len(bases)]))
-    terms = tuple(Term(w, base, float(p[0])) for w, base in zip(clean[2:], bases) if w)
-    yield Affine(clean[:2], terms)
+def _refined(bases: tuple[str, ...], b: float, t: np.ndarray, target: np.ndarray, row: np.ndarray) -> tuple[float, np.ndarray, float]:
+    """Scale, other coefficients and what is left, by Gauss-Newton in the scale alone (variable projection, Kaufman 1975)."""
+
+    def fit(b: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        A = np.stack([np.ones_like(t), t, *(base_value(base, b * t) for base in bases)], 1) * row[:, None]
+        if not np.all(np.isfinite(A)):
+            return A, np.zeros(A.shape[1]), target, math.inf
+        c = np.linalg.lstsq(A, target * row, rcond=None)[0]
+        r = target * row - A @ c
+        return A, c, r, float(np.linalg.norm(r))
+
+    A, c, r, off = fit(b)
+    for _ in range(40):
+        if not math.isfinite(off):
+            break
+        by_b = row * t * sum(w * _SLOPES[base](b * t) for base, w in zip(bases, c[2:]))
+        by_b = by_b - A @ np.linalg.lstsq(A, by_b, rcond=None)[0]
+        square = by_b @ by_b
+        step = float(by_b @ r / square) if square > 0 else 0.0
+        if not abs(step) > 1e-16 * abs(b):
+            break
+        better = None
+        for _ in range(8):
+            tried = fit(b + step)
+            if tried[3] < off:
+                better = tried
+                break
+            step /= 4
+        if better is None:
+            break
+        gained = off - better[3]
+        b, (A, c, r, off) = b + step, better
+        if gained < 1e-3 * off and off > 1e-7:
+            break
+    return b, c, off

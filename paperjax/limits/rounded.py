@@ -1,13 +1,14 @@
 """The numbers that a jaxpr computes with, in float64: read back from their float32 roundings, and worked with entry by entry."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+
+from paperjax.limits.sampled import UFUNCS
 
 # Of a standard normal cut at two of its standard deviations: the std by which variance_scaling divides (jax.nn.initializers).
 TRUNCATED_STD = 0.87962566103423978
@@ -62,19 +63,14 @@ def _simplest(low: Fraction, high: Fraction) -> Fraction:
     return floor + 1 / _simplest(1 / (high - floor), 1 / (low - floor))
 
 
-def _select(which: Any, *cases: Any) -> Any:
-    return np.select([np.asarray(which) == i for i in range(len(cases))], [np.asarray(case) for case in cases])
-
-
 # Without those that have a pole at a number that a draw may come near to: there a variance need not exist.
-_FLOAT64: dict[str, Callable[..., Any]] = {
-    "abs": np.abs, "add": np.add, "add_any": np.add, "and": np.logical_and, "cbrt": np.cbrt, "ceil": np.ceil, "cos": np.cos,
-    "cosh": np.cosh, "div": np.divide, "erf": special.erf, "erf_inv": special.erfinv, "erfc": special.erfc, "exp": np.exp,
-    "exp2": np.exp2, "expm1": np.expm1, "floor": np.floor, "ge": np.greater_equal, "gt": np.greater, "le": np.less_equal,
-    "log": np.log, "log1p": np.log1p, "logistic": special.expit, "lt": np.less, "max": np.maximum, "min": np.minimum,
-    "mul": np.multiply, "neg": np.negative, "not": np.logical_not, "or": np.logical_or, "pow": np.power, "rsqrt": lambda x: x**-0.5,
-    "select_n": _select, "sign": np.sign, "sin": np.sin, "sinh": np.sinh, "sqrt": np.sqrt, "square": np.square, "sub": np.subtract,
-    "tanh": np.tanh,
+_FLOAT64 = {
+    name: UFUNCS[name]
+    for name in (
+        "abs", "add", "add_any", "and", "cbrt", "ceil", "cos", "cosh", "div", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor",
+        "ge", "gt", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "neg", "not", "or", "pow", "rsqrt", "select_n", "sign",
+        "sin", "sinh", "sqrt", "square", "sub", "tanh",
+    )
 }  # fmt: skip
 
 

@@ -60,7 +60,9 @@ def _broadcast_in_dim(reader: Reader, eqn: Any, twin: Any, operands: list[Value]
         same = all(nd.full_size(axis) == (n, m) for axis, n, m in zip(view.axes, sizes, others))
         return view if same else Spread(view, tuple(a if a else axis_of(n, m) for a, n, m in zip(view.axes, sizes, others)))
     node = reader.node(value)
-    return st.apply(node, st.broadcast(node.axes, sizes, others, places))
+    moved = st.broadcast(node.axes, sizes, others, places)
+    nd.repeated(node, tuple(node.axes[places.index(i)] if i in places else () for i in range(len(sizes))), moved.axes)
+    return st.apply(node, moved)
 
 
 def _squeeze(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
@@ -206,10 +208,19 @@ def _gather(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: A
     fn = broadcasting(eqn, slice_sizes=here)
     if isinstance(node, Det):
         return st.det(axes, fn, node, index)
+    assert isinstance(node, Wide)
     return nd.Linear(axes, node, lambda a, i: fn(a, i), (index,), index.const is not None)
 
 
+def _stop_gradient(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
+    node = reader.node(operands[0])
+    if isinstance(node, Wide):
+        raise NotImplementedError("a gradient that is stopped at wide values: the tangent kernel of the rest is not followed.")
+    return node
+
+
 RULES = {
+    "stop_gradient": _stop_gradient,
     "transpose": _transpose,
     "reshape": _reshape,
     "broadcast_in_dim": _broadcast_in_dim,

@@ -17,7 +17,7 @@ def apart(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool | None:
     if a == b:
         return False
     for one, two in zip(a, b):
-        sets = [np.frombuffer(r, np.int64) if isinstance(r, bytes) else r[0] + r[2] * np.arange(r[1]) for r in (one, two)]
-        if not np.intersect1d(*sets).size:
+        here, there = (np.frombuffer(r, np.int64) if isinstance(r, bytes) else r[0] + r[2] * np.arange(r[1]) for r in (one, two))
+        if not np.intersect1d(here, there).size:
             return True
     return None

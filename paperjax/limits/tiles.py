@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core as jex
 from jaxtyping import Array
 
@@ -53,14 +54,14 @@ def kernels(
         asked = program.asked(given[0][0], ntk)
         step = pair_step(program, asked, ntk, leaves)
         tapes = [_tapes(program, asked, x) for x in given]
-        if any(isinstance(x, jax.core.Tracer) for x in given):
+        if any(isinstance(x, Tracer) for x in given):
             a, b = (given * 2)[:2], (tapes * 2)[:2]
             return _grid(step)(*a, *b)
         return _tiled(step, given, tapes, x2 is None, max_bytes, progress)
 
 
 def _in(x: Any, dtype: Any) -> Any:
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
     x = np.asarray(x)
     return x.astype(dtype) if x.dtype.kind == "f" or x.dtype.kind == "V" else x
@@ -72,7 +73,7 @@ def _grid(step: Callable[..., Any]) -> Callable[..., Any]:
 
 def _tapes(program: Program, asked: Sequence[Any], x: Any) -> Any:
     one = rolled(functools.partial(program.tape, asked=asked))
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         return jax.vmap(one)(x)
     each = jax.jit(lambda some: jax.lax.map(one, some, batch_size=min(TILE, len(x))))
     return each(x)

@@ -7,8 +7,8 @@ import pytest
 import scipy.special
 
 from paperjax import limits
-from paperjax.limits.hermite import slope
 from paperjax.limits.panels import ORDERS, Pieces, breaks, double_panels, jumps, single
+from paperjax.limits.sampled import slope
 
 COVARIANCES = [
     (1.0, 0.3, 1.0),

@@ -12,7 +12,8 @@ import pytest
 import scipy.special
 
 from paperjax.limits import Affine, Term, recognise
-from paperjax.limits.recognise import base_value, double, sample
+from paperjax.limits.recognise import base_value
+from paperjax.limits.sampled import double, sample
 
 erf = jax.scipy.special.erf
 exact_gelu = functools.partial(jax.nn.gelu, approximate=False)

@@ -144,5 +144,3 @@ def mahalanobis(k_train: Any, y: Float[Array, " N"], noise: Any = 0.0) -> Array:
     """
     n = y.shape[0]
     return y @ jax.scipy.linalg.solve(k_train + noise * jnp.eye(n, dtype=y.dtype), y, assume_a="pos")
-
-

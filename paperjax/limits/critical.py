@@ -65,7 +65,9 @@ def edge_of_chaos(phi: Callable[[Array], Array] | Dual, bias_variance: float, *,
     (1.761, 0.57)
     """
     if not bias_variance > 0:
-        raise ValueError(f"edge_of_chaos: bias_variance = {bias_variance}, and with it the fixed point is q = 0 or any q. Give one above 0.")
+        raise ValueError(
+            f"edge_of_chaos: bias_variance = {bias_variance}, and with it the fixed point is q = 0 or any q. Give one above 0."
+        )
     expectations = dual(phi)
 
     @jax.jit

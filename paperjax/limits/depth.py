@@ -38,7 +38,14 @@ class DepthLimit(NamedTuple):
 
 
 def depth_limit(
-    fam: Family | Any, x1: Any, x2: Any = None, *, depth: str = "depth", at: int = 256, sizes: Mapping[str, Any] | None = None, **options: Any
+    fam: Family | Any,
+    x1: Any,
+    x2: Any = None,
+    *,
+    depth: str = "depth",
+    at: int = 256,
+    sizes: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> DepthLimit:
     """Limit of a traced residual family whose branches are scaled by ``L^-1/2``, width first and then depth.
 
@@ -73,7 +80,8 @@ def depth_limit(
     --------
     >>> def net(width, depth):
     ...     def init(key, x):
-    ...         u, w, v = (jax.random.normal(k, s) for k, s in zip(jax.random.split(key, 3), [(2, width), (depth, width, width), (width, 1)]))
+    ...         shapes = (2, width), (depth, width, width), (width, 1)
+    ...         u, w, v = (jax.random.normal(k, s) for k, s in zip(jax.random.split(key, 3), shapes))
     ...         return {"u": u, "w": w, "v": v}
     ...     def apply(p, x):
     ...         h = x @ p["u"] / 2**0.5
@@ -117,8 +125,8 @@ def _check_order(name: str, one: np.ndarray, two: np.ndarray, four: np.ndarray, 
     power = math.log2(second / first) if second else -math.inf
     if not -3.5 < power < -0.8:
         raise ValueError(
-            f"depth_limit: from depth {at} to {2 * at} to {4 * at} the {name} changes by {first:.3g} and then {second:.3g}, as L^{power:.2f}; "
-            "on the way to a limit it is as 1 / L. Scale the branches by 1 / sqrt(depth), or begin at a larger depth, at=...."
+            f"depth_limit: from depth {at} to {2 * at} to {4 * at} the {name} changes by {first:.3g} and then {second:.3g}, as "
+            f"L^{power:.2f}; on the way to a limit it is as 1 / L. Scale the branches by 1 / sqrt(depth), or begin deeper, at=...."
         )
 
 
@@ -146,14 +154,14 @@ class Flow(NamedTuple):
 
 def residual_flow(
     phi: Callable[[Array], Array] | Dual,
-    gram: Float[Array | np.ndarray, "N N"],
+    gram: Float[Array | np.ndarray, "..."],
     weight_variance: Real[Array, ""] | float = 1.0,
     bias_variance: Real[Array, ""] | float = 0.0,
     *,
     tangent: Float[Array | np.ndarray, "N N"] | None = None,
     time: float = 1.0,
 ) -> Flow:
-    """The differential equation of pre-activation blocks, ``h' = h + sqrt(σ_w² / (n L)) W phi(h) + sqrt(σ_b² / L) b``, W and b standard normal.
+    """The differential equation of blocks ``h' = h + sqrt(σ_w² / (n L)) W phi(h) + sqrt(σ_b² / L) b``, W and b standard normal.
 
     ``dK/dt = σ_w² E phi phi' + σ_b²`` and ``dΘ/dt = σ_w² E phi phi' + σ_b² + σ_w² E phi_dot phi_dot' Θ``, expectations over N(0, K) by the
     `dual` of the activation. With the right side F and the two kernels as one state, the error of L Euler steps is E / L,
@@ -167,7 +175,7 @@ def residual_flow(
     phi
         What `dual` takes.
     gram
-        K at the start.
+        K at the start, ``(N, N)``.
     weight_variance, bias_variance
         Of every block.
     tangent

@@ -26,6 +26,10 @@ def broadcasting(eqn: Any, **changed: Any) -> Callable[..., Any]:
         if real:
             best = max(real, key=lambda dtype: jnp.finfo(dtype).bits)
             arrays = [a.astype(best) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arrays]
+        whole = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.integer)]
+        if len(set(whole)) > 1:
+            longest = max(whole, key=lambda dtype: jnp.iinfo(dtype).bits)
+            arrays = [a.astype(longest) if jnp.issubdtype(a.dtype, jnp.integer) else a for a in arrays]
         if entrywise and len(arrays) > 1:
             shape = np.broadcast_shapes(*(a.shape for a in arrays))
             arrays = [jnp.broadcast_to(a, shape) for a in arrays]

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from paperjax.limits.nodes import Det, Wide
 Moments = Array | None
 
 
+@runtime_checkable
 class Moments2(Protocol):
     """What is asked of `paperjax.limits.moments.Run`."""
 

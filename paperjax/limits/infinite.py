@@ -266,7 +266,8 @@ def _audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: 
     def of(which: Program) -> Any:
         return kernels(which, first, second, ntk, False, np.dtype("float64"), 1 << 30, False)
 
-    # Numbers, in a function that is being traced too.
+    # Numbers, in a function that is being traced too: there, kernels of given examples are traced values as well.
+    traced = traced or (made is not None and any(isinstance(k, Tracer) for k in made))
     with jax.ensure_compile_time_eval():
         found = [[k[:2, :2] for k in made] if made is not None and not traced else of(program), of(wider)]
         for both in found:

@@ -6,7 +6,7 @@ after it are a function of those before; nothing else of the steps before matter
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +37,14 @@ class Needs(NamedTuple):
     asked: tuple[Any, ...]
 
 
+@runtime_checkable
 class Runs(Protocol):
     """What is needed of `paperjax.limits.moments.Run`."""
 
     xs: tuple[Any, ...]
     cache: dict[Any, Any]
     shift: Any
-    tapes: tuple[Mapping[Any, Any], ...]
+    tapes: tuple[Any, ...]
     asked: dict[Any, None]
 
     def second(self, u: Wide, v: Wide, s: int, t: int, diag: bool = False) -> Array | None:

@@ -42,7 +42,7 @@ class Run:
         xs: tuple[Any, ...],
         variance: Callable[[Any], Any],
         shift: Callable[[Any], Any] | None = None,
-        tapes: tuple[Mapping[Any, Any], ...] = (),
+        tapes: tuple[Any, ...] = (),
         cache: dict[Any, Any] | None = None,
         state: Callable[..., Any] | None = None,
         rows: Mapping[Det, Any] | None = None,

@@ -22,7 +22,7 @@ from paperjax.trace.batch import coupling
 from paperjax.trace.traced import flat_apply
 
 Rates = Mapping[str, float]
-Tape = dict[Any, Array]
+Tape = Any
 
 
 @dataclasses.dataclass(frozen=True)

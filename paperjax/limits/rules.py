@@ -1,6 +1,6 @@
 """What primitives that are not entry by entry do to values: leaves that are moved stay leaves, sums over growing axes are means."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from paperjax.limits.values import Spread, Value, number_of
 from paperjax.limits.views import View
 
 
+@runtime_checkable
 class Reader(Protocol):
     """What is needed of `paperjax.limits.interpreter.Interpreter`."""
 

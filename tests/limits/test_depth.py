@@ -56,7 +56,9 @@ def test_relu_has_its_closed_form(variance):
 
 def test_correlation_follows_its_own_equation():
     # dc/dt = (s²/2)(kappa(c) - c), by 20,000 midpoint steps in numpy: off by 1e-9.
-    kappa = lambda c: (math.sqrt(1 - c * c) + c * (math.pi - math.acos(c))) / math.pi
+    def kappa(c):
+        return (math.sqrt(1 - c * c) + c * (math.pi - math.acos(c))) / math.pi
+
     c, steps = 0.3, 20_000
     for _ in range(steps):
         middle = c + (kappa(c) - c) / (2 * steps)
@@ -91,7 +93,8 @@ def test_extrapolation_gains_three_orders():
 
 def test_in_x_there_is_a_gradient():
     slope = jax.grad(lambda x: depth_limit(stream(), x, at=16, ntk=False).nngp[0, 1])(jnp.asarray(X))
-    assert np.isfinite(slope).all() and np.abs(slope).max() > 0.1
+    assert np.isfinite(slope).all()
+    assert np.abs(slope).max() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -58,17 +58,21 @@ if TYPE_CHECKING:
 
 Results = Mapping[str, "xarray.Dataset"]
 
-ZOO: dict[str, Callable[[int], Initializer]] = {
-    "normal": lambda n: variance_scaling(1.0, "fan_in", "normal"),
-    "uniform": lambda n: variance_scaling(1.0, "fan_in", "uniform"),
-    "orthogonal": lambda n: orthogonal(),
-    "low-rank": lambda n: low_rank(n // 2),
-    "block-sparse": lambda n: block_sparse(2),
+# Each with the factor on the weight variance of the perturbed tanh network.
+Kind = tuple[Callable[[int], Initializer], float]
+ZOO: dict[str, Kind] = {
+    "normal": (lambda n: variance_scaling(1.0, "fan_in", "normal"), 1.0),
+    "orthogonal": (lambda n: orthogonal(), 1.0),
+    "low-rank": (lambda n: low_rank(n // 2), 1.0),
+    "block-sparse": (lambda n: block_sparse(2), 1.0),
+    "uniform": (lambda n: variance_scaling(1.0, "fan_in", "uniform"), 1.0),
 }
-WRONG: dict[str, Callable[[int], Initializer]] = {
-    "one-unit-blocks": block_sparse,
-    "rank-one": lambda n: low_rank(1),
-    "uncorrected": lambda n: low_rank(n // 2, 0.5),
+# In the place of each of the first four, what must fail.
+WRONG: dict[str, Kind] = {
+    "off the edge": (lambda n: variance_scaling(1.0, "fan_in", "normal"), 1.2),
+    "variance not corrected": (lambda n: low_rank(n // 2, 0.5), 1.0),
+    "rank 1": (lambda n: low_rank(1), 1.0),
+    "blocks of one unit": (block_sparse, 1.0),
 }
 LAYERS, COSINE, BIAS_VARIANCE = 3, 0.3, 0.05
 AT = 128
@@ -113,19 +117,19 @@ def circular(x_BxPxC: Array, w_FxCxN: Array) -> Array:
     return jax.lax.conv_general_dilated(padded, w_FxCxN, (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC"))
 
 
-def moments(zoo: Callable[[int], Initializer], most: int, off_edge: float) -> Callable[..., Array]:
-    """Of networks drawn: mean over units of h², h'², h h' and h⁴ for pre-activations of every layer, and a perturbation's growth, (3, 5)."""
+def moments(zoo: Mapping[str, Kind], most: int) -> Callable[..., Array]:
+    """Of networks drawn: mean over units of h², h'², h h' and h⁴ for every kind and layer, and a perturbation's growth."""
     edge = edge_of_chaos(jnp.tanh, BIAS_VARIANCE)
 
-    def measure(data: Any, key: Array, width: int) -> Float[Array, "layers 5"]:
-        init, draws = zoo(width), most if width == AT else most // (3 if width < AT else 12)
+    def of_kind(kind: Kind, data: Any, key: Array, width: int) -> Float[Array, "layers 5"]:
+        init, draws = kind[0](width), most if width == AT else most // (2 if width < AT else 6)
 
         def layer(state: Any, k: Array) -> Any:
             h_BxN, g_N, dg_N = state
             k_w, k_b = jax.random.split(k)
             w = init(k_w, (width, width), jnp.float32)
             h_BxN = 2**0.5 * jax.nn.relu(h_BxN) @ w
-            scale = (off_edge * edge.weight_variance) ** 0.5
+            scale = (kind[1] * edge.weight_variance) ** 0.5
             dg_N = scale * ((1 - jnp.tanh(g_N) ** 2) * dg_N) @ w
             g_N = scale * jnp.tanh(g_N) @ w + BIAS_VARIANCE**0.5 * jax.random.normal(k_b, g_N.shape)
             one, other = h_BxN
@@ -141,14 +145,17 @@ def moments(zoo: Callable[[int], Initializer], most: int, off_edge: float) -> Ca
 
         return jnp.mean(jax.lax.map(network, jax.random.split(key, draws)), axis=0)
 
+    def measure(data: Any, key: Array, width: int) -> Float[Array, "kinds layers 5"]:
+        return jnp.stack([of_kind(kind, data, key, width) for kind in zoo.values()])
+
     return measure
 
 
-def conv_moments(zoo: Callable[[int], Initializer], draws: int) -> Callable[..., Array]:
-    """Mean over channels and positions of h², h'² and h h' in the last layer of the CNN, (3,)."""
+def conv_moments(zoo: Mapping[str, Kind], draws: int) -> Callable[..., Array]:
+    """Mean over channels and positions of h², h'² and h h' in the last layer of the CNN, for every kind."""
 
-    def measure(data: Any, key: Array, width: int) -> Float[Array, "3"]:
-        init = zoo(width)
+    def of_kind(kind: Kind, data: Any, key: Array, width: int) -> Float[Array, "3"]:
+        init = kind[0](width)
 
         def layer(h_BxPxN: Array, k: Array) -> Any:
             w = init(k, (3 * width, width), jnp.float32).reshape(3, width, width)
@@ -163,6 +170,9 @@ def conv_moments(zoo: Callable[[int], Initializer], draws: int) -> Callable[...,
 
         return jnp.mean(jax.lax.map(network, jax.random.split(key, draws)), axis=0)
 
+    def measure(data: Any, key: Array, width: int) -> Float[Array, "kinds 3"]:
+        return jnp.stack([of_kind(kind, data, key, width) for kind in zoo.values()])
+
     return measure
 
 
@@ -175,17 +185,15 @@ def drawn(measure: Any, widths: Sequence[int], seeds: int, family: Any = percept
 
 
 def experiments(size: Size) -> dict[str, pj.Experiment]:
-    """Every kind of weights at several widths, in a CNN, and kinds that must fail."""
-    widths, seeds, draws = WIDTHS[size], 8, 768 if size == "quick" else 4096
-    found = {name: drawn(moments(zoo, draws, 1.0), widths, seeds) for name, zoo in ZOO.items()}
-    found |= {f"conv-{name}": drawn(conv_moments(zoo, draws // 8), [CHANNELS], seeds, convolutional, POSITIONS) for name, zoo in ZOO.items()}
-    found["one-unit-blocks"] = drawn(moments(WRONG["one-unit-blocks"], draws, 1.0), [AT], seeds)
-    found["uncorrected"] = drawn(moments(WRONG["uncorrected"], draws // 2, 1.0), [AT], seeds)
-    found["off-edge"] = drawn(moments(ZOO["normal"], draws // 8, 1.2), [AT], seeds)
-    found["rank-one"] = drawn(moments(WRONG["rank-one"], draws, 1.0), widths, seeds)
-    conv = WRONG["one-unit-blocks"]
-    found["conv-one-unit-blocks"] = drawn(conv_moments(conv, draws // 4), [CHANNELS], seeds, convolutional, POSITIONS)
-    return found
+    """Five kinds of weights at several widths and in a CNN, and kinds that must fail."""
+    widths, seeds, draws = WIDTHS[size], 8, 384 if size == "quick" else 2048
+    conv_wrong = {"blocks of one unit": WRONG["blocks of one unit"]}
+    return {
+        "zoo": drawn(moments(ZOO, draws), widths, seeds),
+        "wrong": drawn(moments(WRONG, draws // 2), widths, seeds),
+        "conv": drawn(conv_moments(ZOO, draws // 4), [CHANNELS], seeds, convolutional, POSITIONS),
+        "conv-wrong": drawn(conv_moments(conv_wrong, draws // 2), [CHANNELS], seeds, convolutional, POSITIONS),
+    }
 
 
 def limit(family: Any, positions: int = 0) -> np.ndarray:
@@ -200,10 +208,10 @@ def correlation(kernel: np.ndarray) -> float:
     return float(kernel[0, 1] / np.sqrt(kernel[0, 0] * kernel[1, 1]))
 
 
-def layer(result: "xarray.Dataset", number: int, width: int = AT) -> np.ndarray:
-    """Moments of one layer at one width, ``(seed, 5)``."""
-    found = result.moments.isel(step=0, moments_0=number - 1).sel(width=width)
-    return found.transpose("seed", "moments_1").values.astype(np.float64)
+def layer(result: "xarray.Dataset", kind: str, number: int, width: int = AT) -> np.ndarray:
+    """Moments of one layer at one width, ``(seed, 5)``, of a kind of `ZOO` or what is in its place."""
+    found = result.moments.isel(step=0, moments_0=list(ZOO).index(kind), moments_1=number - 1).sel(width=width)
+    return found.transpose("seed", "moments_2").values.astype(np.float64)
 
 
 def farthest(found: Sequence[Estimate], number: float) -> Estimate:
@@ -211,9 +219,9 @@ def farthest(found: Sequence[Estimate], number: float) -> Estimate:
     return max(found, key=lambda e: max(abs(end - number) for end in e.interval))
 
 
-def of_all(measure: Callable[["xarray.Dataset"], Estimate], number: Callable[[], float], prefix: str = "") -> Callable[[Results], Estimate]:
-    """A measurement of all five kinds of weights: the farthest."""
-    return lambda results: farthest([measure(results[prefix + name]) for name in ZOO], number())
+def of_all(measure: Callable[["xarray.Dataset", str], Estimate], number: Callable[[], float], name: str = "zoo") -> Any:
+    """A measurement of all kinds of weights: the farthest."""
+    return lambda results: farthest([measure(results[name], kind) for kind in list(ZOO)[: results[name].sizes["moments_0"]]], number())
 
 
 def cosine(moments_Sx5: np.ndarray) -> Estimate:
@@ -226,25 +234,33 @@ def excess(moments_Sx5: np.ndarray) -> np.ndarray:
     return moments_Sx5[:, 3] / moments_Sx5[:, 0] ** 2 - 3
 
 
-def kurtosis_slope(result: "xarray.Dataset") -> Estimate:
+def kurtosis_slope(result: "xarray.Dataset", kind: str) -> Estimate:
     """Slope of the last layer's excess kurtosis on the width."""
-    return fit_slope(result.width.values, np.stack([excess(layer(result, LAYERS, n)) for n in result.width.values], axis=1))
+    return fit_slope(result.width.values, np.stack([excess(layer(result, kind, LAYERS, n)) for n in result.width.values], axis=1))
 
 
-def growth(result: "xarray.Dataset") -> Estimate:
+def growth(result: "xarray.Dataset", kind: str) -> Estimate:
     """Of a perturbation, a layer."""
-    return estimate(layer(result, LAYERS)[:, 4] ** (1 / LAYERS))
+    return estimate(layer(result, kind, LAYERS)[:, 4] ** (1 / LAYERS))
 
 
-def conv_cosine(result: "xarray.Dataset") -> Estimate:
+def conv_cosine(result: "xarray.Dataset", kind: str) -> Estimate:
     """Correlation in the last layer of the CNN."""
-    return cosine(result.moments.isel(step=0, width=0).transpose("seed", "moments_0").values.astype(np.float64))
+    return cosine(
+        result.moments.isel(step=0, width=0, moments_0=list(ZOO).index(kind)).transpose("seed", "moments_1").values.astype(np.float64)
+    )
 
 
 @functools.cache
 def dense_correlation() -> float:
     """By pj.limit."""
     return correlation(limit(perceptron))
+
+
+@functools.cache
+def dense_variance() -> float:
+    """By pj.limit."""
+    return float(limit(perceptron)[0, 0])
 
 
 @functools.cache
@@ -261,46 +277,48 @@ def rank_formula(n: int, r: int) -> float:
 CLAIMS = (
     Claim(
         "five kinds of weights, one correlation of the outputs, that of the Gaussian process: farthest, n = 128",
-        "Theorem 1", lambda results: dense_correlation(), of_all(lambda result: cosine(layer(result, LAYERS)), dense_correlation), 0.02,
+        "Theorem 1", lambda results: dense_correlation(),
+        of_all(lambda result, kind: cosine(layer(result, kind, LAYERS)), dense_correlation), 0.02,
         "as first proposed: the correction at width n is of order 1/n, and 0.008 at most here",
-        Control("blocks of one unit: a neuron has one input, whose correlation it passes on", {"block-sparse": "one-unit-blocks"}),
+        Control("blocks of one unit: a neuron has one input, whose correlation it passes on", {"zoo": "wrong"}),
     ),
     Claim(
         "and one variance, over the process's: farthest, n = 128",
-        "Theorem 1", 1.0, of_all(lambda result: estimate(layer(result, LAYERS)[:, 0] / limit(perceptron)[0, 0]), lambda: 1.0), 0.1,
+        "Theorem 1", 1.0,
+        of_all(lambda result, kind: estimate(layer(result, kind, LAYERS)[:, 0] / dense_variance()), lambda: 1.0), 0.1,
         "as first proposed: the mean is exact at every width, and heavy-tailed over networks",
-        Control("entries of variance 1/n times rank over n: 1/8 after three layers", {"low-rank": "uncorrected"}),
+        Control("entries of variance 1/n times rank over n: 1/8 after three layers", {"zoo": "wrong"}),
     ),
     Claim(
         "the excess kurtosis of a pre-activation falls as 1/n for all five: farthest slope",
         "Theorem 1 has no rate; formula of the docstring", -1.0, of_all(kurtosis_slope, lambda: -1.0), 0.3,
         "as first proposed: the next order, 1/n², makes it -1.1 over these widths, more for the heavier-tailed",
-        Control("rank 1: the inner products with one direction stay random", {"low-rank": "rank-one"}),
+        Control("rank 1: the inner products with one direction stay random", {"zoo": "wrong"}),
     ),
     Claim(
         "block-sparse weights with b blocks have the effective width n/b: n/b times the excess kurtosis after one layer",
-        "formula of the docstring", 15.0, lambda results: estimate(AT / 2 * excess(layer(results["block-sparse"], 1))), 2.25,
+        "formula of the docstring", 15.0, lambda results: estimate(AT / 2 * excess(layer(results["zoo"], "block-sparse", 1))), 2.25,
         "15 %: the formula is exact, and the estimate off by 1 / (number of networks); half of 15 is what the control gives",
-        Control("normal weights, which have no blocks", {"block-sparse": "normal"}),
+        Control("blocks of one unit", {"zoo": "wrong"}),
     ),
     Claim(
         "low-rank weights add 6/r: excess kurtosis after one layer of rank n/2",
-        "formula of the docstring", rank_formula(AT, AT // 2), lambda results: estimate(excess(layer(results["low-rank"], 1))),
+        "formula of the docstring", rank_formula(AT, AT // 2), lambda results: estimate(excess(layer(results["zoo"], "low-rank", 1))),
         0.15 * rank_formula(AT, AT // 2),
         "15 %: the formula is exact; normal weights have 15/n, which is below it by 60 %",
-        Control("orthogonal weights, of full rank", {"low-rank": "orthogonal"}),
+        Control("rank 1", {"zoo": "wrong"}),
     ),
     Claim(
         "one edge of chaos: growth of a perturbation's square a layer, tanh, at the edge of normal weights: farthest",
         "Section 4", 1.0, of_all(growth, lambda: 1.0), 0.02,
         "the first layer is exact, and the variance wanders by n^-1/2 in the two after it",
-        Control("weight variance 1.2 times the edge's: chaotic", {"normal": "off-edge"}),
+        Control("weight variance 1.2 times the edge's: chaotic", {"zoo": "wrong"}),
     ),
     Claim(
         "convolutional networks too: correlation of the outputs, mean over positions, 48 channels: farthest",
-        "Theorem 2", lambda results: conv_correlation(), of_all(conv_cosine, conv_correlation, "conv-"), 0.03,
+        "Theorem 2", lambda results: conv_correlation(), of_all(conv_cosine, conv_correlation, "conv"), 0.03,
         "of order 1/n: as for the perceptron, at a width of 48",
-        Control("blocks of one unit", {"conv-block-sparse": "conv-one-unit-blocks"}),
+        Control("blocks of one unit", {"conv": "conv-wrong"}),
     ),
 )  # fmt: skip
 
@@ -311,21 +329,21 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
 
     fig, axes = panels(1, 3, (4.2, 3.4))
     along, tails, first = axes.reshape(-1)
-    width = results["normal"].width.values
+    zoo, wrong = results["zoo"], results["wrong"]
+    width = zoo.width.values
     for i, name in enumerate(ZOO):
-        at = width * 1.04 ** (i - 2)
-        each = [layer(results[name], LAYERS, n) for n in width]
+        at = width * 1.05 ** (i - 2)
+        each = [layer(zoo, name, LAYERS, n) for n in width]
         points(along, at, np.stack([m[:, 2] / np.sqrt(m[:, 0] * m[:, 1]) for m in each], axis=1), name)
         points(tails, at, np.stack([excess(m) for m in each], axis=1), name)
-    wrong = layer(results["one-unit-blocks"], LAYERS)
-    points(along, [AT], (wrong[:, 2] / np.sqrt(wrong[:, 0] * wrong[:, 1]))[:, None], "control: blocks of one unit")
+    each = [layer(wrong, "block-sparse", LAYERS, n) for n in width]
+    points(along, width, np.stack([m[:, 2] / np.sqrt(m[:, 0] * m[:, 1]) for m in each], axis=1), "control: blocks of one unit")
     prediction(along, width, dense_correlation(), "pj.limit")
-    along.set(ylabel="correlation of two inputs", title=f"pre-activations after {LAYERS} layers", ylim=(0.4, 0.75))
-    ones = np.stack([excess(layer(results["rank-one"], LAYERS, n)) for n in width], axis=1)
-    points(tails, width, ones, "control: rank 1")
+    along.set(ylabel="correlation of two inputs", title=f"pre-activations after {LAYERS} layers", ylim=(0.3, 0.75))
+    points(tails, width, np.stack([excess(layer(wrong, "low-rank", LAYERS, n)) for n in width], axis=1), "control: rank 1")
     prediction(tails, width, 3 * ((1 + 5 / width) ** LAYERS - 1), "normal, $3((1 + 5/n)^3 - 1)$")
     tails.set(yscale="log", ylabel="excess kurtosis", title="the same; 1/n")
-    tails.set_ylim(0.02, 3e4)
+    tails.set_ylim(0.02, 3e5)
     formulas = {
         "normal": (15 / width, "15/n"),
         "block-sparse": (30 / width, "30/n"),
@@ -333,7 +351,7 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
         "low-rank": (np.array([rank_formula(n, n // 2) for n in width]), "rank n/2"),
     }
     for name, (y, label) in formulas.items():
-        colour = points(first, width, np.stack([excess(layer(results[name], 1, n)) for n in width], axis=1), name)
+        colour = points(first, width, np.stack([excess(layer(zoo, name, 1, n)) for n in width], axis=1), name)
         prediction(first, width, y, label, color=colour)
     first.set(yscale="log", ylabel="excess kurtosis", title="after one layer, and exact formulas")
     for ax in (along, tails, first):

@@ -79,21 +79,25 @@ def two_inputs(key: Array) -> pj.data.Dataset:
     return pj.data.Dataset(x, x[:, :1], x, x[:, :1], "two inputs", "generated")
 
 
-def drawn_covariances(networks: int, skip: bool) -> Callable[..., Array]:
-    """Of networks drawn, from h^0 given: q, q', c and the mean fourth power in the last layer, (networks, 4)."""
+def covariances(networks: int) -> Callable[..., Array]:
+    """Of networks drawn, from h^0 given: q, q', c and the mean fourth power in the last layer; `skip` is 1, or 0 for a perceptron."""
 
-    def measure(key: Array, width: int, depth: int, power: float) -> Float[Array, "networks 4"]:
+    def measure(key: Array, width: int, depth: Any, power: Any, skip: Any) -> Float[Array, "networks 4"]:
         e = jnp.array([[1.0, 0.0], [COVARIANCE, (1 - COVARIANCE**2) ** 0.5]])
+        scale = (VARIANCE / width) ** 0.5 * jnp.asarray(depth, jnp.float32) ** -power
 
         def one(k: Array) -> Array:
             k_start, k_blocks = jax.random.split(k)
-            h_BxN = width**0.5 * e @ jnp.linalg.qr(jax.random.normal(k_start, (width, 2)))[0].T
+            u_N, v_N = jax.random.normal(k_start, (2, width))
+            u_N = u_N / jnp.linalg.norm(u_N)
+            v_N = v_N - (v_N @ u_N) * u_N
+            h_BxN = width**0.5 * e @ jnp.stack([u_N, v_N / jnp.linalg.norm(v_N)])
 
-            def block(h_BxN: Array, k_l: Array) -> tuple[Array, None]:
-                branch = jax.nn.relu(h_BxN) @ jax.random.normal(k_l, (width, width)) * (VARIANCE / width) ** 0.5
-                return h_BxN + depth**-power * branch if skip else branch, None
+            def block(number: Array, h_BxN: Array) -> Array:
+                w_NxN = jax.random.normal(jax.random.fold_in(k_blocks, number), (width, width))
+                return skip * h_BxN + scale * jax.nn.relu(h_BxN) @ w_NxN
 
-            one, other = jax.lax.scan(block, h_BxN, jax.random.split(k_blocks, depth))[0]
+            one, other = jax.lax.fori_loop(0, depth, block, h_BxN)
             return jnp.stack([jnp.mean(a) for a in (one**2, other**2, one * other, (one**4 + other**4) / 2)])
 
         return jax.lax.map(one, jax.random.split(key, networks))
@@ -101,45 +105,34 @@ def drawn_covariances(networks: int, skip: bool) -> Callable[..., Array]:
     return measure
 
 
-def drawn(widths: Sequence[int], depths: Sequence[int], networks: int, power: float = 0.5, skip: bool = True) -> pj.Experiment:
+def drawn(widths: Sequence[int], depths: Sequence[int], networks: int, power: float = 0.5, skip: float = 1.0) -> pj.Experiment:
     """Networks as they are drawn; nothing is trained."""
-    grid = pj.grid(width=list(widths), depth=list(depths), power=power, lr=1.0, seed=8)
-    measures = {"moments": drawn_covariances(networks, skip)}
+    grid = pj.grid(width=list(widths), depth=list(depths), power=power, skip=skip, lr=1.0, seed=8)
+    measures = {"moments": covariances(networks)}
     return pj.Experiment(lambda: pj.models.linear_net(1, 1, 1), two_inputs, grid=grid, steps=0, measure_at=[0], measures=measures)
 
 
 def at_infinite_width(power: float) -> pj.Experiment:
-    """``|K_L - K_inf|`` by pj.limit, K_inf that of branches scaled by ``L^-1/2``; in float64."""
+    """K_L by pj.limit, computed in float64."""
 
-    def distance(data: Any) -> Float[Array, " depths"]:
+    def kernels(data: Any) -> Float[Array, "depths 2 2"]:
         with jax.enable_x64(True):
-            x = data.x_train.astype(jnp.float64)
-            end = pj.limits.depth_limit(stream, x, at=64, ntk=False).nngp
-            family = functools.partial(stream, power=power)
-            kernels = [pj.limit(family, x, sizes=dict(depth=depth), wide=["width"], ntk=False).nngp for depth in INFINITE]
-            return jnp.stack([jnp.linalg.norm(k - end) for k in kernels]).astype(jnp.float32)
+            x, family = data.x_train.astype(jnp.float64), functools.partial(stream, power=power)
+            found = [pj.limit(family, x, sizes=dict(depth=depth), wide=["width"], ntk=False).nngp for depth in INFINITE]
+            return jnp.stack(found).astype(jnp.float32)
 
-    return pj.Experiment(
-        lambda: pj.models.linear_net(1, 1, 1),
-        two_inputs,
-        grid=pj.grid(lr=1.0, seed=2),
-        steps=0,
-        measure_at=[0],
-        measures={"distance": distance},
-    )
+    grid, measures = pj.grid(lr=1.0, seed=2), {"kernels": kernels}
+    return pj.Experiment(lambda: pj.models.linear_net(1, 1, 1), two_inputs, grid=grid, steps=0, measure_at=[0], measures=measures)
 
 
 def experiments(size: Size) -> dict[str, pj.Experiment]:
-    """Three routes to infinity, grids of widths and depths, a perceptron, branches scaled by 1/L, and infinite width."""
-    many = 48 if size == "quick" else 1024
-    found = {f"route-{n}-{depth}": drawn([n], [depth], max(6, many * 32 // max(n, 32))) for n, depth in ROUTES}
-    return found | {
-        "widths-16": drawn(WIDTHS, [16], many // 2),
-        "widths-32": drawn(WIDTHS, [32], many // 2),
-        "widths-64": drawn(WIDTHS, [64], many // 2),
-        "depths": drawn([32], DEPTHS, many),
-        "perceptron-widths": drawn(WIDTHS, [32], many // 2, skip=False),
-        "perceptron-depths": drawn([32], DEPTHS, many, skip=False),
+    """A grid of widths and depths and the ends of a route, a perceptron, branches scaled by 1/L, and infinite width."""
+    many = 32 if size == "quick" else 1024
+    return {
+        "residual": drawn(WIDTHS, DEPTHS, many),
+        "route-16-256": drawn([16], [256], 2 * many),
+        "route-256-16": drawn([256], [16], many // 2),
+        "perceptron": drawn(WIDTHS, DEPTHS, many // 2, power=0.0, skip=0.0),
         "one-over-depth": drawn([64], [64], many, power=1.0),
         "infinite-width": at_infinite_width(0.5),
         "infinite-width-one-over-depth": at_infinite_width(1.0),
@@ -158,42 +151,55 @@ def values(result: "xarray.Dataset") -> np.ndarray:
     return result.moments.isel(step=0).transpose("seed", "width", "depth", "moments_0", "moments_1").values.astype(np.float64)
 
 
+def of_route(results: Results, n: int, depth: int) -> np.ndarray:
+    """q, q', c and fourth powers of one width and depth, ``(seed, network, 4)``."""
+    result = results["residual" if n in WIDTHS and depth in DEPTHS else f"route-{n}-{depth}"]
+    at = [list(result[axis].values).index(size) if result.sizes[axis] > 1 else 0 for axis, size in (("width", n), ("depth", depth))]
+    return values(result)[:, at[0], at[1]]
+
+
 def over_limit(row: int, column: int, which: Callable[[np.ndarray], np.ndarray]) -> Callable[[Results], Estimate]:
     """A mean over networks over the limit less error / L; farthest route."""
 
     def measured(results: Results) -> Estimate:
         end, error = (k[row, column] for k in limit())
-        each = [estimate(which(values(results[f"route-{n}-{depth}"])[:, 0, 0]).mean(axis=1) / (end - error / depth)) for n, depth in ROUTES]
+        each = [estimate(which(of_route(results, n, depth)).mean(axis=1) / (end - error / depth)) for n, depth in ROUTES]
         return max(each, key=lambda e: max(abs(edge - 1) for edge in e.interval))
 
     return measured
 
 
 def deviations(result: "xarray.Dataset") -> np.ndarray:
-    """Root mean square deviation of c / sqrt(q q') from its mean over networks, ``(seed, width * depth)``."""
+    """Root mean square deviation of c / sqrt(q q') from its mean over networks, ``(seed, width, depth)``."""
     v = values(result)
-    cosine = v[..., 2] / np.sqrt(v[..., 0] * v[..., 1])
-    return cosine.std(axis=-1, ddof=1).reshape(len(cosine), -1)
+    return (v[..., 2] / np.sqrt(v[..., 0] * v[..., 1])).std(axis=-1, ddof=1)
 
 
 def width_slope(results: Results) -> Estimate:
-    """Of the deviations on n: of the two depths' the one that may be farther from -1/2."""
-    each = [fit_slope(WIDTHS, deviations(results[name])) for name in ("widths-16", "widths-64")]
+    """Of the deviations on n: of depths 16 and 64 the one that may be farther from -1/2."""
+    each = [fit_slope(WIDTHS, deviations(results["residual"])[:, :, DEPTHS.index(depth)]) for depth in (16, 64)]
     return max(each, key=lambda e: max(abs(edge + 0.5) for edge in e.interval))
 
 
 def kurtosis(result: "xarray.Dataset") -> np.ndarray:
-    """Excess kurtosis of a pre-activation, ``(seed, width * depth)``."""
-    v = values(result)
-    found = v[..., 3].mean(axis=-1) / v[..., :2].mean(axis=(-2, -1)) ** 2 - 3
-    return found.reshape(len(found), -1)
+    """Excess kurtosis of a pre-activation at L = 32, ``(seed, width)``."""
+    v = values(result)[:, :, DEPTHS.index(32)]
+    return v[..., 3].mean(axis=-1) / v[..., :2].mean(axis=(-2, -1)) ** 2 - 3
+
+
+@functools.cache
+def flow() -> np.ndarray:
+    """K at infinite width and depth by the differential equation."""
+    with jax.enable_x64(True):
+        return np.asarray(pj.limits.residual_flow(jax.nn.relu, np.array([[1.0, COVARIANCE], [COVARIANCE, 1.0]]), VARIANCE).nngp)
 
 
 def distances(result: "xarray.Dataset") -> np.ndarray:
-    """``|K_L - K_inf|``, ``(seed, depth)``."""
-    return result.distance.isel(step=0).transpose("seed", ...).values.reshape(result.sizes["seed"], -1)
+    """``|K_L - K_inf|``, K_inf that of branches scaled by ``L^-1/2``, ``(seed, depth)``."""
+    return np.linalg.norm(result.kernels.isel(step=0).transpose("seed", ...).values.reshape(-1, len(INFINITE), 2, 2) - flow(), axis=(2, 3))
 
 
+PERCEPTRON = {"residual": "perceptron"}
 TRIVIAL = "branches scaled by 1/L: nothing happens on the way"
 
 CLAIMS = (
@@ -201,35 +207,35 @@ CLAIMS = (
         "E q_L tends to e along every route: over the limit with its 1/L term, farthest",
         "Theorem 3.1", 1.0, over_limit(0, 0, lambda v: v[..., :2].mean(axis=-1)), 0.03,
         "the next order is 11 / (24 L²), 0.002 at L = 16; q varies by 2 n^-1/2 a network",
-        Control(TRIVIAL, {"route-64-64": "one-over-depth"}),
+        Control(TRIVIAL, {"route-16-256": "one-over-depth"}),
     ),
     Claim(
         "E c_L tends to 1.228 along every route: over the limit with its 1/L term, farthest",
         "Theorem 3.1", 1.0, over_limit(0, 1, lambda v: v[..., 2]), 0.04, "of order 1/L² and 1/n: 16 is the least n",
-        Control(TRIVIAL, {"route-64-64": "one-over-depth"}),
+        Control(TRIVIAL, {"route-16-256": "one-over-depth"}),
     ),
     Claim(
         "the correlation deviates by n^-1/2: slope of its rms on n, L = 16 and 64, the farther",
         "Theorem 3.1", -0.5, width_slope, 0.1, "as first proposed: the next order is 1/n",
-        Control("a perceptron without skips, 32 layers: deviations grow with L / n", {"widths-64": "perceptron-widths"}),
+        Control("a perceptron without skips: its correlation tends to 1 and deviates by other powers", PERCEPTRON),
     ),
     Claim(
         "at every depth alike: slope of its rms on L, n = 32",
-        "Theorem 3.1", 0.0, lambda results: fit_slope(DEPTHS, deviations(results["depths"])), 0.1,
+        "Theorem 3.1", 0.0, lambda results: fit_slope(DEPTHS, deviations(results["residual"])[:, WIDTHS.index(32)]), 0.1,
         "the same as for n: 1 - 1/L at L = 8 tilts it by 0.03",
-        Control("a perceptron without skips", {"depths": "perceptron-depths"}),
+        Control("a perceptron without skips", PERCEPTRON),
     ),
     Claim(
         "pre-activations become Gaussian: slope of their excess kurtosis on n, L = 32",
-        "Theorem 3.3", -1.0, lambda results: fit_slope(WIDTHS, kurtosis(results["widths-32"])), 0.3,
+        "Theorem 3.3", -1.0, lambda results: fit_slope(WIDTHS, kurtosis(results["residual"])), 0.3,
         "3 Var(q) / E[q]² falls as 1/n, and is 0.6 at n = 16, where the next order counts",
-        Control("a perceptron without skips, where it is 3 (1 + 5/n)^L - 3", {"widths-32": "perceptron-widths"}),
+        Control("a perceptron without skips, where it is 3 (1 + 5/n)^L - 3", PERCEPTRON),
     ),
     Claim(
         "scaled by 1/L nothing happens: q_L at L = 64",
         "Section 3", (1 + 1 / 64**2) ** 64,
         lambda results: estimate(values(results["one-over-depth"])[:, 0, 0, :, :2].mean(axis=(1, 2))), 0.05,
-        "exact; a mean over few networks", Control("scaled by L^-1/2", {"one-over-depth": "route-64-64"}),
+        "exact; a mean over few networks", Control("scaled by L^-1/2", {"one-over-depth": "route-16-256"}),
     ),
     Claim(
         "at infinite width depth is off by 1/L: slope of |K_L - K_inf|",
@@ -249,7 +255,7 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
     at = np.arange(len(ROUTES))
     end, error = limit()
     for name, pick, entry in (("q", lambda v: v[..., :2].mean(axis=-1), (0, 0)), ("c", lambda v: v[..., 2], (0, 1))):
-        y = np.stack([pick(values(results[f"route-{n}-{depth}"])[:, 0, 0]).mean(axis=1) for n, depth in ROUTES], axis=1)
+        y = np.stack([pick(of_route(results, n, depth)).mean(axis=1) for n, depth in ROUTES], axis=1)
         colour = points(means, at, y, f"{name}, networks")
         prediction(means, at, end[entry], f"{name}, limit", color=colour)
         finite = [end[entry] - error[entry] / depth for _, depth in ROUTES]
@@ -260,14 +266,14 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
     means.set(xlabel="(n, L)", ylabel="mean over networks", title="three routes", ylim=(0.8, 4.4))
     means.legend(ncols=2, fontsize=7.5)
     width = np.array(WIDTHS, float)
-    for name, label in (("widths-16", "L = 16"), ("widths-64", "L = 64"), ("perceptron-widths", "control: no skips, L = 32")):
-        points(deviate, width, deviations(results[name]), label)
-    level = np.exp(np.log(deviations(results["widths-64"])).mean() + 0.5 * np.log(width).mean())
+    for name, depth, label in (("residual", 16, "L = 16"), ("residual", 64, "L = 64"), ("perceptron", 64, "control: no skips, L = 64")):
+        points(deviate, width, deviations(results[name])[:, :, DEPTHS.index(depth)], label)
+    level = np.exp(np.log(deviations(results["residual"])[:, :, -1]).mean() + 0.5 * np.log(width).mean())
     prediction(deviate, width, level * width**-0.5, "$n^{-1/2}$")
     deviate.set(xscale="log", yscale="log", ylabel="rms deviation", title="correlation of two inputs")
-    for name, label in (("widths-32", "residual, L = 32"), ("perceptron-widths", "control: no skips, L = 32")):
+    for name, label in (("residual", "residual, L = 32"), ("perceptron", "control: no skips, L = 32")):
         points(tails, width, kurtosis(results[name]), label)
-    level = np.exp(np.log(kurtosis(results["widths-32"]).mean(axis=0)).mean() + np.log(width).mean())
+    level = np.exp(np.log(kurtosis(results["residual"]).mean(axis=0)).mean() + np.log(width).mean())
     prediction(tails, width, level / width, "1/n")
     tails.set(xscale="log", yscale="log", ylabel="excess kurtosis", title="pre-activations")
     for ax in (deviate, tails):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Real
 
 from paperjax.limits.closed_forms import Dual
@@ -110,8 +111,8 @@ def depth_limit(
 def _extrapolated(name: str, kernels: list[Array], at: int) -> tuple[Array, Array]:
     with jax.enable_x64(True):
         one, two, four = kernels
-        if not isinstance(four, jax.core.Tracer):
-            _check_order(name, *(np.asarray(k) for k in kernels), at)
+        if not isinstance(four, Tracer):
+            _check_order(name, np.asarray(one), np.asarray(two), np.asarray(four), at)
         end = (4 * (2 * four - two) - (2 * two - one)) / 3
         return end, 2 * (2 * at) * (end - two) - at * (end - one)
 
@@ -210,7 +211,7 @@ def residual_flow(
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(f"residual_flow: gram has shape {gram.shape}. Give x @ x.T / x.shape[1], (N, N), for inputs x (N, d).")
     for name, variance in (("weight_variance", weight_variance), ("bias_variance", bias_variance)):
-        if not isinstance(variance, jax.core.Tracer) and not np.asarray(variance) >= 0:
+        if not isinstance(variance, Tracer) and not np.asarray(variance) >= 0:
             raise ValueError(f"residual_flow: {name} = {variance}, but a variance is at least 0.")
     expectations = dual(phi)
     w, b = (jnp.asarray(variance).astype(gram.dtype) for variance in (weight_variance, bias_variance))

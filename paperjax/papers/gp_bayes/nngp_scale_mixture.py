@@ -49,7 +49,7 @@ from jaxtyping import Array, Float, Scalar
 
 import paperjax as pj
 from paperjax.claims import Claim, Control, Estimate, Paper, Size, Verdict, estimate, fit_slope
-from paperjax.kernels.mixtures import mahalanobis, mixture_posterior, student_t_posterior
+from paperjax.kernels.mixtures import Mixture, mahalanobis, mixture_posterior, student_t_posterior
 
 if TYPE_CHECKING:
     import xarray
@@ -119,8 +119,8 @@ def diabetes(key: Array) -> pj.data.Dataset:
     """NNGP of some examples of scikit-learn's, everything standardized: rows of the training and of the test examples."""
     from sklearn.datasets import load_diabetes
 
-    x, y = load_diabetes(return_X_y=True)
-    x, y = (jnp.asarray((a - a.mean(axis=0)) / a.std(axis=0), jnp.float32) for a in (x, y[:, None]))
+    found: Any = load_diabetes()
+    x, y = (jnp.asarray((a - a.mean(axis=0)) / a.std(axis=0), jnp.float32) for a in (found.data, found.target[:, None]))
     rows = jax.random.permutation(key, x.shape[0])[: TRAIN + TEST]
     with jax.enable_x64(True):
         k = kernel(x[rows].astype(jnp.float64)).astype(jnp.float32)
@@ -139,7 +139,7 @@ def log_prior(v: Array) -> Array:
     return -(A + 1) * jnp.log(v) - B / v
 
 
-def integral(problem: Any) -> Any:
+def integral(problem: tuple[Array, Array, Array, Array]) -> Mixture:
     """The posterior as a mixture over 4001 values of log v from -14 to 14, by the trapezoid rule: no formula of Student's in it."""
     log_v = jnp.linspace(-14.0, 14.0, 4001)
     return mixture_posterior(*problem, jnp.exp(log_v), log_prior(jnp.exp(log_v)) + log_v, noise=NOISE)

@@ -356,14 +356,14 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
     tails.set_ylim(0.02, 3e5)
     formulas = {
         "normal": (15 / width, "15/n"),
-        "block-sparse": (30 / width, "30/n"),
         "orthogonal": (9 / (width + 2), "9/(n + 2)"),
         "low-rank": (np.array([rank_formula(n, n // 2) for n in width]), "rank n/2"),
+        "block-sparse": (30 / width, "30/n"),
     }
     for name, (y, label) in formulas.items():
         colour = points(first, width, np.stack([excess(layer(zoo, name, 1, n)) for n in width], axis=1), name)
         prediction(first, width, y, label, color=colour)
-    first.set(yscale="log", ylabel="excess kurtosis", title="after one layer, and exact formulas")
+    first.set(yscale="log", ylabel="excess kurtosis", title="after one layer, and exact formulas", ylim=(0.02, 1.5))
     for ax in (along, tails, first):
         ax.set(xscale="log", xlabel="width n (neurons)")
         ax.set_xticks(width, [str(n) for n in width])

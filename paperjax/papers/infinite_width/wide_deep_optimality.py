@@ -21,13 +21,15 @@ Claims, expected numbers and tolerances
     slope of log K on log r, r from 0.1 to 0.8, plus alpha, farthest of p = 0.3, 0.5, 0.7          0; +-0.2
     error of the singular kernel with alpha = d, 4096 examples                                     at most 0.30
     error of the nearest neighbour, 4096 examples                                                  0.32; +-0.02
-    agreement of the kernel machine of depth 20 (its matrix inverted) with the singular kernel     1; +-0.05
-    agreement of h_2's kernel, depth 10, with the nearest neighbour                                1; +-0.03
+    agreement of the kernel machine of depth 60 (its matrix inverted) with the singular kernel     1; +-0.05
+    agreement of h_2's kernel, depth 14, with the nearest neighbour                                1; +-0.03
     agreement of the kernel of h_0 and h_4, depth 30, with the majority                            1; +-0.01
 
 Controls: another p; h_5 in place of h_3; the nearest neighbour; the singular kernel, thrice; depth 1.
 
-What did not hold as first proposed: the error falls toward Bayes', though as 1 / log n only, so no power of n is claimed: NUMBERS.
+What did not hold as first proposed: that the error falls toward Bayes' while the nearest neighbour's stays. A Hilbert kernel's falls as
+1 / log n: the excess is 0.08 at 4096 examples, where the nearest neighbour's is 0.12, and over 64 to 4096 both fall, by the boundary's
+share (singular 0.34, 0.29, 0.28, 0.28; nearest 0.37, 0.34, 0.33, 0.32). So the two levels are claimed, and no slope.
 `pj.limit` is used up to 12 layers: the variance 1 is an unstable fixed point of this activation, and rounding doubles in every layer. On
 the sphere it does not vary, and the recursion is run without it.
 
@@ -227,9 +229,9 @@ def experiments(size: Size) -> dict[str, pj.Experiment]:
         "exact-slope-h5": without_chance(functools.partial(slope, 0.5, 5)),
         "singular": on_points(error(hilbert), many, seeds),
         "nearest": on_points(error(nearest), many, seeds),
-        "machine": on_points(agreement(deep(odd(0.5), 20, True), hilbert), [128], seeds),
+        "machine": on_points(agreement(deep(odd(0.5), 60, True), hilbert), [128], seeds),
         "machine-shallow": on_points(agreement(deep(odd(0.5), 1, True), hilbert), [128], seeds),
-        "h2": on_points(agreement(deep(h2, 10), nearest), [256], seeds),
+        "h2": on_points(agreement(deep(h2, 14), nearest), [256], seeds),
         "singular-as-nearest": on_points(agreement(hilbert, nearest), [256], seeds),
         "even": on_points(agreement(deep(even, 30), majority), [255], seeds),
         "singular-as-majority": on_points(agreement(hilbert, majority), [255], seeds),
@@ -281,12 +283,12 @@ CLAIMS = (
         Control("the singular kernel", {"nearest": "singular"}),
     ),
     Claim(
-        "at depth 20 the kernel machine is that classifier: agreement on the sphere, 128 examples",
+        "at depth 60 the kernel machine is that classifier: agreement on the sphere, 128 examples",
         "Theorem 2", 1.0, at_most_examples("machine"), 0.05, "what is left of order 1 / L moves the boundary",
         Control("one hidden layer", {"machine": "machine-shallow"}),
     ),
     Claim(
-        "without h_0 and h_1 it is the nearest neighbour: agreement of h_2, depth 10",
+        "without h_0 and h_1 it is the nearest neighbour: agreement of h_2, depth 14",
         "Theorem 2", 1.0, at_most_examples("h2"), 0.03, "two points may be nearly equally near",
         Control("h_1 and h_3", {"h2": "singular-as-nearest"}),
     ),

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from paperjax.kernels.posterior import posterior
@@ -57,7 +58,7 @@ class Mixture(NamedTuple):
 
 
 def student_t_posterior(
-    k_train: Any, y: Float[Array, " N"], k_test: Any, k_test_test: Any, *, a: Any, b: Any, noise: Any = 0.0
+    k_train: Any, y: Float[Array | np.ndarray, " N"], k_test: Any, k_test_test: Any, *, a: Any, b: Any, noise: Any = 0.0
 ) -> StudentT:
     """Regression with a kernel ``v K``, v of an inverse-gamma law with shape a and rate b.
 
@@ -101,8 +102,8 @@ def student_t_posterior(
 
 
 def mixture_posterior(
-    k_train: Any, y: Float[Array, " N"], k_test: Any, k_test_test: Any, variances: Float[Array, " S"], log_weights: Any = 0.0,
-    *, noise: Any = 0.0,
+    k_train: Any, y: Float[Array | np.ndarray, " N"], k_test: Any, k_test_test: Any,
+    variances: Float[Array | np.ndarray, " S"], log_weights: Any = 0.0, *, noise: Any = 0.0,
 ) -> Mixture:  # fmt: skip
     """Regression with a kernel ``v K``, v of any law, of which there are samples: importance sampling.
 
@@ -134,7 +135,7 @@ def mixture_posterior(
     return Mixture(gaussian.mean, gaussian.covariance, variances, weights, 1 / jnp.sum(weights**2))
 
 
-def mahalanobis(k_train: Any, y: Float[Array, " N"], noise: Any = 0.0) -> Array:
+def mahalanobis(k_train: Any, y: Float[Array | np.ndarray, " N"], noise: Any = 0.0) -> Array:
     """``yᵀ (K + noise)^-1 y``: N on average for labels that the Gaussian process explains.
 
     Examples

@@ -16,7 +16,9 @@ def pair(forward):
         leaves = []
 
         def draw(*shape):
-            leaves.append(jax.random.normal(jax.random.fold_in(key, len(leaves)), shape, x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else None))
+            leaves.append(
+                jax.random.normal(jax.random.fold_in(key, len(leaves)), shape, x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else None)
+            )
             return leaves[-1]
 
         forward(draw, x)

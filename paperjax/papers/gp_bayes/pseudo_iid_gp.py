@@ -35,7 +35,7 @@ What did not hold as first proposed
       arc-cosine kernel again. It is the kurtosis that stays; the control of the correlation is blocks of one unit.
     - Five kinds at 6,000 draws and more are left to the full size: quick has 3,072 at n = 128, and its intervals are within the tolerance.
 
-Run time: quick about 60 s on two CPU cores (by its 110 s of CPU time on busy ones); full not measured
+Run time: quick about 50 s on two CPU cores (by its 90 s of CPU time on busy ones); full not measured
 Command:  paperjax run pseudo-iid-gp
 """
 
@@ -383,6 +383,6 @@ PAPER = Paper(
     claims=CLAIMS,
     experiments=experiments,
     figure=figure,
-    run_time={"quick": "about 60 s on two CPU cores (by its CPU time)", "full": "not measured"},
+    run_time={"quick": "about 50 s on two CPU cores (by its CPU time)", "full": "not measured"},
     data="generated: pairs of inputs of cosine 0.3",
 )

@@ -309,14 +309,14 @@ CLAIMS = (
         "block-sparse weights with b blocks have the effective width n/b: n/b times the excess kurtosis after one layer",
         "formula of the docstring", 15.0, lambda results: estimate(AT / 2 * excess(layer(results["zoo"], "block-sparse", 1))), 2.25,
         "15 %: the formula is exact, and the estimate off by 1 / (number of networks); half of 15 is what the control gives",
-        Control("blocks of one unit", {"zoo": "wrong"}),
+        Control("blocks of one unit: effective width 1", {"zoo": "wrong"}),
     ),
     Claim(
         "low-rank weights add 6/r: excess kurtosis after one layer of rank n/2",
         "formula of the docstring", rank_formula(AT, AT // 2), lambda results: estimate(excess(layer(results["zoo"], "low-rank", 1))),
         0.25 * rank_formula(AT, AT // 2),
         "25 %: the formula is exact, chance is 8 %, and the 15/n of normal weights, 29 % below, is out of reach",
-        Control("rank 1", {"zoo": "wrong"}),
+        Control("rank 1: the inner product with one direction is as random as can be", {"zoo": "wrong"}),
     ),
     Claim(
         "one edge of chaos: growth of a perturbation's square a layer, tanh, at the edge of normal weights: farthest",
@@ -328,7 +328,7 @@ CLAIMS = (
         "convolutional networks too: correlation of the outputs, mean over positions, 48 channels: farthest",
         "Theorem 2", lambda results: conv_correlation(), of_all(conv_cosine, conv_correlation, "conv"), 0.03,
         "of order 1/n: as for the perceptron, at a width of 48",
-        Control("blocks of one unit", {"conv": "conv-wrong"}),
+        Control("blocks of one unit: effective width 1", {"conv": "conv-wrong"}),
     ),
 )  # fmt: skip
 

@@ -275,7 +275,7 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
         points(deviate, width, deviations(results[name])[:, :, DEPTHS.index(depth)], label)
     level = np.exp(np.log(deviations(results["residual"])[:, :, -1]).mean() + 0.5 * np.log(width).mean())
     prediction(deviate, width, level * width**-0.5, "$n^{-1/2}$")
-    deviate.set(xscale="log", yscale="log", ylabel="rms deviation", title="correlation of two inputs")
+    deviate.set(xscale="log", yscale="log", ylabel="rms deviation", title="correlation of two inputs", ylim=(2e-3, 2))
     for name, label in (("residual", "residual, L = 32"), ("perceptron", "control: no skips, L = 32")):
         points(tails, width, kurtosis(results[name]), label)
     level = np.exp(np.log(kurtosis(results["residual"]).mean(axis=0)).mean() + np.log(width).mean())

@@ -140,7 +140,7 @@ def mahalanobis(k_train: Any, y: Float[Array | np.ndarray, " N"], noise: Any = 0
 
     Examples
     --------
-    >>> float(mahalanobis(jnp.eye(2), jnp.array([1.0, 2.0]), noise=1.0))
+    >>> round(float(mahalanobis(jnp.eye(2), jnp.array([1.0, 2.0]), noise=1.0)), 5)
     2.5
     """
     n = y.shape[0]

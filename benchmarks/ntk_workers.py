@@ -75,15 +75,15 @@ def paperjax_worker():
         x = params.pop("x")
         read = networks.read(model(kind), params, x)
         spec = networks.Spec(outputs=outputs)
-        chosen = networks.routes(read, spec, n, n)
+        chosen = networks.routes(read, spec, n, n, same=True)
         sides = pairs = 0.0
-        for choice, double in zip(chosen, networks.routes(read, spec, 2 * n, 2 * n)):
-            # Of 2n examples, work on pairs is four times that of n, work on each side twice; and here both sides are one.
+        for choice, double in zip(chosen, networks.routes(read, spec, 2 * n, 2 * n, same=True)):
+            # Of 2n examples, work on pairs is four times that of n, work on each one twice.
             # A bias that shares its weight's Gram matrix costs nothing, and is only listed with the route that the weight takes.
             once = choice.costs[choice.route].flops
             twice = double.costs[choice.route].flops if once else 0.0
             pairs += (twice - 2 * once) / 2
-            sides += (once - (twice - 2 * once) / 2) / 2
+            sides += once - (twice - 2 * once) / 2
         lowered = jax.jit(lambda params, x: engine.record(read, spec, chosen, jax.tree.leaves(params), x)).lower(params, x)
         passes = (lowered.cost_analysis() or {})["flops"]
         routes = {}
@@ -117,7 +117,10 @@ def nt_worker():
         params, x = {name: jnp.asarray(p) for name, p in params.items()}, jnp.asarray(x)
         way = nt.NtkImplementation[way]
         axes = (-1,) if outputs == "trace" else ()
-        kernel = jax.jit(nt.empirical_ntk_fn(network(kind), trace_axes=axes, vmap_axes=0, implementation=way), static_argnums=1)
+        f = network(kind)
+        # Its type of a network names the arguments.
+        empirical = nt.empirical_ntk_fn(f, trace_axes=axes, vmap_axes=0, implementation=way)  # pyright: ignore[reportArgumentType]
+        kernel = jax.jit(empirical, static_argnums=1)
         # neural-tangents' trace is a mean over outputs; the referee multiplies.
         return lambda: kernel(x, None, params).block_until_ready()
 

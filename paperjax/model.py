@@ -88,11 +88,12 @@ def as_model(network: Any) -> Model:
     >>> jax.tree.map(jnp.shape, model.init(jax.random.key(0), x))
     {'bias': (3,), 'kernel': (2, 3)}
     """
+    if isinstance(network, Model):
+        return network
+    # A second or more to import.
     import flax.linen as nn
     from flax import nnx
 
-    if isinstance(network, Model):
-        return network
     if isinstance(network, nn.Module):
         return Model(*from_linen(network))
     if isinstance(network, nnx.Module):

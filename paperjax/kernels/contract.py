@@ -3,7 +3,9 @@
 Kernels in here are ``(N, O, M, O)`` for all pairs of outputs, ``(N, M)`` for their trace, ``(N, O, M)`` for each output by itself.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ from paperjax.kernels.factors import Factor, Term
 # How the outputs of the two batches and the axes of the kernel are written in an einsum; a capital letter is an axis of the second batch.
 OUTPUTS = {"full": ("o", "O", "noNO"), "trace": ("o", "o", "nN"), "diagonal": ("o", "o", "noN")}
 Pair = tuple[Any, Any]
+# Rows and columns from which on a product of a matrix with itself is cut in two; below, the cuts cost as much as they save.
+CUT_ROWS, CUT_COLUMNS = 512, 128
 
 
 def gram(term: Term, a: Pair, b: Pair, outputs: str) -> list[Any]:
@@ -33,7 +37,7 @@ def gram(term: Term, a: Pair, b: Pair, outputs: str) -> list[Any]:
     if not term.plain:
         numbered = list(enumerate(term.factors))
         return [sum(_gram_of_two((f, g), (a[0][m], a[1][n]), (b[0][m], b[1][n]), outputs) for m, f in numbered for n, g in numbered)]
-    (a1, a2), (b1, b2) = (tuple(_stacked(x, axis) for x in pair) for pair, axis in ((a, 2), (b, 3)))
+    (a1, a2), (b1, b2) = (_both(functools.partial(_stacked, axis=axis), pair) for pair, axis in ((a, 2), (b, 3)))
     lookup, biased = term.factors[0].lookup, term.bias is not None
 
     def one(parts: Any) -> list[Any]:
@@ -46,21 +50,20 @@ def gram(term: Term, a: Pair, b: Pair, outputs: str) -> list[Any]:
     return found
 
 
-def jacobian_contraction(gradients: Pair, outputs: str) -> Any:
-    """``sum_p J_nop J_mqp`` of gradients ``(N, O, *shape)``."""
-    first, second = (g.reshape(*g.shape[:2], math.prod(g.shape[2:])) for g in gradients)
-    return paired(first, second, outputs)
-
-
-def formed_contraction(gradients: Pair, outputs: str) -> Any:
-    """The same of gradients ``(N, ..., O, j)``."""
-    first, second = (g.reshape(g.shape[0], -1, *g.shape[-2:]) for g in gradients)
-    if outputs == "trace":
-        return rows_product(first, second, 3)
+def gradients_product(gradients: Sequence[Pair], outputs: str) -> Any:
+    """``sum_p J_nop J_mqp`` over the entries p of all gradients ``(N, O, *shape)``; for the trace O may be any axis but the first."""
     if outputs == "diagonal":
-        return jnp.einsum("nxoj,Nxoj->noN", first, second)
-    rows = [g.swapaxes(1, 2).reshape(g.shape[0], g.shape[2], -1) for g in (first, second)]
-    return paired(rows[0], rows[1], outputs)
+        return sum(paired(*_both(lambda g: g.reshape(*g.shape[:2], -1), pair), outputs) for pair in gradients)
+    kept = 1 if outputs == "trace" else 2
+    first, second = gradients[0]
+    # Of a batch with itself products are summed half by half, and put together once.
+    found = _matrix_product([_both(lambda g: g.reshape(math.prod(g.shape[:kept]), -1), pair) for pair in gradients])
+    return found.reshape(*first.shape[:kept], *second.shape[:kept])
+
+
+def outputs_first(gradients: Pair, outputs: str) -> Pair:
+    """Gradients ``(N, k, O, j, i)`` as the function above takes them."""
+    return gradients if outputs == "trace" else _both(lambda g: g.swapaxes(1, 2), gradients)
 
 
 def paired(first: Any, second: Any, outputs: str) -> Any:
@@ -71,11 +74,48 @@ def paired(first: Any, second: Any, outputs: str) -> Any:
 
 
 def rows_product(first: Any, second: Any, summed: int) -> Any:
-    """Sum over so many last axes; free axes of the first, then of the second."""
+    """Sum over so many last axes; free axes of the first, then of the second. Of an array with itself only about half is computed."""
     # As matrices: with more axes XLA copies the second operand to transpose it, on CPU.
     free = first.shape[: first.ndim - summed], second.shape[: second.ndim - summed]
-    x, y = (array.reshape(math.prod(shape), -1) for array, shape in zip((first, second), free))
-    return lax.dot_general(x, y, (((1,), (1,)), ((), ()))).reshape(*free[0], *free[1])
+    pair = _both(lambda array: array.reshape(math.prod(array.shape[: array.ndim - summed]), -1), (first, second))
+    return _matrix_product([pair]).reshape(*free[0], *free[1])
+
+
+def _matrix_product(pairs: Sequence[Pair]) -> Any:
+    """``sum x y^T``."""
+    pairs = [_both(_apart, pair) for pair in pairs]
+    if all(x is y for x, y in pairs):
+        return _times_itself([x for x, _ in pairs], 2)
+    return sum(_times(x, y) for x, y in pairs)
+
+
+def _apart(x: Any) -> Any:
+    """Rows that begin at multiples of a page fall on the same lines of a CPU's cache: one more line between them, of zeros."""
+    line, page = 64 // x.dtype.itemsize, 4096 // x.dtype.itemsize
+    if jax.default_backend() != "cpu" or x.shape[0] < 64 or x.shape[1] % page:
+        return x
+    return lax.optimization_barrier(jnp.pad(x, ((0, 0), (0, line))))
+
+
+def _times(x: Any, y: Any) -> Any:
+    return lax.dot_general(x, y, (((1,), (1,)), ((), ())))
+
+
+def _times_itself(parts: Sequence[Any], times: int) -> Any:
+    """``sum x x^T`` by halves of the rows, and their halves: three products for four."""
+    n = parts[0].shape[0]
+    if times == 0 or n < CUT_ROWS or max(x.shape[1] for x in parts) < CUT_COLUMNS:
+        return sum(_times(x, x) for x in parts)
+    above, below = [x[: n // 2] for x in parts], [x[n // 2 :] for x in parts]
+    corner = functools.reduce(operator.add, map(_times, above, below))
+    rows = [[_times_itself(above, times - 1), corner], [corner.T, _times_itself(below, times - 1)]]
+    return jnp.concatenate([jnp.concatenate(row, 1) for row in rows])
+
+
+def _both(fn: Callable[[Any], Any], pair: Pair) -> Pair:
+    """A function of both; the same array twice stays the same array."""
+    first = fn(pair[0])
+    return first, first if pair[1] is pair[0] else fn(pair[1])
 
 
 def by_layers(fn: Callable[..., list[Any]], layers: int, parts: Sequence[Any], axes: Sequence[int]) -> list[Any]:
@@ -97,7 +137,7 @@ def _stacked(parts: Sequence[Any], axis: int) -> Any:
 
 def _summed_over_k(one: Callable[..., list[Any]], a: Pair, b: Pair) -> list[Any]:
     if a[0].shape[1] == 1:
-        return one((*(x[:, 0] for x in a), *(x[:, :, 0] for x in b)))
+        return one((*_both(lambda x: x[:, 0], a), *_both(lambda x: x[:, :, 0], b)))
     parts = (*(jnp.moveaxis(x, 1, 0) for x in a), *(jnp.moveaxis(x, 2, 0) for x in b))
     shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
     zero = [jnp.zeros(s.shape, s.dtype) for s in shapes]
@@ -109,7 +149,7 @@ def _gram_of_one(a1: Any, a2: Any, b1: Any, b2: Any, outputs: str, lookup: bool,
     o, p, out = OUTPUTS[outputs]
     inner = _equal(a1, a2, b1.dtype) if lookup else rows_product(a1, a2, 1)
     if inner.shape[1] == inner.shape[3] == 1:
-        wide = paired(b1[:, :, 0], b2[:, :, 0], outputs)
+        wide = paired(*_both(lambda b: b[:, :, 0], (b1, b2)), outputs)
         found = _placed(inner[:, 0, :, 0], "nN", out) * wide
         return [found, wide] if biased else [found]
     kept = {"full": "notNOT", "trace": "ntNT", "diagonal": "ntoNT"}[outputs]
@@ -117,7 +157,7 @@ def _gram_of_one(a1: Any, a2: Any, b1: Any, b2: Any, outputs: str, lookup: bool,
     over = tuple(axis for axis, name in enumerate(kept) if name in "tT")
     found = (_placed(inner, "ntNT", kept) * wide).sum(over)
     # The sum over places first: it is cheaper, and what cancels in it cancels exactly (attention's key biases).
-    return [found, paired(b1.sum(2), b2.sum(2), outputs)] if biased else [found]
+    return [found, paired(*_both(lambda b: b.sum(2), (b1, b2)), outputs)] if biased else [found]
 
 
 def _equal(first: Any, second: Any, dtype: Any) -> Any:

@@ -9,6 +9,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from paperjax.kernels import contract
+from paperjax.kernels.factors import Term
 from paperjax.kernels.features import Features, features
 from paperjax.kernels.network import Network, Spec, directions, flat, read
 from paperjax.kernels.routes import Choice
@@ -69,6 +70,8 @@ def pairs(
     """
     what = recorded(choices, network)
     total: dict[str, Any] = {}
+    # Products of gradients whose kernels are only summed are summed as they are made.
+    simple, together = spec.per is None and weigh.of is None, []
 
     def add(leaf: int, kernel: Any, layers: int) -> None:
         kernel = weigh(leaf, kernel)
@@ -77,6 +80,11 @@ def pairs(
                 _into(total, f"{_parent(network.paths[leaf])}, layer {n}", kernel[n])
         else:
             _into(total, {None: "", "leaf": network.paths[leaf], "layer": _parent(network.paths[leaf])}[spec.per], kernel)
+
+    def apart(number: int) -> bool:
+        """Whether the kernels of a leaf and of its bias are not simply added."""
+        term = network.terms.terms[number]
+        return not simple or {c.leaf for c in choices if c.term == number} != {term.leaf, term.bias} - {None}
 
     def add_term(number: int, one: Any, parts: tuple[Any, ...], axes: tuple[int, ...]) -> None:
         term = network.terms.terms[number]
@@ -91,22 +99,36 @@ def pairs(
         gram = functools.partial(contract.gram, network.terms.terms[number], outputs=spec.outputs)
         add_term(number, gram, ((first.a[n], second.a[n]), (first.b[n], second.b[n])), (1, 2))
     for n, number in enumerate(what.formed):
-
-        def formed(pairs: Any) -> list[Any]:
-            return [contract.formed_contraction(pair, spec.outputs) for pair in zip(*pairs)]
-
+        if not apart(number):
+            together.append(contract.outputs_first((first.formed[n], second.formed[n]), spec.outputs))
+            continue
+        formed = functools.partial(_of_gradients, network.terms.terms[number], outputs=spec.outputs)
         add_term(number, formed, ((first.formed[n], second.formed[n]),), (1,))
     for n, leaf in enumerate(what.gradients):
         layers = network.terms.layers.get(leaf, 0) if spec.per == "layer" else 0
         pair = (first.gradients[n], second.gradients[n])
+        if simple:
+            together.append(pair)
+            continue
         if layers:
-            kernel = jnp.stack([contract.jacobian_contraction((pair[0][:, :, i], pair[1][:, :, i]), spec.outputs) for i in range(layers)])
+            kernel = jnp.stack([contract.gradients_product([(pair[0][:, :, i], pair[1][:, :, i])], spec.outputs) for i in range(layers)])
         else:
-            kernel = contract.jacobian_contraction(pair, spec.outputs)
+            kernel = contract.gradients_product([pair], spec.outputs)
         add(leaf, kernel, layers)
+    if together:
+        _into(total, "", contract.gradients_product(together, spec.outputs))
     for leaf in what.vectors:
         add(leaf, vectors(leaf), 0)
     return total
+
+
+def _of_gradients(term: Term, gradients: tuple[Any, Any], outputs: str) -> list[Any]:
+    """The kernels of a leaf and of its bias, from the gradients of both."""
+    if term.bias is None:
+        return [contract.gradients_product([contract.outputs_first(gradients, outputs)], outputs)]
+    i = term.factors[0].i
+    slices = [(g[..., :i], g[..., i:]) for g in gradients]
+    return [contract.gradients_product([contract.outputs_first(pair, outputs)], outputs) for pair in zip(*slices)]
 
 
 def _into(total: dict[str, Any], name: str, kernel: Any) -> None:
@@ -163,5 +185,5 @@ def coupled_kernel(model: Model, spec: Spec, weigh: Scale, params: Any, x1: Any,
         if spec.wide:
             found = [g.astype(jnp.float64) for g in found]
         name = {None: "", "leaf": path, "layer": _parent(path)}[spec.per]
-        _into(total, name, weigh(leaf, contract.jacobian_contraction((found[0], found[1]), spec.outputs)))
+        _into(total, name, weigh(leaf, contract.gradients_product([(found[0], found[1])], spec.outputs)))
     return total

@@ -115,6 +115,7 @@ def explain(
     [("['first']['b']", 'gram'), ("['first']['w']", 'gram')]
     """
     model = as_model(model)
+    same = x2 is None or x2 is x1
     x2 = x1 if x2 is None else x2
     n, m = jnp.shape(x1)[0], jnp.shape(x2)[0]
     network = read(model, params, x1)
@@ -122,7 +123,7 @@ def explain(
     spec = Spec(name, (0, one), route=route if isinstance(route, str) else tuple(sorted(route.items())))
     machine = Machine.of(jax.default_backend())
     rows = {}
-    for choice in routes(network, spec, n, m):
+    for choice in routes(network, spec, n, m, same=same):
         path = network.paths[choice.leaf]
         if path in rows:
             continue

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend import core as jex
 
 from paperjax.kernels.factors import Factor, Term, operands, results
+from paperjax.kernels.strided import in_blocks, transposed
 from paperjax.trace.interpret import replayed
 
 
@@ -21,15 +23,14 @@ class Features(NamedTuple):
     b
         Likewise ``(N, O, k, t, j)``, with the number that the model multiplies the leaf by in it.
     formed
-        For each term whose gradients are formed from its factors, those of its leaf, ``(N, k, i, O, j)``, and of its bias,
-        ``(N, k, O, j)``.
+        For each term whose gradients are formed from its factors ``(N, k, O, j, i)``; those of its bias are one more `i`, the last.
     gradients
         For each other leaf ``(N, O, *shape)``.
     """
 
     a: tuple[tuple[Any, ...], ...]
     b: tuple[tuple[Any, ...], ...]
-    formed: tuple[tuple[Any, ...], ...]
+    formed: tuple[Any, ...]
     gradients: tuple[Any, ...]
 
 
@@ -63,6 +64,9 @@ def features(
     factors = [factor for term in (*kept, *formed) for factor in term.factors]
     taps = sorted({factor.tap for factor in factors})
     places = {factor.product.path: factor for factor in factors}
+    platform, rows = jax.default_backend(), x.shape[0] * directions.shape[0]
+    found = {path: in_blocks(f.product.eqn, platform) or transposed(f.product, rows, platform) for path, f in places.items()}
+    instead = {path: compute for path, compute in found.items() if compute is not None}
 
     def one(x: Any) -> Features:
         zeros = {path: _zeros(factor) for path, factor in places.items()}
@@ -71,7 +75,7 @@ def features(
             leaves = list(arguments[:n_leaves])
             for leaf, value in zip(others, chosen):
                 leaves[leaf] = value
-            y, seen = replayed(jaxpr, [*leaves, *arguments[n_leaves:], x[None]], taps, added)
+            y, seen = replayed(jaxpr, [*leaves, *arguments[n_leaves:], x[None]], taps, added, instead)
             return y[0][0], seen
 
         y, pull, seen = jax.vjp(output, zeros, [arguments[leaf] for leaf in others], has_aux=True)
@@ -99,12 +103,15 @@ def _scaled(factor: Factor, cotangents: Any) -> Any:
     return found if scale == 1 else found * jnp.asarray(scale, found.dtype)
 
 
-def _gradients(term: Term, a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
-    """Gradients of one example from the factors of a plain term: of its leaf, and of its bias if it has one."""
+def _gradients(term: Term, a: Sequence[Any], b: Sequence[Any]) -> Any:
+    """Gradients of one example from the factors of a plain term; its bias is one more column of `a`, the same at all places."""
     a_KTI, b_OKTJ = jnp.concatenate(a, 1) if len(a) > 1 else a[0], jnp.concatenate(b, 2) if len(b) > 1 else b[0]
-    # With the outputs second to last XLA needs no copy of `b`, the larger one.
-    found = (jnp.einsum("kti,oktj->kioj", a_KTI, b_OKTJ),)
-    if term.bias is None:
-        return found
-    scale = term.bias_scale / term.factors[0].product.value.scale
-    return (*found, b_OKTJ.sum(2).swapaxes(0, 1) * jnp.asarray(scale, b_OKTJ.dtype))
+    if term.factors[0].lookup:
+        a_KTI = jax.nn.one_hot(a_KTI, term.factors[0].i, dtype=b_OKTJ.dtype)
+    if term.bias is not None:
+        scale = term.bias_scale / term.factors[0].product.value.scale
+        a_KTI = jnp.concatenate([a_KTI, jnp.full((*a_KTI.shape[:2], 1), scale, a_KTI.dtype)], 2)
+    # Outputs and `j` side by side make one product for each example; rows of the result are those that its contraction needs.
+    o, k, t, j = b_OKTJ.shape
+    b_KTX = lax.optimization_barrier(b_OKTJ.transpose(1, 2, 0, 3).reshape(k, t, o * j))
+    return jnp.einsum("kti,ktx->kxi", a_KTI, b_KTX).reshape(k, o, j, -1)

@@ -122,18 +122,18 @@ def n_outputs(network: Network, spec: Spec) -> int:
     return 1 if spec.which[1] is not None else math.prod(network.out)
 
 
-def sizes_of(network: Network, spec: Spec, n: int, m: int) -> Sizes:
+def sizes_of(network: Network, spec: Spec, n: int, m: int, same: bool = False) -> Sizes:
     """What the cost of a kernel of that many examples depends on."""
     size = 8 if spec.wide else itemsize(network.dtype)
-    return Sizes(n, m, n_outputs(network, spec), size, forward_flops(network.jaxpr))
+    return Sizes(n, m, n_outputs(network, spec), size, forward_flops(network.jaxpr), same)
 
 
-def routes(network: Network, spec: Spec, n: int, m: int, machine: Machine | None = None) -> tuple[Choice, ...]:
-    """The route of each leaf for a block of ``n`` by ``m`` examples."""
+def routes(network: Network, spec: Spec, n: int, m: int, machine: Machine | None = None, same: bool = False) -> tuple[Choice, ...]:
+    """The route of each leaf for a block of ``n`` by ``m`` examples, or of ``n`` with themselves."""
     machine = machine or Machine.of(jax.default_backend())
     route: str | Mapping[str, str] = spec.route if isinstance(spec.route, str) else dict(spec.route)
     sizes = tuple(math.prod(shape) for shape in network.shapes)
-    found = choose(network.terms, network.paths, sizes, spec.outputs, sizes_of(network, spec, n, m), route, machine)
+    found = choose(network.terms, network.paths, sizes, spec.outputs, sizes_of(network, spec, n, m, same), route, machine)
     return tuple(c for c in found if spec.only is None or network.paths[c.leaf] in spec.only)
 
 

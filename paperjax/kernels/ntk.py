@@ -261,9 +261,9 @@ def _plan(model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], sam
     held: dict[Any, programs.Held] = {}
 
     def bytes_of(n: int, m: int, at_once: int) -> int:
-        return programs.bytes_of(network, spec, params, x1, n, m, at_once, held)
+        return programs.bytes_of(network, spec, params, x1, n, m, same and n == m == x1.shape[0], at_once, held)
 
-    at_once = programs.examples_at_once(network, spec, params, x1, budget, alone=False)
+    at_once = programs.examples_at_once(network, spec, params, x1, budget, False, held)
     return plan_blocks(x1.shape[0], x2.shape[0], same, bytes_of, at_once, budget, size), result
 
 
@@ -280,6 +280,8 @@ def _linen(network: Any) -> Model:
 
 
 def _model(network: Any) -> Model:
+    if isinstance(network, Model):
+        return network
     import flax.linen as nn
 
     try:

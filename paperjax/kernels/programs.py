@@ -47,7 +47,7 @@ class Task(NamedTuple):
 
     def by_halves(self, n: int) -> bool:
         """Whether contracting is so much of the work on ``n`` examples that half of it is worth a loop."""
-        sizes = sizes_of(self.network, self.spec, n, n)
+        sizes = sizes_of(self.network, self.spec, n, n, True)
         contracting = sum(c.costs[c.route].flops for c in self.choices)
         recording = 2 * sizes.forward * n * (1 + sizes.outputs)
         alone = all(c.route != "ntvp" for c in self.choices)
@@ -66,12 +66,12 @@ class Task(NamedTuple):
         return pairs(self.network, self.spec, self.choices, self.weigh, first, second, vectors)
 
 
-def task(model: Model, spec: Spec, params: Any, weights: Any, x: Any, n: int, m: int) -> Task:
+def task(model: Model, spec: Spec, params: Any, weights: Any, x: Any, n: int, m: int, same: bool = False) -> Task:
     """What the programs below share, for blocks of ``n`` by ``m`` examples."""
     network = read(model, params, x, spec.which[0])
     leaves, fixed, _, _ = flat(params)
     weigh = Scale(None if weights is None else tuple(weights))
-    return Task(network, spec, routes(network, spec, n, m), [*map(jnp.asarray, leaves), *fixed], weigh)
+    return Task(network, spec, routes(network, spec, n, m, same=same), [*map(jnp.asarray, leaves), *fixed], weigh)
 
 
 def halves(this: Task, found: Features, x: Any) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def kernel_program(model: Model, spec: Spec, params: Any, weights: Any, x1: Any,
     if spec.coupled:
         weigh = Scale(None if weights is None else tuple(weights))
         return finished(spec, read(model, params, x1, spec.which[0]).out, coupled_kernel(model, spec, weigh, params, x1, x2))
-    this = task(model, spec, params, weights, x1, x1.shape[0], x2.shape[0])
+    this = task(model, spec, params, weights, x1, x1.shape[0], x2.shape[0], same)
     first = this.record(x1)
     if same and this.by_halves(x1.shape[0]):
         return finished(spec, this.network.out, halves(this, first, x1))
@@ -177,10 +177,10 @@ class Held(NamedTuple):
     meanwhile: int
 
 
-def held(network: Network, spec: Spec, params: Any, x: Any, n: int, m: int, known: dict[Any, Held]) -> tuple[Held, int]:
+def held(network: Network, spec: Spec, params: Any, x: Any, n: int, m: int, same: bool, known: dict[Any, Held]) -> tuple[Held, int]:
     """What the routes of a block of ``n`` by ``m`` examples hold of one, and while they contract; `known` keeps the former by routes."""
     one = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
-    choices = routes(network, spec, n, m)
+    choices = routes(network, spec, n, m, same=same)
     leaves, fixed, _, _ = flat(jax.tree.map(shaped, params))
     way = tuple((c.leaf, c.route, c.term) for c in choices)
     if way not in known:
@@ -194,22 +194,24 @@ def held(network: Network, spec: Spec, params: Any, x: Any, n: int, m: int, know
     return known[way], int(max((c.costs[c.route].held for c in choices), default=0.0))
 
 
-def bytes_of(network: Network, spec: Spec, params: Any, x: Any, n: int, m: int, at_once: int, known: dict[Any, Held]) -> int:
+def bytes_of(network: Network, spec: Spec, params: Any, x: Any, n: int, m: int, same: bool, at_once: int, known: dict[Any, Held]) -> int:
     """About how much memory a block of ``n`` by ``m`` examples needs at work, so many going through the network together."""
-    example, contracting = held(network, spec, params, x, n, m, known)
+    example, contracting = held(network, spec, params, x, n, m, same, known)
     result = result_shape(network, spec, n, m)
     # What is kept is there twice while it is put together.
     kept = 2 * example.kept * (n + m)
     return kept + example.meanwhile * min(max(n, m), at_once) + contracting + 3 * math.prod(result.shape) * result.dtype.itemsize
 
 
-def examples_at_once(network: Network, spec: Spec, params: Any, x: Any, max_bytes: int, alone: bool) -> int:
+def examples_at_once(
+    network: Network, spec: Spec, params: Any, x: Any, max_bytes: int, alone: bool, known: dict[Any, Held] | None = None
+) -> int:
     """How many examples go through the network together where not all can: what is made of them meanwhile takes an eighth of the memory.
 
     Those that are only paired with themselves are contracted meanwhile, too.
     """
     n = 1 if alone else x.shape[0]
-    example, contracting = held(network, spec, params, x, n, n, {})
+    example, contracting = held(network, spec, params, x, n, n, not alone, {} if known is None else known)
     return max(1, max_bytes // 8 // (example.meanwhile + (contracting + example.kept if alone else 0)))
 
 

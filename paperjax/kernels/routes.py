@@ -68,13 +68,19 @@ class Choice(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Examples of the two batches, outputs, bytes of a number, and operations of one forward pass of one example."""
+    """Examples of the two batches, outputs, bytes of a number, operations of one forward pass of one example; are both batches one?"""
 
     n: int
     m: int
     outputs: int
     itemsize: int
     forward: float
+    same: bool = False
+
+    @property
+    def recorded(self) -> int:
+        """Examples of which something is made."""
+        return self.n if self.same else self.n + self.m
 
 
 def forward_flops(jaxpr: jex.ClosedJaxpr) -> float:
@@ -121,9 +127,9 @@ def term_costs(term: Term, outputs: str, sizes: Sizes) -> dict[str, Cost]:
     wide = k * t * t * pairs
     held = t * t * pairs * item * (3 if t > 1 else 2)
     flops = k * n * m * t * t * (inner + 2.0 * j * (o * o if full else o)) + 3.0 * wide
-    costs = {"gram": Cost(flops, 3.0 * wide * item + k * t * (n + m) * (i + o * j) * item, held)}
-    if term.plain and not term.factors[0].lookup:
-        size = (n + m) * o * k * i * j
+    costs = {"gram": Cost(flops, 3.0 * wide * item + k * t * sizes.recorded * (i + o * j) * item, held)}
+    if term.plain:
+        size = sizes.recorded * o * k * i * j
         flops = 2.0 * t * size + 2.0 * n * m * k * i * j * (o * o if full else o)
         costs["gradients"] = Cost(flops, 4.0 * size * item + pairs * item, 2 * size * item)
     return costs
@@ -133,7 +139,7 @@ def other_costs(size: int, outputs: str, sizes: Sizes) -> dict[str, Cost]:
     """Costs of a leaf of that many entries without factors: by its gradients, or by products of the kernel with vectors."""
     n, m, o, item = sizes.n, sizes.m, sizes.outputs, sizes.itemsize
     full = outputs == "full"
-    entries = (n + m) * o * size
+    entries = sizes.recorded * o * size
     flops = 2.0 * n * m * size * (o * o if full else o) + 2.0 * entries
     jacobian = Cost(flops, 3.0 * entries * item, 2 * entries * item)
     # A forward derivative is about two forward passes, and one is needed for each example of one batch and each output of the other.
@@ -164,7 +170,7 @@ def choose(
         choices = {**costs, **other_costs(sizes_of[term.leaf], outputs, sizes)}
         want = asked.get(term.leaf, "auto")
         if want in ("gram", "gradients") and want not in costs:
-            raise ValueError(_no_factors(paths[term.leaf], want, "a table that is looked up, or a leaf used in two ways"))
+            raise ValueError(_no_factors(paths[term.leaf], want, "its uses are of two kinds"))
         best = min(costs, key=lambda name: costs[name].seconds(machine))
         chosen = best if want in ("auto", "factorised") else want
         kept = number if chosen in costs else None

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
+from paperjax.limits.dependence import refuse_own
 from paperjax.limits.nodes import Axes, Axis, Det, Node, Wide, coordinates, rep_shape, rep_size
 from paperjax.limits.views import View
 
@@ -44,12 +46,6 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
     free = [i for i in range(len(axes)) if i not in inside and i not in batch]
     leaf_free = [i for i in range(len(leaf_axes)) if i not in leaf_inside and i not in leaf_batch]
     for i, j in zip(batch, leaf_batch):
-        if rep_size(axes[i]) > 1:
-            raise NotImplementedError(
-                f"{law.path}: each of {rep_size(axes[i])} positions (or experts) has a matrix of its own. Independent "
-                f"fields for positions that "
-                "are followed one by one are not implemented."
-            )
         if any(atom.grows for atom in (*axes[i], *leaf_axes[j])):
             raise NotImplementedError(f"{law.path}: a growing axis is neither summed over nor free (a matrix for each channel).")
     if any(atom.grows for i in free for atom in axes[i]):
@@ -77,7 +73,13 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
         return jnp.transpose(a, order).reshape(*shape, -1)
 
     way = tuple(sorted({k for j in leaf_inside for k, _, _ in view.parts[j]}))
-    return nd.Field(out, key_of(view, way), node, (tap,), math.sqrt(count) * view.factor, law.gaussian or grows, law.variance == 0)
+    # Positions (experts) with a matrix for each.
+    alone = tuple(at for at, i in enumerate(batch) if rep_size(axes[i]) > 1)
+    if alone:
+        way = (way, *(tuple((k, j) for k, j, _ in view.parts[leaf_batch[at]]) for at in alone))
+    refuse_own(node, view.leaf, view.entries, way, law.path)
+    scale, gaussian = math.sqrt(count) * view.factor, law.gaussian or grows
+    return nd.Field(out, key_of(view, way), node, (tap,), scale, gaussian, law.variance == 0, alone)
 
 
 def refuse_mean(law: LeafLaw) -> None:
@@ -148,9 +150,40 @@ def _inner(u: Wide, v: Wide, axes: Axes, numbers: tuple[Any, Any], count: int) -
         return count * jnp.einsum(k, [*left, *right], out).reshape(shape)
 
     noise = st.rms_of_sum(u, v, count)
-    if nd.independent(u, v) and (nd.centred(u) or nd.centred(v)):
+    if fl.independent(u, v) and (fl.centred(u) or fl.centred(v)):
         return Det(axes, const=nd.fold(lambda: jnp.zeros(shape)), noise=noise)
     return Det(axes, lambda a: a, (nd.Moment(u, v, fn),), noise=noise)
+
+
+def fixed_conv(node: Wide, by: Det, params: dict[str, Any], sizes: tuple[int, ...], others: tuple[int, ...]) -> Node:
+    """A depthwise convolution with numbers that are the same for all channels: patches, a blur."""
+    numbers = params["dimension_numbers"]
+    out_of, into, *over = numbers.rhs_spec
+    b, c, *_ = numbers.lhs_spec
+    out_b, out_c, *out_space = numbers.out_spec
+    channels, made = node.axes[c], by.axes[out_of]
+    inner = made[len(channels) :]
+    coordinatewise = made[: len(channels)] == channels and rep_size(channels) == 1 and not any(a.kind == "iid" for a in inner)
+    if not coordinatewise or rep_size(by.axes[into]) > 1 or params["batch_group_count"] != 1:
+        raise NotImplementedError("a convolution with numbers that are no leaf's, and sum over channels.")
+    window = Window(
+        params["window_strides"], params["padding"], params["lhs_dilation"], params["rhs_dilation"], [rep_size(by.axes[i]) for i in over],
+        numbers.lhs_spec, numbers.out_spec,
+    )  # fmt: skip
+    taps = window_taps(window, node.shape)
+    axes = [node.axes[b]] * len(sizes)
+    axes[out_c] = made
+    for i in out_space:
+        axes[i] = nd.axis_of(sizes[i], others[i])
+    back = [0] * len(sizes)
+    for place, axis in enumerate((out_b, *out_space, out_c)):
+        back[axis] = place
+
+    def fn(a: Any, weights: Any) -> Any:
+        w = jnp.transpose(weights, (*over, into, out_of)).reshape(len(taps), -1).astype(a.dtype)
+        return jnp.transpose(sum(see(a) * row for see, row in zip(taps, w)), back)
+
+    return nd.Linear(tuple(axes), node, fn, (by,), False)
 
 
 class Window(NamedTuple):
@@ -237,6 +270,7 @@ def conv(
 
     scale = math.sqrt(coordinates(channels) / groups) * view.factor
     way = tuple(sorted({k for k, _, _ in view.parts[leaf_in]}))
+    refuse_own(node, view.leaf, view.entries, way, law.path)
     return nd.Field(axes, key_of(view, way), node, tuple(map(traced, taps)), scale, law.gaussian or grows, law.variance == 0)
 
 
@@ -285,9 +319,9 @@ def product(factors: Sequence[Wide], axes: Axes) -> Wide:
         for other in scales[1:]:
             by = st.det(axes, lambda a, b: jnp.broadcast_to(a * b, rep_shape(axes)), by, other)
         # One node for a field times a number, in all terms: what is linear in one field stays so.
-        at = next((i for i, f in enumerate(flat) if not isinstance(f, nd.Const) and not _gain(f) and not nd.is_still(f)), 0)
+        at = next((i for i, f in enumerate(flat) if not isinstance(f, nd.Const) and not _gain(f) and not fl.is_still(f)), 0)
         flat[at] = (
-            nd.Const(axes, st.det(axes, _times, flat[at].value, by)) if isinstance(flat[at], nd.Const) else nd.scale(flat[at], by, axes)
+            nd.Const(axes, st.det(axes, _times, flat[at].value, by)) if isinstance(flat[at], nd.Const) else fl.scale(flat[at], by, axes)
         )
     for i, factor in enumerate(flat):
         rest = [*flat[:i], *flat[i + 1 :]]
@@ -295,7 +329,7 @@ def product(factors: Sequence[Wide], axes: Axes) -> Wide:
             return nd.Add(axes, product([factor.u, *rest], axes), product([factor.v, *rest], axes))
         if isinstance(factor, nd.Const) and rest:
             others = _joined(rest, axes)
-            return others if factor.value.number == 1 else nd.scale(others, st.same_shape(factor.value, axes), axes)
+            return others if factor.value.number == 1 else fl.scale(others, st.same_shape(factor.value, axes), axes)
     return _joined(flat, axes)
 
 

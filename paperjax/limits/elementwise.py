@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paperjax.limits import contractions as con
+from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.functions import form_of, function
@@ -123,17 +124,17 @@ def scaled(u: Node, by: Any, axes: Axes) -> Wide:
         by = st.same_shape(by, axes)
     if isinstance(u, nd.Const):
         return nd.Const(axes, st.det(axes, lambda a, b: jnp.broadcast_to(a * b, nd.rep_shape(axes)), u.value, by))
-    return nd.scale(st.same(u, axes), by, axes)
+    return fl.scale(st.same(u, axes), by, axes)
 
 
 def multiplied(u: Wide, v: Wide, axes: Axes) -> Wide:
     """A product of two wide values: one function of a field, if it is of one field, else a product."""
-    if nd.independent(u, v):
+    if fl.independent(u, v):
         return con.product([u, v], axes)
     try:
         forms = form_of(u), form_of(v)
     except NotImplementedError:
         return con.product([u, v], axes)
-    if len({z for form in forms for z in form.fields if not nd.is_still(z)}) <= 1 and not any(form.dets for form in forms):
+    if len({z for form in forms for z in form.fields if not fl.is_still(z)}) <= 1 and not any(form.dets for form in forms):
         return function(lambda a, b: a * b, [u, v], axes)
     return con.product([u, v], axes)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.nodes import Det, Func, Node, Wide
@@ -26,7 +27,7 @@ class Form(NamedTuple):
     dets: tuple[Det, ...]
 
 
-@nd.memoized
+@fl.memoized
 def form_of(node: Node) -> Form:
     """A value as a function of Gaussian fields.
 
@@ -41,7 +42,7 @@ def form_of(node: Node) -> Form:
             return Form(lambda fields, dets: number, (), ())
         return Form(lambda fields, dets: dets[0], (), (node,))
     assert isinstance(node, Wide)
-    if nd.is_gaussian(node):
+    if fl.is_gaussian(node):
         return _of_gaussians([node])
     if isinstance(node, nd.Const):
         return form_of(node.value)
@@ -50,8 +51,8 @@ def form_of(node: Node) -> Form:
         return Form(lambda fields, dets: node.fn(*fields[:n], *dets), node.fields, node.dets)
     if isinstance(node, nd.Add):
         terms = list(_terms(node))
-        gaussian = [u for u in terms if nd.is_gaussian(u)]
-        others = [u for u in terms if not nd.is_gaussian(u)]
+        gaussian = [u for u in terms if fl.is_gaussian(u)]
+        others = [u for u in terms if not fl.is_gaussian(u)]
         return _joined(
             [*([_of_gaussians(gaussian)] if gaussian else []), *map(form_of, others)], lambda *parts: sum(parts[1:], start=parts[0])
         )
@@ -84,16 +85,16 @@ def _named(node: Node) -> str:
 
 
 def _terms(node: Wide) -> list[Wide]:
-    return [*_terms(node.u), *_terms(node.v)] if isinstance(node, nd.Add) and not nd.is_gaussian(node) else [node]
+    return [*_terms(node.u), *_terms(node.v)] if isinstance(node, nd.Add) and not fl.is_gaussian(node) else [node]
 
 
 def _of_gaussians(terms: Sequence[Wide]) -> Form:
     """A sum of Gaussian values: a number times one field that varies, and what does not vary yet by itself."""
-    parts = [nd.moving_and_still(term) for term in terms]
+    parts = [fl.moving_and_still(term) for term in terms]
     moving, still = (_collected(tuple(z for part in parts for z in part[i])) for i in (0, 1))
     fields, times = list(still), list(still.values())
     if moving:
-        field, number = nd.multiple(moving)
+        field, number = fl.multiple(moving)
         fields.insert(0, field)
         times.insert(0, number)
     return Form(lambda values, dets: sum((n * z for n, z in zip(times[1:], values[1:])), start=times[0] * values[0]), tuple(fields), ())

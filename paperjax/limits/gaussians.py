@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
 from paperjax.limits.expectation import mean, pair
 from paperjax.limits.functions import Form, form_of
@@ -85,12 +86,12 @@ def expected_product(run: Moments2, u: Wide | None, v: Wide | None, s: int, t: i
     forms = form_of(u), form_of(v)
     for form in forms:
         _refuse_arrays(form)
-    live = [[i for i, z in enumerate(form.fields) if not nd.is_still(z)] for form in forms]
+    live = [[i for i, z in enumerate(form.fields) if not fl.is_still(z)] for form in forms]
     total = _joint(run, forms, live, (u, v), s, t, diag)
     # A leaf that starts as a constant moves nothing yet; what training it does is of first order in its covariance.
     for i, j in itertools.product(*(range(len(form.fields)) for form in forms)):
         a, b = forms[0].fields[i], forms[1].fields[j]
-        if i in live[0] or j in live[1] or s == t or run.shift is None or nd.independent(a, b):
+        if i in live[0] or j in live[1] or s == t or run.shift is None or fl.independent(a, b):
             continue
         moved = run.second(a, b, s, t, diag)
         if moved is None:
@@ -138,9 +139,16 @@ def _pair(
     # Left as small as they are: what is made of one of the two fields alone is made once for all of the other's positions.
     if not diag and k11.ndim:
         k11 = k11.reshape(*k11.shape, *(1,) * len(b.shape))
+    if not diag and k22.ndim:
+        k22 = k22.reshape(*(1,) * len(a.shape), *k22.shape)
     key = ("pair", _fingerprint(run, g), _fingerprint(run, h))
     if key not in run.cache:
-        run.cache[key] = trained(g, h)
+        try:
+            run.cache[key] = trained(g, h)
+        except ValueError as error:
+            raise ValueError(
+                f"pj.limit: a function of wide values has no expectation, or none that is found here (is its mean infinite?): {error}"
+            ) from error
     return run.cache[key](k11, jnp.broadcast_to(k12, shape), k22)
 
 
@@ -190,7 +198,7 @@ def mean_of(run: Moments2, u: nd.Func, s: int) -> Moments:
 def mean_form(run: Moments2, form: Form, node: Wide, s: int) -> Moments:
     """``E f`` of a function of fields."""
     _refuse_arrays(form)
-    live = [i for i, z in enumerate(form.fields) if not nd.is_still(z)]
+    live = [i for i, z in enumerate(form.fields) if not fl.is_still(z)]
     fn = _unary(form, live)
     return jnp.broadcast_to(_mean(run, fn, [form.fields[i] for i in live], s) if live else fn(), node.shape)
 

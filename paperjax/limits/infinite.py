@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from paperjax.binding import argument_names, nearest
 from paperjax.devices import device_budget
+from paperjax.limits import nodes as nd
 from paperjax.limits import program as pg
 from paperjax.limits.laws import Law
 from paperjax.limits.program import Program
@@ -247,7 +248,7 @@ def _refuse_no_width(here: pg.Traced, twice: pg.Traced, widths: Mapping[str, int
 def _audit_noise(program: Program, wider: Program, x1: Any) -> None:
     """What is neglected must fade with the width."""
     x = pg.example(x1) if isinstance(x1, Tracer) else np.asarray(x1[:1])
-    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+    with nd.usual(True), jax.ensure_compile_time_eval():
         x = x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
         for (where, here), (_, there) in zip(program.noise(x[0]), wider.noise(x[0])):
             if here > 1e-12 and not there < 0.85 * here:

@@ -14,8 +14,10 @@ import numpy as np
 from jax.extend import core as jex
 
 from paperjax.limits import contractions as con
+from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
+from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.elementwise import broadcasting, elementwise
 from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
 from paperjax.limits.rules import RULES, split
@@ -241,12 +243,13 @@ def aligned(node: Node, axes: Axes) -> Node:
         if all(n in (1, m) for n, m in zip(node.shape, shape)):
             return st.same_shape(node, axes)
         raise NotImplementedError("numbers that differ from one independent coordinate (output, head) to the next.")
+    assert isinstance(node, nd.Wide)
     if all(not axis or n == m for axis, n, m in zip(node.axes, node.shape, shape)) and node.shape != shape:
         return st.same(node, axes)
     if node.shape != shape:
         raise NotImplementedError("values that are followed entry by entry along an axis meet others that are independent along it.")
-    nd.repeated(node, node.axes, axes)
-    return nd.relabelled(node, axes)
+    refuse_shared(node, node.axes, axes)
+    return fl.relabelled(node, axes)
 
 
 def _about(name: str, wide: bool) -> str:

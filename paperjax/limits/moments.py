@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from paperjax.limits import fields as fl
 from paperjax.limits import loops
 from paperjax.limits import nodes as nd
 from paperjax.limits.gaussians import expected_product, mean_of
@@ -105,7 +106,7 @@ class Run:
 
     def mean(self, u: Wide, s: int) -> Moments:
         """``E u`` over a coordinate; ``None`` for 0."""
-        if nd.centred(u):
+        if fl.centred(u):
             return None
         key = ("mean", u, s)
         if key not in self.known:
@@ -114,7 +115,7 @@ class Run:
 
     def second(self, u: Wide, v: Wide, s: int, t: int, diag: bool = False) -> Moments:
         """``(*u.shape, *v.shape)``, or ``u.shape`` if `diag`; ``None`` for 0."""
-        if (s == t or self.shift is None) and (nd.is_still(u) or nd.is_still(v)):
+        if (s == t or self.shift is None) and (fl.is_still(u) or fl.is_still(v)):
             return None
         key = ("second", u, v, diag, s, t)
         if key not in self.known:
@@ -150,8 +151,8 @@ class Run:
         raise NotImplementedError(f"the mean of {type(u).__name__} at infinite width is not known.")
 
     def _second(self, u: Wide, v: Wide, s: int, t: int, diag: bool) -> Moments:
-        if nd.independent(u, v):
-            if nd.centred(u) or nd.centred(v):
+        if fl.independent(u, v):
+            if fl.centred(u) or fl.centred(v):
                 return None
             a, b = self.mean(u, s), self.mean(v, t)
             return None if a is None or b is None else (a * b if diag else _outer(a, b))
@@ -235,7 +236,7 @@ class Run:
                 return None
             a, b = self.det(u.source, s), self.det(v.source, t)
             terms = [_contracted(f(a), g(b), diag) for f, g in zip(u.taps, v.taps)]
-            return variance * _sum(terms)
+            return _own_matrices(variance * _sum(terms), u, diag)
         assert isinstance(u.source, Wide)
         assert isinstance(v.source, Wide)
         # Where nothing is left but the trace, or each position is a sum over taps of itself, positions only meet themselves.
@@ -249,13 +250,13 @@ class Run:
         else:
             n = len(u.source.shape)
             total = _sum([_trace(on_right(g, on_left(f, below, n), len(u.shape) + 1), len(u.shape)) for f, g in zip(u.taps, v.taps)])
-        return variance * total
+        return _own_matrices(variance * total, u, diag)
 
     def _of_products(self, left: tuple[Wide, ...], right: tuple[Wide, ...], s: int, t: int, diag: bool) -> Moments:
         """The expectation of a product: that of each group of factors that depend on each other, by itself."""
         groups: list[list[tuple[int, Wide]]] = []
         for item in [(0, w) for w in left] + [(1, w) for w in right]:
-            touching = [g for g in groups if any(not nd.independent(item[1], w) for _, w in g)]
+            touching = [g for g in groups if any(not fl.independent(item[1], w) for _, w in g)]
             groups = [g for g in groups if g not in touching] + [[*(x for g in touching for x in g), item]]
         shape_u, shape_v = (left or right)[0].shape, (right or left)[0].shape
         total: Moments = jnp.ones(())
@@ -315,6 +316,15 @@ def _sum(terms: Sequence[Moments]) -> Any:
     for term in terms:
         total = _plus(total, term)
     return total
+
+
+def _own_matrices(k: Any, u: nd.Field, diag: bool) -> Any:
+    """No covariance between positions with different matrices."""
+    n = len(u.shape)
+    for axis in () if diag else u.alone:
+        same = jnp.eye(u.shape[axis], dtype=k.dtype)
+        k = k * jnp.expand_dims(same, [i for i in range(2 * n) if i not in (axis, n + axis)])
+    return k
 
 
 def _diagonal(full: Moments, u: Node) -> Moments:

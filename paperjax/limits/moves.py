@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
+from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.nodes import Atom, Axes, Axis, Det, Fn, Node, Wide, axis_of, coordinates, rep_shape, rep_size
 
 Shape = tuple[int, ...]
@@ -42,14 +44,14 @@ def apply(node: Node, moved: Moved) -> Node:
         moved_by = det(axes, fn, same_shape(node.by, node.axes))
         u = apply(same(node.u, node.axes), moved)
         assert isinstance(u, Wide)
-        return nd.scale(u, moved_by, axes)
+        return fl.scale(u, moved_by, axes)
     return nd.Linear(axes, node, fn, (), selects)
 
 
 def same(node: Wide, axes: Axes) -> Wide:
     """A wide value repeated along axes that it has not."""
     shape = rep_shape(axes)
-    nd.repeated(node, node.axes, axes)
+    refuse_shared(node, node.axes, axes)
     if node.shape == shape:
         return node
     made = apply(node, Moved(axes, lambda a: jnp.broadcast_to(a, shape)))
@@ -139,7 +141,7 @@ def cut(node: Node, starts: Shape, stops: Shape, steps: Shape, others: Shape) ->
             raise NotImplementedError(f"a slice of an axis of {size} entries in which positions and channels are flattened together.")
     first, last, by = zip(*bounds) if bounds else ((), (), ())
     if all(b == (0, n, 1) for b, n in zip(bounds, rep_shape(node.axes))):
-        return nd.relabelled(node, tuple(after))
+        return fl.relabelled(node, tuple(after))
     return apply(node, Moved(tuple(after), lambda a: lax.slice(a, first, last, by)))
 
 
@@ -178,7 +180,7 @@ def concatenate(operands: Sequence[Node], axis: int) -> Node:
         raise NotImplementedError("channels are joined along an axis in which positions are flattened too.")
     parts = [as_wide(u) for u in operands]
     shape = rep_shape(axes)
-    parts = [nd.relabelled(u, axes) if u.shape == shape else u for u in parts]
+    parts = [fl.relabelled(u, axes) if u.shape == shape else u for u in parts]
     return nd.Mixed(axes, tuple(parts), tuple(n / total[0] for n, _ in sizes))
 
 
@@ -209,7 +211,7 @@ def reduce_sum(node: Node, dimensions: Sequence[int]) -> Node:
         return nd.Linear(after, node, total, (), False)
     if any(atom.kind == "iid" for i, axis in enumerate(axes) if i not in dimensions for atom in axis if atom.grows):
         raise NotImplementedError("a sum over one of two growing axes.")
-    if nd.centred(node):
+    if fl.centred(node):
         value = Det(after, const=nd.fold(lambda: jnp.zeros(rep_shape(after))))
     else:
         value = Det(after, lambda a: a, (nd.Moment(node, None, total),))

@@ -5,16 +5,14 @@ value is kept as its *representative*, an array in which such axes have size 1. 
 example, or wide (`Wide`): a random coordinate, a function of Gaussian fields which are jointly distributed over the finite axes.
 """
 
+import contextlib
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-
-from paperjax.limits.subsets import apart
 
 Fn = Callable[..., Any]
 
@@ -137,7 +135,8 @@ Key = tuple[Any, ...]
 class Field(Wide):
     """``W u`` for a leaf W: Gaussian, of covariance ``scale scale' · variance · sum_taps sum_c tap(E[u u'])``.
 
-    Each of `taps` takes the representative of `source` to an array ``(*shape, c)`` of whose last axis the trace is taken.
+    Each of `taps` takes the representative of `source` to an array ``(*shape, c)`` of whose last axis the trace is taken. Along the axes
+    `alone` each position has a matrix of its own.
     """
 
     key: Key
@@ -146,6 +145,7 @@ class Field(Wide):
     scale: float
     gaussian: bool
     still: bool = False
+    alone: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -264,229 +264,14 @@ class Scanned(Wide):
     sources: frozenset[Key]
 
 
-def memoized(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Remember a property of a node on the node itself."""
-    name = f"_memo_{fn.__name__}"
-
-    @functools.wraps(fn)
-    def call(node: Any) -> Any:
-        if name not in node.__dict__:
-            object.__setattr__(node, name, fn(node))
-        return node.__dict__[name]
-
-    return call
-
-
-@memoized
-def is_gaussian(node: Wide) -> bool:
-    """Whether a value is jointly Gaussian with the fields, with mean 0."""
-    if isinstance(node, (Field, Entries, Lookup, Carried, Scanned)):
-        return node.gaussian
-    if isinstance(node, Add):
-        return is_gaussian(node.u) and is_gaussian(node.v)
-    if isinstance(node, (Scale, Linear, Part)):
-        return is_gaussian(node.u)
-    return isinstance(node, Stacked) and all(map(is_gaussian, node.parts))
-
-
-@memoized
-def centred(node: Wide) -> bool:
-    """Whether the mean of a value is 0 whatever the data."""
-    if isinstance(node, (Field, Entries, Lookup)):
-        return True
-    if isinstance(node, (Carried, Scanned)):
-        return node.gaussian
-    if isinstance(node, Add):
-        return centred(node.u) and centred(node.v)
-    if isinstance(node, (Scale, Linear, Part)):
-        return centred(node.u)
-    if isinstance(node, (Stacked, Mixed)):
-        return all(map(centred, node.parts))
-    return isinstance(node, Prod) and any(
-        centred(f) and all(j == i or independent(f, g) for j, g in enumerate(node.factors)) for i, f in enumerate(node.factors)
-    )
-
-
-@memoized
-def sources(node: Wide) -> frozenset[Key]:
-    """The random numbers that a value depends on at a given coordinate; those below a `Field` do not count, whose leaf mixes them."""
-    if isinstance(node, (Field, Entries, Lookup)):
-        return frozenset((node.key,))
-    if isinstance(node, Const):
-        return frozenset()
-    if isinstance(node, Add):
-        return sources(node.u) | sources(node.v)
-    if isinstance(node, (Scale, Linear)):
-        return sources(node.u)
-    if isinstance(node, Part):
-        return frozenset((*key, node.which) for key in sources(node.u))
-    if isinstance(node, (Carried, Scanned)):
-        return node.sources
-    parts = {Func: "fields", Prod: "factors", Stacked: "parts", Mixed: "parts"}[type(node)]
-    return frozenset().union(*(sources(part) for part in getattr(node, parts)))
-
-
-def scale(u: Wide, by: Det, axes: Axes) -> Scale:
-    """One node for a value times a number, whoever asks for it: so fields are known to be the same."""
-    made = u.__dict__.setdefault("_scaled", {})
-    if (by, axes) not in made:
-        made[by, axes] = Scale(axes, u, by)
-    return made[by, axes]
-
-
-def relabelled(node: Any, axes: Axes) -> Any:
-    """One node for a value with other names for its axes, of the same representative."""
-    if node.axes == axes:
-        return node
-    made = node.__dict__.setdefault("_relabelled", {})
-    if axes not in made:
-        made[axes] = dataclasses.replace(node, axes=axes)
-    return made[axes]
-
-
-def repeated(node: Node, before: Axes, after: Axes) -> None:
-    """Refuse a random value that would be the same for all coordinates of a growing axis.
-
-    Raises
-    ------
-    NotImplementedError
-        If it is random, and an axis of size 1 (or none) becomes one that grows.
-    """
-    grows = any(atom.grows for new, old in zip(after, before) if not old for atom in new)
-    if grows and isinstance(node, Wide) and sources(node):
-        raise NotImplementedError(
-            "one random number (a gate with a single output, a readout that is fed back) is repeated along a growing axis, so that all "
-            "coordinates share it: what they make is Gaussian given that number, and a mixture without it. Let the gate have an output "
-            "for each coordinate."
-        )
-
-
-def times(u: Wide, number: float) -> Scale:
-    """One node for a value times a known number."""
-    made = u.__dict__.setdefault("_times", {})
-    if number not in made:
-        made[number] = Scale(u.axes, u, Det((), const=np.asarray(number)))
-    return made[number]
-
-
-def total(terms: Sequence[Wide]) -> Wide:
-    """One node for a sum, whoever asks for it."""
-    terms = sorted(terms, key=id)
-    made = terms[0].__dict__.setdefault("_sums", {})
-    rest = tuple(terms[1:])
-    if rest not in made:
-        node = terms[0]
-        for term in rest:
-            node = Add(node.axes, node, term)
-        made[rest] = node
-    return made[rest]
-
-
-def multiple(terms: Mapping[Wide, float]) -> tuple[Wide, float]:
-    """A sum of values times numbers, as a number times one node for all its multiples: the first of them that was asked for.
-
-    Fields that are multiples of each other must be one, for their joint covariance is singular.
-    """
-    order = sorted(terms, key=id)
-    unit = terms[order[0]]
-    made = order[0].__dict__.setdefault("_multiples", {})
-    key = tuple((z, float(f"{terms[z] / unit:.12g}")) for z in order)
-    if key not in made:
-        made[key] = total([z if n == 1 else times(z, n) for z, n in terms.items()]), unit
-    field, first = made[key]
-    return field, unit / first
-
-
-@memoized
-def is_still(node: Wide) -> bool:
-    """Whether a Gaussian value has no variance until it is trained: leaves that start as a constant."""
-    if isinstance(node, (Field, Entries, Lookup)):
-        return node.still
-    if isinstance(node, Add):
-        return is_still(node.u) and is_still(node.v)
-    if isinstance(node, (Scale, Linear, Part)):
-        return is_still(node.u)
-    return isinstance(node, Stacked) and all(map(is_still, node.parts))
-
-
-@memoized
-def moving_and_still(node: Wide) -> tuple[tuple[Wide, ...], tuple[Wide, ...]]:
-    """The terms of a Gaussian value that vary, and those that do not yet."""
-    if is_still(node):
-        return (), (node,)
-    if isinstance(node, Add):
-        parts = [moving_and_still(u) for u in (node.u, node.v)]
-        return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
-    if isinstance(node, Scale):
-        moving, still = moving_and_still(node.u)
-        if not still and len(moving) == 1:
-            return (node,), ()
-        return tuple(scale(u, node.by, node.axes) for u in moving), tuple(scale(u, node.by, node.axes) for u in still)
-    if isinstance(node, (Linear, Part)):
-        moving, still = moving_and_still(node.u)
-        if not still:
-            return (node,), ()
-        return tuple(dataclasses.replace(node, u=u) for u in moving), tuple(dataclasses.replace(node, u=u) for u in still)
-    return (node,), ()
+@contextlib.contextmanager
+def usual(double: bool) -> Iterator[None]:
+    """Double or single precision and JAX's usual promotion, whatever the user's flags, which are about the user's code."""
+    with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def fold(fn: Fn, *consts: np.ndarray) -> np.ndarray:
     """A function of known arrays, here and now, in double precision."""
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+    with jax.ensure_compile_time_eval(), usual(True):
         return np.asarray(fn(*consts))
-
-
-def independent(u: Wide, v: Wide) -> bool:
-    """Whether two values share no random number.
-
-    Raises
-    ------
-    NotImplementedError
-        If they use coordinates of one field in two ways that cannot be told apart.
-    """
-    if u is v:
-        return not sources(u)
-    common = origins(u) & origins(v)
-    if not common:
-        return True
-    return not any(_share(a, b) for a in sources(u) if _origin(a) in common for b in sources(v) if a[0] == b[0])
-
-
-def _origin(key: Key) -> Key:
-    return key if key[0] == "scan" else key[:1]
-
-
-@memoized
-def origins(node: Wide) -> frozenset[Key]:
-    """Leaves that a value depends on at a given coordinate."""
-    return frozenset(map(_origin, sources(node)))
-
-
-def _share(a: Key, b: Key) -> bool:
-    """Keys are ``(leaf, entries, way, *ranges)``, or ``("scan", ...)`` for what a scan carries."""
-    if a == b:
-        return True
-    if a[0] != b[0] or a[0] == "scan":
-        return False
-    separate = apart(a[1], b[1])
-    if separate:
-        return False
-    if separate is None:
-        raise NotImplementedError(f"{a[0]}: two uses of this leaf share some of its entries, and not all of them.")
-    if a[2] != b[2]:
-        raise NotImplementedError(
-            f"{a[0]}: this leaf is used both ways round (as W and as its transpose, or as a table and as a matrix), and "
-            f"what is made of both "
-            "meets. At infinite width the two are not independent, and no Gaussian limit of it is known here."
-        )
-    for one, two in zip(a[3:], b[3:]):
-        if one != two:
-            between = one.apart(two)
-            if between:
-                return False
-            break
-    raise NotImplementedError(
-        f"{a[0]}: coordinates of what this leaf makes overlap, or are cut in two ways ({a[3:]} and {b[3:]}). Cut a "
-        f"fused layer the same way "
-        "everywhere, or write it as layers of their own."
-    )

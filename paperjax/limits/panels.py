@@ -72,10 +72,12 @@ def breaks(f: Phi) -> tuple[float, ...]:
     x = np.concatenate([-coarse[::-1], fine, coarse])
     F = at(x)
     F = np.where(np.isfinite(F), F, 0.0)
-    step = np.abs(np.diff(F, axis=1))
+    with np.errstate(over="ignore"):
+        step = np.abs(np.diff(F, axis=1))
     around = np.maximum(np.pad(step[:, :-1], ((0, 0), (1, 0))), np.pad(step[:, 1:], ((0, 0), (0, 1))))
     size = np.maximum(np.abs(F[:, 1:]), np.abs(F[:, :-1]))
-    outlying = step > 8 * around + 1e-8 * (1 + size)
+    with np.errstate(over="ignore"):
+        outlying = step > 8 * around + 1e-8 * (1 + size)
     # The spacing itself jumps there.
     edges = np.searchsorted(x, [-16.05, 16.05]) - 1
     outlying[:, edges] = False

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from paperjax.limits import nodes as nd
 from paperjax.limits.contractions import LeafLaw
 from paperjax.limits.functions import NotGaussianError
 from paperjax.limits.interpreter import Interpreter
@@ -45,8 +46,8 @@ def trace_one(model: Model, x: jax.ShapeDtypeStruct, declared: Mapping[str, Law]
             f"pj.limit: examples of a batch meet in a {met} (batch statistics?), so the network is no function of one example, and has no "
             "kernel of two. Use the statistics of the running average (training off), or LayerNorm or GroupNorm."
         )
-    # In double precision, so that the network's own numbers (1/sqrt(3)) are not those of single precision.
-    with jax.enable_x64(True):
+    # In double precision, so that the network's own numbers (1/sqrt(3)) are not those of single precision; what it casts itself meets that.
+    with nd.usual(True):
         fn, args = flat_apply(model.apply, *jax.tree.map(_double, (params, one)))
         jaxpr = prim.trace(fn, *args)
     laws = leaf_laws(model, one, declared)
@@ -89,14 +90,14 @@ class Program:
             outputs = reader.network(here.jaxpr, other.jaxpr, len(laws))
             if len(outputs) != 1:
                 raise NotImplementedError(f"the network returns {len(outputs)} arrays, and a limit is of one.")
-            output = reader.node(outputs[0])
+            self.output = _output(reader.node(outputs[0]))
         except NotGaussianError as error:
             raise ValueError(not_gaussian(here, error.leaf)) from error
         except NotImplementedError as error:
             where = getattr(error, "primitive", None)
             said = f"pj.limit: {f'primitive {where}: ' if where else ''}{_with_paths(str(error), here.paths)}"
             raise NotImplementedError(said) from error
-        self.output, self.noises = _output(output), reader.noises
+        self.noises = reader.noises
         self.shared = tuple(here.paths[i] for i in sorted(reader.shared) if here.rates[i])
         self.cache = cache
 

@@ -7,6 +7,7 @@ import numpy as np
 from paperjax.limits import contractions as con
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
+from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.elementwise import broadcasting
 from paperjax.limits.nodes import Axes, Det, Node, Wide, axis_of, coordinates
 from paperjax.limits.values import Spread, Value, number_of
@@ -62,7 +63,7 @@ def _broadcast_in_dim(reader: Reader, eqn: Any, twin: Any, operands: list[Value]
         return view if same else Spread(view, tuple(a if a else axis_of(n, m) for a, n, m in zip(view.axes, sizes, others)))
     node = reader.node(value)
     moved = st.broadcast(node.axes, sizes, others, places)
-    nd.repeated(node, tuple(node.axes[places.index(i)] if i in places else () for i in range(len(sizes))), moved.axes)
+    refuse_shared(node, tuple(node.axes[places.index(i)] if i in places else () for i in range(len(sizes))), moved.axes)
     return st.apply(node, moved)
 
 
@@ -99,7 +100,7 @@ def cut(reader: Reader, value: Value, starts: Any, stops: Any, steps: Any, other
                 view = view.sliced(i, a, b, c, m)
         if view is not None:
             return view
-    return st.cut(reader.node(value), tuple(starts), tuple(stops), tuple(steps), tuple(others))
+    return st.cut(reader.node(value), *(tuple(map(int, bounds)) for bounds in (starts, stops, steps, others)))
 
 
 def split(reader: Reader, eqn: Any, twin: Any, value: Value) -> list[Value]:
@@ -183,7 +184,12 @@ def _dot_general(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_:
 
 
 def _conv_general_dilated(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-    if not isinstance(operands[1], View):
+    by = operands[1]
+    if isinstance(by, Det) and eqn.params["feature_group_count"] != twin.params["feature_group_count"]:
+        node = reader.settled(reader.node(operands[0]), "convolution")
+        if isinstance(node, Wide):
+            return con.fixed_conv(node, by, eqn.params, sizes, others)
+    if not isinstance(by, View):
         raise NotImplementedError("a convolution with something that is no leaf.")
     view = operands[1]
     node = reader.settled(reader.node(operands[0]), "convolution")

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.loops import Loop
@@ -31,7 +32,10 @@ def scan(reader: Any, eqn: Any, twin: Any, operands: list[Value]) -> list[Value]
     n_consts, n_carry, length = p["num_consts"], p["num_carry"], p["length"]
     body, other = prim.closed(p["jaxpr"]), prim.closed(twin.params["jaxpr"])
     if twin.params["length"] != length:
-        raise NotImplementedError("a scan whose number of steps grows with the width.")
+        raise NotImplementedError(
+            "the number of steps of a scan grows with the sizes that go to infinity: it is a depth, and no width. Give it a finite value, "
+            "sizes=dict(depth=...)."
+        )
     consts, carry, rows = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
     stacked_leaves = any(isinstance(row, View) for row in rows)
     shared_leaves = any(isinstance(c, (View, Spread)) and any(atom.grows for axis in c.axes for atom in axis) for c in consts)
@@ -58,8 +62,8 @@ def loop(reader: Any, eqn: Any, body: Any, other: Any, consts: list[Value], carr
     """A scan over depth as a recursion of second moments."""
     starts = [reader.settled(reader.node(value), "scan") for value in carry]
     wide = [i for i, node in enumerate(starts) if isinstance(node, Wide)]
-    outer = frozenset[Any]().union(*(nd.sources(c) for c in consts if isinstance(c, Wide)))
-    if outer & frozenset[Any]().union(*(nd.sources(starts[i]) for i in wide)):  # type: ignore[arg-type]
+    outer = frozenset[Any]().union(*(fl.sources(c) for c in consts if isinstance(c, Wide)))
+    if outer & frozenset[Any]().union(*(fl.sources(starts[i]) for i in wide)):  # type: ignore[arg-type]
         raise NotImplementedError("a scan over depth whose steps see a value that also starts it (a skip from the input to every layer).")
     steps: list[Value] = []
     dets: list[tuple[Det, Det]] = []
@@ -73,13 +77,13 @@ def loop(reader: Any, eqn: Any, body: Any, other: Any, consts: list[Value], carr
         one = Det(node.axes[1:], lambda a: a, (Det((), const=np.zeros(())),))
         dets.append((one, Det(node.axes, const=node.const[::-1] if eqn.params["reverse"] else node.const)))
         steps.append(one)
-    gaussian = {i: nd.is_gaussian(starts[i]) for i in wide}  # type: ignore[arg-type]
+    gaussian = {i: fl.is_gaussian(starts[i]) for i in wide}  # type: ignore[arg-type]
     while True:
         name = object()
         made = {i: nd.Carried(starts[i].axes, id(name), k, gaussian[i], frozenset({("scan", id(name), i)})) for k, i in enumerate(wide)}
         outputs = reader.jaxpr(body, other, [*consts, *(made.get(i, node) for i, node in enumerate(starts)), *steps])
         ends = [reader.node(value, starts[i].axes) for i, value in enumerate(outputs[: len(carry)])]
-        wrong = [i for i in wide if gaussian[i] and not (isinstance(ends[i], Wide) and nd.is_gaussian(ends[i]))]  # type: ignore[arg-type]
+        wrong = [i for i in wide if gaussian[i] and not (isinstance(ends[i], Wide) and fl.is_gaussian(ends[i]))]  # type: ignore[arg-type]
         if not wrong:
             break
         gaussian |= dict.fromkeys(wrong, False)
@@ -91,7 +95,7 @@ def loop(reader: Any, eqn: Any, body: Any, other: Any, consts: list[Value], carr
         tuple(as_carry(ends[i], made[i]) for i in wide), eqn.params["length"], tuple(dets),
     )  # fmt: skip
     reader.kept_alive.append(name)
-    own = frozenset[Any]().union(*(nd.sources(node) for node in (*loop.starts, *loop.ends)))
+    own = frozenset[Any]().union(*(fl.sources(node) for node in (*loop.starts, *loop.ends)))
     results: list[Value] = [nd.Scanned(loop.carried[wide.index(i)].axes, loop, wide.index(i), gaussian[i], own) if i in wide else s
                             for i, s in enumerate(starts)]  # fmt: skip
     return [*results, *(Unread("what every step of a scan over depth returns by itself") for _ in outputs[len(carry) :])]

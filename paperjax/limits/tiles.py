@@ -13,6 +13,7 @@ from jax.extend import core as jex
 from jaxtyping import Array
 
 from paperjax.layout import peak_bytes
+from paperjax.limits import nodes as nd
 from paperjax.limits.program import Program, as_tape
 from paperjax.limits.roll import roll, rolled
 from paperjax.progress import progress_bar
@@ -49,7 +50,7 @@ def kernels(
 
     In double or single precision, whatever the user's flag.
     """
-    with jax.enable_x64(dtype == np.float64):
+    with nd.usual(dtype == np.float64):
         given = [_in(x, dtype) for x in ((x1,) if x2 is None else (x1, x2))]
         asked = program.asked(given[0][0], ntk)
         step = pair_step(program, asked, ntk, leaves)
@@ -98,10 +99,20 @@ def _tiled(
             made = run(*_part(rows, columns, tapes[0], tapes[-1], a, b))
             for whole, tile in zip(out, made):
                 whole[a.start : a.stop, b.start : b.stop] = tile
-                if symmetric and a != b:
-                    whole[b.start : b.stop, a.start : a.stop] = _turned(np.asarray(tile))
             bar.advance(1.0)
+    if symmetric:
+        for whole in out:
+            _mirror(whole)
     return tuple(jnp.asarray(whole) for whole in out)
+
+
+def _mirror(whole: np.ndarray) -> None:
+    """The lower triangle from the upper one: exactly symmetric, whatever a tile rounds."""
+    for r in range(0, len(whole), TILE):
+        square = whole[r : r + TILE, r : r + TILE]
+        below = np.tril_indices(len(square), -1)
+        square[below] = _turned(square)[below]
+        whole[r + TILE :, r : r + TILE] = _turned(whole[r : r + TILE, r + TILE :])
 
 
 def _turned(tile: np.ndarray) -> np.ndarray:

@@ -317,8 +317,13 @@ def use_factor(leaf: Leaf, site: int, scheme: Parametrization) -> float:
 
 
 def depth_ratios(program: Program) -> dict[int, float]:
-    """For each leaf that is used in a residual branch, m, the number of such branches over the base's; of nested ones the innermost's."""
+    """For each leaf that is used in a residual branch, m, the number of such branches over the base's; of nested ones the innermost's.
+
+    A leaf that layers share (a table of relative positions, an embedding of positions that is added in each of them) is none of one
+    branch: its gradient is a sum over layers of m^-alpha, through weights of their own, and as large as one outside of the branches.
+    """
     ratios: dict[int, float] = {}
     for add, growth in sorted(zip(program.adds, program.growths), key=lambda pair: -len(pair[0].leaves)):
         ratios |= dict.fromkeys(add.leaves, growth.whole)
-    return ratios
+    shared = {leaf for growth in program.growths for leaf in growth.shared}
+    return {leaf: ratio for leaf, ratio in ratios.items() if leaf not in shared}

@@ -211,11 +211,12 @@ def _check_depth(program: Program, scheme: Parametrization, fam: Family, x: Any)
         return
     for add, growth, fades in zip(program.adds, program.growths, program.fading):
         where = f"equation {add.path} of apply"
-        if growth.shared:
+        # With a writer of its own each branch is a random map by itself, whatever else layers share.
+        if growth.shared and (not add.writers or set(growth.shared) & set(add.writers)):
             raise ValueError(
                 f"{', '.join(program.leaves[leaf].path for leaf in growth.shared)}: layers share it ({where}), and their number grows. "
-                f"{scheme.name} is for layers with weights of their own: what a shared one gets from all of them adds up. Use pj.mup, "
-                "which does not scale with depth, or give each layer its own."
+                f"{scheme.name} is for layers that write into the stream with weights of their own: branches that share them add up. Use "
+                "pj.mup, which does not scale with depth, or give each layer its own."
             )
         if growth.inside != 1 and add.late:
             raise ValueError(

@@ -6,6 +6,7 @@ to act. Loops, branches and rematerialized blocks are rebuilt only where a path 
 
 import hashlib
 import itertools
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -142,7 +143,11 @@ def edited(
 
 
 def replayed(
-    jaxpr: jex.ClosedJaxpr, args: Sequence[Any], taps: Sequence[Path], added: Mapping[Path, Any]
+    jaxpr: jex.ClosedJaxpr,
+    args: Sequence[Any],
+    taps: Sequence[Path],
+    added: Mapping[Path, Any],
+    instead: Mapping[Path, Callable[[Sequence[Any]], list[Any]]] | None = None,
 ) -> tuple[list[Any], dict[Path, Any]]:
     """Run a trace with something added to results inside it, and with other values recorded.
 
@@ -157,6 +162,8 @@ def replayed(
     added
         By path, what is added to the (first) result there; inside a scan with a new first axis, one row a step, as taps come out of it.
         Zeros change nothing, and the derivative with respect to them is the cotangent of the result.
+    instead
+        By path, what computes the results from the operands in place of the equation there.
 
     Returns
     -------
@@ -170,7 +177,7 @@ def replayed(
     >>> bool(jnp.allclose(jax.grad(square)(0.0), 2 * jnp.sin(0.5)))
     True
     """
-    return _evaluate(jaxpr, args, (), _places({}, taps, tuple(added)), added)
+    return _evaluate(jaxpr, args, (), _places({}, taps, tuple(added), instead or {}), added)
 
 
 class _Places(NamedTuple):
@@ -179,29 +186,35 @@ class _Places(NamedTuple):
     operands: Mapping[Path, tuple[int, ...]]
     above: frozenset[Path]
     added: frozenset[Path]
+    instead: Mapping[Path, Callable[[Sequence[Any]], list[Any]]]
 
     @property
     def all(self) -> frozenset[Path]:
         """Every equation at which something is to be done."""
-        return frozenset((*self.edits, *self.taps, *self.operands, *self.added))
+        return frozenset((*self.edits, *self.taps, *self.operands, *self.added, *self.instead))
 
     def meets(self, path: Path) -> bool:
         """Whether something is to be done at this equation or inside it."""
-        return any(path in where for where in (self.above, self.edits, self.taps, self.operands, self.added))
+        return any(path in where for where in (self.above, self.edits, self.taps, self.operands, self.added, self.instead))
 
     def inside(self, path: Path) -> bool:
         return path in self.above
 
 
-def _places(edits: Mapping[Path, Sequence[Edit]], taps: Sequence[Path], added: Sequence[Path] = ()) -> _Places:
+def _places(
+    edits: Mapping[Path, Sequence[Edit]],
+    taps: Sequence[Path],
+    added: Sequence[Path] = (),
+    instead: Mapping[Path, Callable[[Sequence[Any]], list[Any]]] = types.MappingProxyType({}),
+) -> _Places:
     at = {tuple(path): tuple(e) for path, e in edits.items()}
     results = frozenset(tuple(path) for path in taps if path[-1] >= 0)
     operands: dict[Path, tuple[int, ...]] = {}
     for path in taps:
         if path[-1] < 0:
             operands[tuple(path[:-1])] = (*operands.get(tuple(path[:-1]), ()), ~path[-1])
-    above = frozenset(path[:n] for path in (*at, *results, *operands, *added) for n in range(len(path)))
-    return _Places(at, results, operands, above, frozenset(map(tuple, added)))
+    above = frozenset(path[:n] for path in (*at, *results, *operands, *added, *instead) for n in range(len(path)))
+    return _Places(at, results, operands, above, frozenset(map(tuple, added)), instead)
 
 
 def _evaluate(
@@ -231,7 +244,10 @@ def _evaluate(
             if edit.operand is not None:
                 operands[edit.operand] = edit.change(jnp.asarray(operands[edit.operand]))
         seen |= {operand_of(here, number): jnp.asarray(operands[number]) for number in where.operands.get(here, ())}
-        outputs, more = _inside(eqn, operands, here, where, added) if where.inside(here) else (_bind(jaxpr.jaxpr, eqn, operands), {})
+        if where.inside(here):
+            outputs, more = _inside(eqn, operands, here, where, added)
+        else:
+            outputs, more = where.instead[here](operands) if here in where.instead else _bind(jaxpr.jaxpr, eqn, operands), {}
         for edit in edits:
             if edit.operand is None:
                 outputs[0] = edit.change(outputs[0])

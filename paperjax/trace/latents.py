@@ -41,10 +41,15 @@ def walked(jaxpr: jex.ClosedJaxpr, n_leaves: int, x: jax.ShapeDtypeStruct, trace
     except (TypeError, ValueError):
         # A model for one number of examples, of which it cannot be said what it spreads over them: its leaves stay unresolved.
         return found
-    over_batch = {path for path, (before, after) in here.items() if path in there and before == there[path][0] and after != there[path][1]}
+    over_batch = {
+        path
+        for path, (before, after) in here.items()
+        if path in there and after != there[path][1] and any(a == b != after for a, b in zip(before, there[path][0]))
+    }
     spread: dict[Path, set[int]] = {}
+    known = {(site.path, site.leaf) for site in found.sites}
     for site in walk(jaxpr, n_leaves, over_batch).sites:
-        if site.path in over_batch:
+        if site.path in over_batch and (site.path, site.leaf) not in known:
             spread.setdefault(site.path, set()).add(site.leaf)
     latents: frozenset[Path] = frozenset()
     for path, leaves in sorted(spread.items()):
@@ -58,10 +63,11 @@ def _doubtful(found: Walk) -> frozenset[int]:
     return frozenset(u.leaf for u in found.unresolved)
 
 
-def _spreads(jaxpr: jex.ClosedJaxpr, path: Path = ()) -> Iterator[tuple[Path, tuple[Sizes, Sizes]]]:
-    """Where arrays are broadcast or repeated, by the paths of a walk, and their shapes before and after."""
+def _spreads(jaxpr: jex.ClosedJaxpr, path: Path = ()) -> Iterator[tuple[Path, tuple[tuple[Sizes, ...], Sizes]]]:
+    """Where arrays are broadcast or repeated, or meet a constant that is, by the paths of a walk, and shapes before and after."""
     for i, eqn in enumerate(jaxpr.jaxpr.eqns):
-        if eqn.primitive.name in prim.SPREADING:
-            yield (*path, i), (eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape)  # pyright: ignore[reportAttributeAccessIssue]
+        before, after = (tuple(atom.aval.shape for atom in atoms) for atoms in (eqn.invars, eqn.outvars))  # pyright: ignore[reportAttributeAccessIssue]
+        if eqn.primitive.name in prim.SPREADING or (eqn.primitive.name in ("mul", *prim.ADDITIVE) and len(set(before)) > 1):
+            yield (*path, i), (before, after[0])
         for k, inner in enumerate(prim.inner_jaxprs(eqn)):
             yield from _spreads(inner, (*path, i, k))

@@ -59,7 +59,48 @@ def marked(walk: Walk, shapes: Sequence[Shape], grows: Set[str]) -> Walk:
 
 
 def behind_uses(graph: Graph, walk: Walk, growing: Mapping[int, int]) -> tuple[list[Behind], set[int]]:
-    """For each site the numbers after it, and the steps that all of them are of."""
+    """For each site the numbers after it, and the steps that all of them are of.
+
+    A number behind a sum is its terms' only if each of them has it: in ``(norm(x) * g + b) / n`` and ``(x + h @ w) / n`` it is the next
+    use's.
+    """
+    ends: set[int] = set()
+    while True:
+        found, taken = _behind_uses(graph, walk, growing, ends)
+        passed: dict[int, set[int]] = {}
+        for k, behind in enumerate(found):
+            for step in behind.passed:
+                passed.setdefault(step, set()).add(k)
+        at: dict[int, list[int]] = {}
+        for k, site in enumerate(walk.sites):
+            at.setdefault(site.node, []).append(k)
+        halved = {i for i, by in passed.items() if graph.nodes[i].log_factor and not _of_all(graph, walk, at, i, by)}
+        if not halved:
+            return found, taken
+        ends |= halved
+
+
+def _of_all(graph: Graph, walk: Walk, at: Mapping[int, Sequence[int]], step: int, by: Set[int]) -> bool:
+    """Whether each way to a step comes from a use that has its number."""
+    todo, seen = list(graph.nodes[step].parents), set[int]()
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        uses = [k for k in at.get(node, ()) if k in by]
+        if graph.contracts(node) or any(walk.sites[k].effect == "times" for k in uses):
+            if not uses:
+                return False
+            continue
+        here = graph.nodes[node]
+        if here.how not in ("linear", "affine", "homogeneous") or not here.parents:
+            return False
+        todo.extend(here.parents)
+    return True
+
+
+def _behind_uses(graph: Graph, walk: Walk, growing: Mapping[int, int], ends: Set[int]) -> tuple[list[Behind], set[int]]:
     taken: set[int] = set()
     products = {multiplied(graph, i) for i in range(len(graph.nodes))} - {None}
     found: list[Behind] = []
@@ -67,7 +108,7 @@ def behind_uses(graph: Graph, walk: Walk, growing: Mapping[int, int]) -> tuple[l
         # A number after ``x * exp(g)`` cannot be taken out of g: it belongs to the next use. One after a gain is of what the gain is on.
         gain = site.kind == "elementwise" and site.effect == "times"
         apart = site.told or site.effect == "other" or site.passes or (gain and site.node in taken)
-        behind = Behind() if apart else _Ways(graph, products, growing, {site.leaf}).behind(site.node)
+        behind = Behind() if apart else _Ways(graph, products, growing, {site.leaf}, ends).behind(site.node)
         ahead = sum_before(graph, next(iter(graph.nodes[site.node].parents), None)) if site.effect == "times" else None
         totals = [total for total in (behind.last, ahead) if total is not None and total in growing]
         mean = [total for total in growing if math.isclose(behind.log, -math.log(growing[total]), rel_tol=1e-6)]
@@ -83,8 +124,8 @@ def behind_uses(graph: Graph, walk: Walk, growing: Mapping[int, int]) -> tuple[l
 class _Ways:
     """Ways from a use of some leaves to the next functions."""
 
-    def __init__(self, graph: Graph, products: Set[int | None], growing: Mapping[int, int], leaves: Set[int]):
-        self.graph, self.products, self.growing, self.leaves = graph, products, growing, leaves
+    def __init__(self, graph: Graph, products: Set[int | None], growing: Mapping[int, int], leaves: Set[int], ends: Set[int]):
+        self.graph, self.products, self.growing, self.leaves, self.ends = graph, products, growing, leaves, ends
         self.known: dict[int, Behind] = {}
 
     def behind(self, node: int) -> Behind:
@@ -105,7 +146,7 @@ class _Ways:
         if (here.op == "dot_general" and not graph.adds_up(node)) or node in self.products:
             # Queries with keys; attention weights with values are no product of two projections.
             return Behind(logits=node in self.products and all(origin(graph, parent)[0] for parent in here.parents))
-        if here.how not in ("linear", "affine", "homogeneous") or graph.contracts(node):
+        if node in self.ends or here.how not in ("linear", "affine", "homogeneous") or graph.contracts(node):
             return Behind()
         if any(parent != of and not _of_uses(graph, parent, self.leaves) for parent in here.parents):
             return Behind()

@@ -100,19 +100,23 @@ def aligned(path: str, among: Sequence[Shape]) -> Shape | None:
 
 
 def like(leaf: Shape, among: Sequence[Shape]) -> Shape | None:
-    """The leaf that plays the same part at another depth: of the same shape if there is one, else the nearest by number.
+    """The leaf that plays the same part at another depth: of the same shape if there is one, else as much wider on each axis that changes.
 
     A loop over layers may number layers of several kinds in one row (``Dense_0``, ..., the last of them the readout), so that the same
-    path is another layer at another depth.
+    path is another layer at another depth. Where there is none like it, it is the nearest by number.
 
     Examples
     --------
     >>> few = [Shape("Dense_0", (8, 8), float), Shape("Dense_1", (8, 8), float), Shape("Dense_2", (8, 3), float)]
     >>> like(Shape("Dense_2", (8, 8), float), few).path, like(Shape("Dense_9", (8, 3), float), few).path
     ('Dense_1', 'Dense_2')
+    >>> like(Shape("Dense_2", (32, 32), float), few).path, like(Shape("Dense_9", (32, 3), float), few).path
+    ('Dense_1', 'Dense_2')
     """
-    same = [shape for shape in among if shape.shape == leaf.shape and pattern_of(shape.path) == pattern_of(leaf.path)]
-    return aligned(leaf.path, same) or aligned(leaf.path, among)
+    row = [shape for shape in among if pattern_of(shape.path) == pattern_of(leaf.path) and len(shape.shape) == len(leaf.shape)]
+    same = [shape for shape in row if shape.shape == leaf.shape]
+    alike = [shape for shape in row if len({b / a for a, b in zip(shape.shape, leaf.shape) if a != b and a}) == 1]
+    return aligned(leaf.path, same) or aligned(leaf.path, alike) or aligned(leaf.path, among)
 
 
 @functools.cache
@@ -153,6 +157,7 @@ def infinite_axes(at: Shapes, base: Mapping[str, Any], target: Mapping[str, Any]
     axes: dict[str, list[set[str]]] = {leaf.path: [set() for _ in leaf.shape] for leaf in full}
     structural = []
     for name in growing:
+        parts: dict[str, Shape] = {}
         probe = _probe(at, name, base[name], target)
         if {leaf.path for leaf in probe} != {leaf.path for leaf in full}:
             structural.append(name)
@@ -169,6 +174,15 @@ def infinite_axes(at: Shapes, base: Mapping[str, Any], target: Mapping[str, Any]
                     f"leaf {leaf.path} of shape {leaf.shape} is there at {name}={target[name]}, and at {name}={base[name]} no leaf that is "
                     f"numbered with it has that shape, while those that are there keep theirs: {name} adds layers of a kind that the "
                     "smaller network has none of. Choose a base that has one of each kind."
+                )
+            # Layers that one size both widens and adds.
+            twin = parts.setdefault(other.path, leaf) if name in structural else leaf
+            if twin.shape != leaf.shape:
+                raise ValueError(
+                    f"leaves {twin.path} of shape {twin.shape} and {leaf.path} of shape {leaf.shape} are there at {name}={target[name]}, "
+                    f"and of those at {name}={base[name]} the only one like either is {other.path} of shape {other.shape}: {name} adds "
+                    "layers of a kind that the smaller network has none of, or one name is that of several kinds. Choose a base that has "
+                    "one of each kind, or two sizes, one that widens layers and one that adds them."
                 )
             if len(other.shape) != len(leaf.shape):
                 raise ValueError(

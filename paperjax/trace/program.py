@@ -248,7 +248,9 @@ def _check_sizes(fam: Family, base: Mapping[str, Any], target: Mapping[str, Any]
     for which, sizes in (("base", base), ("target", target)):
         for name in sizes:
             if name not in fam.sizes:
-                raise ValueError(f"{which} names a size {name!r} that the family does not take. {nearest(name, fam.sizes)}")
+                none = "It names no size (**kwargs is none): write them out, lambda width, depth: net(width=width, depth=depth)."
+                known = nearest(name, fam.sizes) if fam.sizes else none
+                raise ValueError(f"{which} names a size {name!r} that the family does not take. {known}")
     if set(base) != set(target):
         missing = sorted(set(base) ^ set(target))
         raise ValueError(f"base and target must name the same sizes; {', '.join(missing)} is in one of them only.")

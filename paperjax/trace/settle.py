@@ -269,7 +269,8 @@ def _copies(found: Walk, shapes: Sequence[Shape], axes: Axes, settled: Mapping[s
             if axes[path][axis] and not (i < len(site.scans) and site.scans[i] in layers):
                 count |= axes[path][axis]
                 if path not in settled:
-                    flagged.append(Unresolved(site.leaf, site.op, "independent copies whose number grows", axis))
+                    reason = "independent copies whose number grows (blocks side by side, as of heads, are none, but one width)"
+                    flagged.append(Unresolved(site.leaf, site.op, reason, axis))
     yield from flagged
     # The copies' first layer may share one input, and then its axis of copies is free like any other. A size that is summed over is none.
     count -= {name for site in found.sites for axis in site.inside for name in axes[shapes[site.leaf].path][axis]}

@@ -62,7 +62,7 @@ def unclaimed(walk: Walk, other: Walk, own: Sequence[Own], sums: Set[int]) -> tu
     for i in differs:
         if i in of_logits or _of_a_sum(graph, i) or _undone(graph, i, differs):
             continue
-        up, down = _upwards(graph, walk, sites, i), _downwards(graph, walk, sites, i, own)
+        up, down = _upwards(graph, walk, sites, i, own), _downwards(graph, walk, sites, i, own)
         told = any(walk.sites[k].told for k in up.sites | down.sites)
         by_all = up.sites and not up.elsewhere and all(i in own[k].behind for k in up.sites)
         by_next = down.sites and not down.elsewhere and all(i in own[k].ahead for k in down.sites)
@@ -124,7 +124,7 @@ def _escapes(graph: Graph, i: int) -> bool:
     return False
 
 
-def _upwards(graph: Graph, walk: Walk, sites: dict[int, list[int]], i: int) -> _Ends:
+def _upwards(graph: Graph, walk: Walk, sites: dict[int, list[int]], i: int, own: Sequence[Own]) -> _Ends:
     """The uses whose results a number multiplies."""
     todo, seen, found, elsewhere = list(graph.nodes[i].parents), set(), set(), False
     while todo:
@@ -135,7 +135,10 @@ def _upwards(graph: Graph, walk: Walk, sites: dict[int, list[int]], i: int) -> _
         here = graph.nodes[node]
         at = [k for k in sites.get(node, ()) if not walk.sites[k].passes]
         found.update(k for k in at if walk.sites[k].effect == "plus" or walk.sites[k].kind in CONTRACTING)
-        if graph.contracts(node):
+        # What a gain has is of all that the gain is on.
+        gains = [k for k in at if walk.sites[k].effect == "times" and i in own[k].behind]
+        found.update(gains)
+        if graph.contracts(node) or gains:
             continue
         if here.how not in ("linear", "affine", "homogeneous") or not here.parents or own_size(graph, node) is not None:
             elsewhere = True

@@ -43,7 +43,6 @@ def columns(covariances):
         (lambda h: jnp.sin(15 * h), ()),
         (lambda h: jnp.tanh(h.astype(jnp.float32)).astype(h.dtype), ()),
     ],
-    ids=str,
 )
 def test_breaks(f, expected):
     np.testing.assert_allclose(breaks(f), expected, atol=1e-12)

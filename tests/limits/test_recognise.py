@@ -95,7 +95,6 @@ def test_spellings(spelling):
         jnp.sum,
         lambda x: x > 0,
     ],
-    ids=str,
 )
 def test_what_is_none_of_them(phi):
     assert recognise(phi) is None

@@ -40,7 +40,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, tokens: Any) -> Any:
         h = nn.Embed(7, self.width, embedding_init=nn.initializers.normal(1.0))(tokens)
-        h = h + self.param("positions", nn.initializers.normal(1.0), (tokens.shape[1], self.width))
+        h = h + self.param("positions", nn.initializers.normal(1.0), (1, tokens.shape[1], self.width))
         h = h + Attention(self.width)(nn.LayerNorm()(h))
         h = h + dense(self.width)(nn.relu(dense(2 * self.width)(nn.LayerNorm()(h))))
         return dense(1)(nn.LayerNorm()(h).mean(1))

@@ -173,6 +173,8 @@ def test_every_optimizer_of_the_families_is_one_of_optaxs(optimizer):
 def test_sizes():
     with pytest.raises(ValueError, match="base width = 16 is larger than the target's 8"):
         planned(pj.mup, "adam", TARGET, {**TARGET, "width": 8})
+    with pytest.raises(ValueError, match=r"'width' that the family does not take. It names no size"):
+        pj.plan(pj.family(lambda **sizes: pj.models.mlp(**sizes), x=jnp.ones((1, 4))), pj.mup, base=dict(width=4), target=dict(width=8))
     with pytest.raises(ValueError, match=r"'widht' that the family does not take.*width"):
         planned(pj.mup, "adam", {"widht": 8, "depth": 1})
     with pytest.raises(ValueError, match="depth is in one of them only"):

@@ -143,3 +143,58 @@ def test_the_number_of_logits_is_counted_whatever_stands_before_it(name):
     fam = pj.family(attention(combine, **leaves), x=tokens)
     plan = pj.plan(fam, pj.mup, base=dict(width=BASE), target=dict(width=TARGET), optimizer="adam")
     assert {round(scaling.factor, 9) for scaling in plan.scalings} == {0.5}
+
+
+def rooted(h):
+    return jax.lax.rsqrt(jnp.mean(h**2, axis=-1, keepdims=True) + 1e-6)
+
+
+LAST = {
+    # Flax's spelling: the gain multiplies the quotient, and the bias is added to what the two make of h.
+    "a norm with gain and bias": lambda h, p: h * (rooted(h) * p["g"][None]) + p["b"][None],
+    "a norm, then gain and bias": lambda h, p: (h * rooted(h)) * p["g"][None] + p["b"][None],
+    # T5's spelling: the number is the gain's.
+    "a norm and a gain": lambda h, p: p["g"][None] * (h * rooted(h)),
+    "a residual stream": lambda h, p: h,
+    "a function and a bias": lambda h, p: jnp.tanh(h * p["g"][None]) + p["b"][None],
+}
+
+
+@pytest.mark.parametrize("spelling", LAST)
+@pytest.mark.parametrize("tied", [False, True], ids=["readout", "tied"])
+def test_a_number_in_front_of_the_readout_is_the_number_behind_it(spelling, tied):
+    """``(h / sqrt(n)) @ w`` is ``(h @ w) / sqrt(n)``, whatever h is a sum of, and nothing is warned of."""
+
+    def make(before):
+        def at(width):
+            shapes = {"e": (4, width), "a": (width, width), "o": (width, 4)}
+            if tied:
+                del shapes["o"]
+
+            def init(key, x):
+                drawn = {n: jax.random.normal(k, s) for k, (n, s) in zip(jax.random.split(key, len(shapes)), shapes.items())}
+                vectors = {"g": jnp.ones(width), "b": jnp.zeros(width)} if spelling != "a residual stream" else {}
+                vectors = {"g": vectors["g"]} if spelling == "a norm and a gain" else vectors
+                return drawn | {"a": drawn["a"] * width**-0.5} | vectors
+
+            def apply(p, x):
+                h = p["e"][x]
+                h = LAST[spelling](h + jnp.tanh(h * rooted(h)) @ p["a"], p)
+                w = p["e"].T if tied else p["o"]
+                return (h * width**-0.5) @ w if before else (h @ w) * width**-0.5
+
+            return pj.Model(init, apply)
+
+        return at
+
+    x = np.arange(4)
+    outputs, rates = [], []
+    for before in (True, False):
+        plan = pj.plan(pj.family(make(before), x=x), pj.mup, base=dict(width=BASE), target=dict(width=TARGET), optimizer="adam")
+        params = jax.tree.map(lambda leaf: leaf + 0.1, plan.network.init(jax.random.key(0), x))
+        scaled = jax.tree.map(lambda leaf, scale: leaf * scale, params, plan.factors("init_scale", params))
+        outputs.append(plan.model.apply(scaled, x))
+        # What an entry moves by in a step of Adam, as it acts.
+        rates.append([leaf.factors.learning_rate for leaf in plan.leaves])
+    np.testing.assert_allclose(*outputs, rtol=2e-5, atol=1e-6)
+    assert rates[0] == pytest.approx(rates[1])

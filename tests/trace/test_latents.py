@@ -29,6 +29,8 @@ SPREAD = {
     "repeated": lambda q, n: jnp.repeat(q[None], n, 0),
     "tiled": lambda q, n: jnp.tile(q[None], (n, 1, 1)),
     "batch second": lambda q, n: jnp.broadcast_to(q[:, None], (len(q), n, q.shape[-1])).swapaxes(0, 1),
+    "a sum with zeros": lambda q, n: q[None] + jnp.zeros((n, 1, 1)),
+    "a product with ones": lambda q, n: jnp.ones((n, *q.shape)) * q[None],
     "scaled and cast first": lambda q, n: jnp.broadcast_to((2 * q).astype(jnp.float32), (n, *q.shape)),
 }
 
@@ -99,3 +101,22 @@ def test_only_what_is_in_question_is_taken_for_data():
     found, _, names, traced = read(both, SHAPES | {"c": (D,)})
     (c,) = [site for site in found.sites if names[site.leaf] == "c"]
     assert (c.op, c.operand is None, found.unresolved, len(traced)) == ("add", False, (), 2)
+
+
+@pytest.mark.parametrize("gain", ["on the quotient", "on the norm"])
+def test_gain_and_bias_of_a_norm_of_zeros_are_data(gain):
+    """DETR's decoder with norms first (arXiv 2005.12872) starts from zeros for each example: their norm's bias is what comes in."""
+
+    def apply(p, x):
+        zeros = jnp.zeros((len(x), N, D))
+        root, g = jax.lax.rsqrt((zeros**2).mean(-1, keepdims=True) + 1e-6), p["g"][None, None]
+        h = (zeros * root * g if gain == "on the quotient" else zeros * (root * g)) + p["c"][None, None]
+        return attended({**p, "g": p["h"]}, h @ p["w"], x)
+
+    shapes = {name: shape for name, shape in SHAPES.items() if name != "q"}
+    found, plain, names, _ = read(apply, shapes | {"c": (D,), "h": (D,), "w": (D, D)})
+    assert {"g", "c", "w"} <= {names[u.leaf] for u in plain.unresolved}
+    assert not found.unresolved
+    by_name = {name: [site for site in found.sites if site.leaf == i] for i, name in enumerate(names)}
+    assert [(site.kind, site.out) for name in "gc" for site in by_name[name]] == [("elementwise", (0,))] * 2
+    assert [(site.kind, site.inside, site.out) for site in by_name["w"]] == [("product", (0,), (1,))]

@@ -60,6 +60,32 @@ def test_numbered_layers_may_become_more_in_a_row_of_several_kinds():
     }
 
 
+@pytest.mark.parametrize("make", ["named", "in one row"])
+def test_a_size_that_widens_layers_and_adds_ones_of_a_new_kind_is_refused(make):
+    """The base's one layer is (5, n), and the target's others are (n, n): against it their fan-in would have grown from 5."""
+
+    def family(width):
+        n = width // 16
+        sizes = [(5, width), *[(width, width)] * (n - 1)] + ([(width, 3)] if make == "in one row" else [])
+        last = {} if make == "in one row" else {"out": jnp.zeros((width, 3))}
+
+        def apply(p, x):
+            for i in range(len(sizes)):
+                x = x @ p[f"w{i}"]
+            return x if make == "in one row" else x @ p["out"]
+
+        return pj.Model(lambda key, x: {f"w{i}": jnp.zeros(s) for i, s in enumerate(sizes)} | last, apply)
+
+    fam = pj.family(family, x=ROWS)
+    with pytest.raises(ValueError, match=r"width adds layers of a kind that the smaller network has none of, or one name"):
+        read(fam, dict(width=16), dict(width=64))
+    # With one of each kind at the base the layers are what they are.
+    program = read(fam, dict(width=32), dict(width=128))
+    assert [(leaf.base_shape, leaf.role) for leaf in program.leaves if leaf.path in ("['w0']", "['w1']", "['w7']")] == [
+        ((5, 32), "input"), ((32, 32), "hidden"), ((32, 32), "hidden"),
+    ]  # fmt: skip
+
+
 def heads(width):
     assert width % 4 == 0
     return lambda key, x: jnp.ones((5, width)), lambda w, x: x @ w

@@ -16,7 +16,7 @@ from tests.trace.zoo_models import ROWS, SEQUENCE
 class LearnedQueries(nn.Module):
     """Perceiver (arXiv 2103.03206): queries are projections of parameters, keys of the data.
 
-    A sum with zeros is not seen to spread them over the examples, so they could be a weight.
+    A stack of as many as there are examples is not seen to spread them, so they could be a weight.
     """
 
     width: int
@@ -25,7 +25,7 @@ class LearnedQueries(nn.Module):
     def __call__(self, x):
         h = nn.Dense(self.width, name="embed")(x)
         latents = self.param("latents", nn.initializers.normal(1.0), (6, self.width))
-        latents = latents[None] + jnp.zeros((x.shape[0], 1, 1))
+        latents = jnp.stack([latents] * x.shape[0])
         return nn.Dense(3, name="head")(nn.MultiHeadDotProductAttention(8, name="attention")(latents, h).mean(1))
 
 

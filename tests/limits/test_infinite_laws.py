@@ -1,0 +1,138 @@
+"""What holds of any infinite-width kernel: it is a kernel, one of pairs, differentiable; and networks that are one have one limit."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+
+import paperjax as pj
+from tests.limits.ntk_networks import IMAGES, VECTORS, conv, dense, flat, layer_norm, plain
+
+SPECIAL = np.stack([VECTORS[0], VECTORS[1], VECTORS[0], -VECTORS[0], 3 * VECTORS[0], np.zeros(5)])
+"""Repeated, antipodal, parallel and zero."""
+
+
+def mixed(draw, x, n):
+    h = dense(draw, x, n)
+    h = h + dense(draw, jax.nn.relu(h), n)
+    return dense(draw, jnp.sin(layer_norm(h)), 1)
+
+
+def images(draw, x, n):
+    return dense(draw, flat(jax.nn.relu(conv(draw, x, n))), 1)
+
+
+limit = functools.partial(pj.limit, progress=False)
+
+
+@functools.cache
+def of_special():
+    return limit(plain(mixed), SPECIAL)
+
+
+@pytest.mark.parametrize("name", ["nngp", "ntk"])
+def test_it_is_a_kernel(name):
+    k = np.asarray(getattr(of_special(), name))
+    np.testing.assert_array_equal(k, k.T)
+    # Float64 rounding; rows 0 and 2 are the same.
+    assert np.linalg.eigvalsh(k).min() > -1e-12 * k.max()
+    np.testing.assert_allclose(k[0], k[2], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("forward", "x"), [(mixed, SPECIAL), pytest.param(images, IMAGES, marks=pytest.mark.slow)])
+def test_blocks_and_order(forward, x):
+    whole, order = limit(plain(forward), x) if forward is images else of_special(), np.array([2, 0, 1])
+    block, turned = limit(plain(forward), x[:2], x[1:]), limit(plain(forward), x[order])
+    for name in ("nngp", "ntk"):
+        k = np.asarray(getattr(whole, name))
+        np.testing.assert_allclose(getattr(block, name), k[:2, 1:], rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(getattr(turned, name), k[np.ix_(order, order)], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.slow
+def test_parts_of_leaves_sum_to_the_whole():
+    parts = limit(plain(mixed), SPECIAL, per="leaf")
+    assert len(parts.ntk) == 6
+    np.testing.assert_allclose(sum(np.asarray(k) for k in parts.ntk.values()), of_special().ntk, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(parts.nngp, of_special().nngp, rtol=1e-12, atol=1e-14)
+
+
+def total(x):
+    k = limit(plain(lambda draw, x, n: dense(draw, jax.nn.relu(dense(draw, x, n, b=None)), 1)), x)
+    return jnp.sum(k.nngp) + jnp.sum(k.ntk)
+
+
+def test_gradients_are_finite_everywhere():
+    with jax.enable_x64(True):
+        gradient = np.asarray(jax.grad(total)(jnp.asarray(SPECIAL)))
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.slow
+def test_gradients_are_slopes():
+    step, apart = 1e-5, np.array(VECTORS)
+    moved = [apart.copy(), apart.copy()]
+    moved[0][1, 2] += step
+    moved[1][1, 2] -= step
+    with jax.enable_x64(True):
+        gradient = jax.grad(total)(jnp.asarray(apart))[1, 2]
+        slope = (total(jnp.asarray(moved[0])) - total(jnp.asarray(moved[1]))) / (2 * step)
+    # Central differences of step 1e-5.
+    assert float(gradient) == pytest.approx(float(slope), rel=1e-7)
+
+
+def deep(length, unrolled):
+    """``x + L^-1/2 W relu(x)`` over L layers, as a scan or one by one."""
+
+    def family(width):
+        def init(key, x):
+            first, hidden, last = jax.random.split(key, 3)
+            hidden = jax.random.normal(hidden, (length, width, width))
+            return {"first": jax.random.normal(first, (x.shape[1], width)), "hidden": hidden, "last": jax.random.normal(last, (width, 1))}
+
+        def step(h, w):
+            return h + (length * width) ** -0.5 * (jax.nn.relu(h) @ w), None
+
+        def apply(params, x):
+            h = x.shape[1] ** -0.5 * (x @ params["first"])
+            if unrolled:
+                for layer in range(length):
+                    h, _ = step(h, params["hidden"][layer])
+            else:
+                h, _ = jax.lax.scan(step, h, params["hidden"])
+            return width**-0.5 * (h @ params["last"])
+
+        return init, apply
+
+    return family
+
+
+@pytest.mark.slow
+def test_a_scan_is_the_layers_one_by_one():
+    scanned, unrolled = (limit(deep(8, way), SPECIAL) for way in (False, True))
+    for name in ("nngp", "ntk"):
+        np.testing.assert_allclose(getattr(scanned, name), getattr(unrolled, name), rtol=1e-12, atol=1e-14)
+
+
+def test_ten_thousand_residual_layers_are_an_ode():
+    # q' = q / 2, c' = (kappa(c) - c) / 2, kappa the arc-cosine kernel; the error of L layers is q / (8 L) (Hayou and Yang, arXiv
+    # 2302.00453, for the limit).
+    length = 10_000
+    k = np.asarray(limit(deep(length, False), VECTORS, ntk=False, at=dict(width=64)).nngp)
+    gram = VECTORS @ VECTORS.T / 5
+    q = gram.diagonal()
+    np.testing.assert_allclose(k.diagonal(), q * (1 + 1 / (2 * length)) ** length, rtol=1e-10)
+    np.testing.assert_allclose(length * (math.exp(0.5) * q - k.diagonal()), math.exp(0.5) * q / 8, rtol=1e-3)
+
+    def slope(t, c):
+        return ((np.sqrt(1 - c**2) + c * (np.pi - np.arccos(c))) / np.pi - c) / 2
+
+    start = (gram / np.sqrt(np.outer(q, q)))[np.triu_indices(3, 1)]
+    ends = scipy.integrate.solve_ivp(slope, (0, 1), start, rtol=1e-10, atol=1e-12).y[:, -1]
+    found = (k / np.sqrt(np.outer(k.diagonal(), k.diagonal())))[np.triu_indices(3, 1)]
+    # Of first order in 1 / L.
+    np.testing.assert_allclose(found, ends, atol=1 / length)

@@ -1,0 +1,211 @@
+"""What `limit` refuses: networks without a limit, or whose limit is not known, and bad input; the message says what to do."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import paperjax as pj
+from tests.limits.ntk_networks import IMAGES, SENTENCES, VECTORS, conv, dense, flat, plain
+
+TOKENS = np.arange(6).reshape(3, 2)
+
+
+def no_width(draw, x, n):
+    return dense(draw, jnp.tanh(dense(draw, x, 7)), 1)
+
+
+def outer(draw, x, n):
+    h, g = dense(draw, x, n), dense(draw, x, n)
+    both = jnp.tanh(h[:, :, None] * g[:, None, :])
+    return jnp.einsum("bij,ijk->bk", both, draw(n, n, 1)) / n
+
+
+def bilinear(draw, x, n):
+    h, g = dense(draw, x, n), dense(draw, x, n)
+    return jnp.einsum("bi,bj,ijk->bk", h, g, draw(n, n, 1)) / n
+
+
+def of(phi):
+    return lambda draw, x, n: dense(draw, phi(dense(draw, x, n)), 1)
+
+
+def batch_mean(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jnp.tanh(h - jnp.broadcast_to(jnp.mean(h, 0), h.shape)), 1)
+
+
+def root_attention(draw, x, n):
+    h = dense(draw, x, n)
+    queries, keys, values = (dense(draw, h, n) for _ in range(3))
+    weights = jax.nn.softmax(queries @ jnp.swapaxes(keys, 1, 2) / n**0.5, -1)
+    return dense(draw, flat(weights @ values), 1)
+
+
+def tied_readout(draw, x, n):
+    table = draw(11, n)
+    h = table[x]
+    return (h + dense(draw, jnp.tanh(h), n)) @ table.T / n**0.5
+
+
+def transposed(draw, x, n):
+    h, w = jnp.tanh(dense(draw, x, n)), draw(n, n)
+    h = jnp.tanh(h @ w / n**0.5)
+    return dense(draw, jnp.tanh(h @ w.T / n**0.5), 1)
+
+
+def max_pooling(draw, x, n):
+    return dense(draw, flat(nn.max_pool(jax.nn.relu(conv(draw, x, n)), (2, 2), (2, 2))), 1)
+
+
+def global_maximum(draw, x, n):
+    return dense(draw, jnp.max(jax.nn.relu(conv(draw, x, n)), (1, 2)), 1)
+
+
+def dropout(draw, x, n):
+    h = jax.nn.relu(dense(draw, x, n))
+    return dense(draw, h * jax.random.bernoulli(jax.random.key(0), 0.5, h.shape).astype(h.dtype), 1)
+
+
+def one_gate(draw, x, n):
+    h = dense(draw, x, n)
+    gate = jnp.broadcast_to(jax.nn.sigmoid(dense(draw, h, 1)), h.shape)
+    return dense(draw, jnp.tanh(dense(draw, h * gate, n)), 1)
+
+
+def finite_layer(draw, x, n):
+    return dense(draw, jnp.tanh(dense(draw, jnp.tanh(dense(draw, x, n)), 7)), 1)
+
+
+NETWORKS = {
+    "no width": (no_width, VECTORS, ValueError, r"no axis of any leaf grows with width.*family\(lambda width"),
+    "two growing axes of one array": (outer, VECTORS, NotImplementedError, r"two growing axes.*outer product"),
+    "two growing axes in one sum": (bilinear, VECTORS, NotImplementedError, r"pj\.limit: .*"),
+    "exponential of a large variance": (of(lambda h: jnp.exp(40 * h)), VECTORS, ValueError, r"not finite.*exp of a large variance"),
+    "exponential of a square": (of(lambda h: jnp.exp(h**2)), VECTORS, ValueError, r"a function of wide values has no expectation"),
+    "one over a field": (of(lambda h: 1 / h), VECTORS, ValueError, r"not finite.*division by a field"),
+    "statistics of the batch": (batch_mean, VECTORS, ValueError, r"examples of a batch meet.*batch statistics.*LayerNorm"),
+    "attention over sqrt(d)": (root_attention, SENTENCES, ValueError, r"stays random.*1/sqrt\(d\) do; scaled by 1/d they settle"),
+    "readout tied to the embedding": (tied_readout, TOKENS, NotImplementedError, r"\[0\].*the other way round.*embedding table.*Untie"),
+    "a matrix and its transpose": (transposed, VECTORS, NotImplementedError, r"\[2\].*the other way round.*transpose"),
+    "max pooling": (max_pooling, IMAGES, NotImplementedError, r"reduce_window_max.*max pooling"),
+    "maximum over positions": (global_maximum, IMAGES, NotImplementedError, r"reduce_max.*max pooling"),
+    "dropout": (dropout, VECTORS, NotImplementedError, r"random key|dropout"),
+    "a gate with one output": (one_gate, VECTORS, NotImplementedError, r"one random number.*gate"),
+    "a finite layer behind a wide one": (finite_layer, VECTORS, NotImplementedError, r"\[4\].*behind a layer that does"),
+    "a readout that grows": (lambda draw, x, n: dense(draw, x, n), VECTORS, NotImplementedError, r"output itself grows.*finite readout"),
+    "a mean for a readout": (lambda d, x, n: jnp.mean(dense(d, x, n), 1, keepdims=True), VECTORS, NotImplementedError, "deterministic"),
+    "a sum that is not scaled": (lambda d, x, n: dense(d, x, n) @ d(n, 1), VECTORS, ValueError, r"NNGP changes.*n\^1\.00.*1/sqrt\(n\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name):
+    forward, x, kind, message = NETWORKS[name]
+    with pytest.raises(kind, match=f"(?s){message}"):
+        pj.limit(plain(forward), x, progress=False)
+
+
+def drawn(draw):
+    def family(width):
+        def init(key, x):
+            first, last = jax.random.split(key)
+            return {"w": draw(first, (x.shape[1], width)), "v": jax.random.normal(last, (width, 1))}
+
+        return init, lambda params, x: width**-0.5 * (jnp.tanh(x @ params["w"]) @ params["v"])
+
+    return family
+
+
+def uniform(key, shape):
+    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+
+
+def sorted_entries(key, shape):
+    return jnp.sort(jax.random.normal(key, shape), 0)
+
+
+LAW = {"['w']": pj.limits.normal(1 / 3)}
+
+
+def test_a_leaf_that_is_not_gaussian():
+    message = r"\['w'\] is drawn from a uniform law.*gaussian=True.*laws=\{\"\['w'\]\": pj\.limits\.normal\(0\.333333\)\}"
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        pj.limit(drawn(uniform), VECTORS, progress=False)
+    consent, declared = pj.limit(drawn(uniform), VECTORS, gaussian=True), pj.limit(drawn(uniform), VECTORS, laws=LAW)
+    np.testing.assert_allclose(consent.ntk, declared.ntk, rtol=1e-12)
+
+
+def test_a_leaf_whose_law_init_does_not_tell():
+    with pytest.raises(ValueError, match=r"(?s)\['w'\] \(5, 1024\): sort.*laws=\{\"\['w'\]\": pj\.limits\.normal"):
+        pj.limit(drawn(sorted_entries), VECTORS)
+    with pytest.raises(ValueError, match=r"laws names a leaf \"\['W'\]\".*Did you mean"):
+        pj.limit(drawn(sorted_entries), VECTORS, laws={"['W']": pj.limits.normal(1.0)})
+    assert pj.limit(drawn(sorted_entries), VECTORS, laws=LAW, ntk=False).nngp.shape == (3, 3)
+
+
+def perceptron(width, depth):
+    def forward(draw, x, n):
+        for _ in range(depth):
+            x = jnp.tanh(dense(draw, x, n))
+        return dense(draw, x, 1)
+
+    return plain(forward)(width)
+
+
+def scanned(width, depth):
+    def init(key, x):
+        first, hidden = jax.random.split(key)
+        return {"v": jax.random.normal(first, (x.shape[1], width)), "w": jax.random.normal(hidden, (depth, width, width))}
+
+    def apply(params, x):
+        h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w / width**0.5), None), x @ params["v"], params["w"])
+        return h[:, :1]
+
+    return init, apply
+
+
+@pytest.mark.parametrize(("family", "message"), [(perceptron, "number of leaves changes"), (scanned, "number of steps of a scan grows")])
+def test_a_depth_among_the_wide_sizes(family, message):
+    with pytest.raises((ValueError, NotImplementedError), match=rf"(?s){message}.*sizes=dict\(depth=\.\.\.\)"):
+        pj.limit(family, VECTORS, at=dict(width=16, depth=2))
+
+
+def holes():
+    x = VECTORS.copy()
+    x[1, 2] = np.nan
+    return x
+
+
+HUGE = np.broadcast_to(np.float32(1), (10**6, 5))
+NET = plain(of(jnp.tanh))
+CALLS = {
+    "a NaN": (dict(x1=holes()), ValueError, r"x1 has a NaN.*example 1"),
+    "a NaN in x2": (dict(x1=VECTORS, x2=holes()), ValueError, r"x2 has a NaN.*example 1"),
+    "one example": (dict(x1=VECTORS[0]), TypeError, r"x\[None\]"),
+    "no examples": (dict(x1=VECTORS[:0]), ValueError, r"x1 has no examples"),
+    "other features": (dict(x1=VECTORS, x2=VECTORS[:, :4]), ValueError, r"shape \(5,\), and x2 of \(4,\)"),
+    "kernels larger than the memory": (dict(x1=HUGE), ValueError, r"1000000 x 1000000.*GB.*blocks, limit\(fam, x\[:1000\]"),
+    "a pair larger than the budget": (dict(x1=VECTORS, max_bytes=10), ValueError, r"one pair of examples.*give more memory"),
+    "an unknown size": (dict(x1=VECTORS, sizes=dict(wdth=3)), ValueError, r"sizes names 'wdth'.*width"),
+    "no size left": (dict(x1=VECTORS, sizes=dict(width=3)), ValueError, r"no size is left"),
+    "an unknown part": (dict(x1=VECTORS, per="layer"), ValueError, r'per = \'layer\': it is None or "leaf"'),
+    "an unknown precision": (dict(x1=VECTORS, dtype="float16"), ValueError, r"float16.*float64"),
+    "no base": (dict(x1=VECTORS, parametrization=pj.ntp), ValueError, r"needs base=dict\(width="),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls(name):
+    arguments, kind, message = CALLS[name]
+    with pytest.raises(kind, match=f"(?s){message}"):
+        pj.limit(NET, **arguments)
+
+
+def test_standard_parametrization_under_one_learning_rate():
+    def family(width):
+        return nn.Sequential([nn.Dense(width, kernel_init=nn.initializers.normal(0.5)), nn.relu, nn.Dense(1)])
+
+    with pytest.raises(ValueError, match=r"NTK changes with the width, about as n\^1\.00.*pj\.ntp"):
+        pj.limit(family, VECTORS, progress=False)

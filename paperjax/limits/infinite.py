@@ -261,7 +261,7 @@ def _refuse_no_width(here: pg.Traced, twice: pg.Traced, widths: Mapping[str, int
 def _audit_noise(program: Program, wider: Program, x1: Any) -> None:
     """What is neglected must fade with the width."""
     x = pg.example(x1) if isinstance(x1, Tracer) else np.asarray(x1[:1])
-    with nd.usual(True):
+    with nd.usual(True), jax.ensure_compile_time_eval():
         x = x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
         for (where, here), (_, there) in zip(program.noise(x[0]), wider.noise(x[0])):
             if here > 1e-12 and not there < 0.85 * here:
@@ -280,9 +280,12 @@ def _audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: 
     def of(which: Program) -> Any:
         return kernels(which, first, second, ntk, False, np.dtype("float64"), 1 << 30, False)
 
-    found = [[k[:2, :2] for k in made] if made is not None and not traced else of(program), of(wider)]
-    for both in found:
-        _refuse_not_finite(both)
+    # Numbers, in a function that is being traced too: there, kernels of given examples are traced values as well.
+    traced = traced or (made is not None and any(isinstance(k, Tracer) for k in made))
+    with jax.ensure_compile_time_eval():
+        found = [[k[:2, :2] for k in made] if made is not None and not traced else of(program), of(wider)]
+        for both in found:
+            _refuse_not_finite(both)
     tolerance = 1e-6 if dtype == "float64" or made is None or traced else 1e-3
     for name, here, there in zip(("NNGP", "NTK"), *found):
         here, there = np.asarray(here), np.asarray(there)

@@ -132,7 +132,7 @@ def mixture_posterior(
     gaussian = posterior(k_train, y, k_test, k_test_test, noise=noise)
     logs = log_weights - 0.5 * (y.shape[0] * jnp.log(variances) + mahalanobis(k_train, y, noise) / variances)
     weights = jax.nn.softmax(logs)
-    return Mixture(gaussian.mean, gaussian.covariance, variances, weights, 1 / jnp.sum(weights**2))
+    return Mixture(gaussian.mean, gaussian.covariance, jnp.asarray(variances), weights, 1 / jnp.sum(weights**2))
 
 
 def mahalanobis(k_train: Any, y: Float[Array | np.ndarray, " N"], noise: Any = 0.0) -> Array:
@@ -144,4 +144,4 @@ def mahalanobis(k_train: Any, y: Float[Array | np.ndarray, " N"], noise: Any = 0
     2.5
     """
     n = y.shape[0]
-    return y @ jax.scipy.linalg.solve(k_train + noise * jnp.eye(n, dtype=y.dtype), y, assume_a="pos")
+    return jnp.asarray(y) @ jax.scipy.linalg.solve(k_train + noise * jnp.eye(n, dtype=y.dtype), y, assume_a="pos")

@@ -108,7 +108,7 @@ def depth_limit(
     return DepthLimit(nngp, ntk, nngp_error, ntk_error)
 
 
-def _extrapolated(name: str, kernels: list[Array], at: int) -> tuple[Array, Array]:
+def _extrapolated(name: str, kernels: list[Any], at: int) -> tuple[Any, Any]:
     with jax.enable_x64(True):
         one, two, four = kernels
         if not isinstance(four, Tracer):

@@ -182,7 +182,7 @@ def deviations(result: "xarray.Dataset") -> np.ndarray:
 
 def width_slope(results: Results) -> Estimate:
     """Of the deviations on n: of depths 16 and 64 the one that may be farther from -1/2."""
-    each = [fit_slope(WIDTHS, deviations(results["residual"])[:, :, DEPTHS.index(depth)]) for depth in (16, 64)]
+    each = [fit_slope(np.array(WIDTHS), deviations(results["residual"])[:, :, DEPTHS.index(depth)]) for depth in (16, 64)]
     return max(each, key=lambda e: max(abs(edge + 0.5) for edge in e.interval))
 
 
@@ -227,7 +227,7 @@ CLAIMS = (
     ),
     Claim(
         "at every depth alike: slope of its rms on L, n = 32",
-        "Theorem 3.1", 0.0, lambda results: fit_slope(DEPTHS, deviations(results["residual"])[:, WIDTHS.index(32)]), 0.1,
+        "Theorem 3.1", 0.0, lambda results: fit_slope(np.array(DEPTHS), deviations(results["residual"])[:, WIDTHS.index(32)]), 0.1,
         "the same as for n: 1 - 1/L at L = 8 tilts it by 0.03",
         Control("a perceptron without skips", PERCEPTRON),
     ),
@@ -245,7 +245,7 @@ CLAIMS = (
     Claim(
         "at infinite width depth is off by 1/L: slope of |K_L - K_inf|",
         "Theorem 3.2 has L^-1/2 as a bound; formula of the docstring", -1.0,
-        lambda results: fit_slope(INFINITE, distances(results["infinite-width"])), 0.1,
+        lambda results: fit_slope(np.array(INFINITE), distances(results["infinite-width"])), 0.1,
         "the next order at L = 8 tilts it by 0.02", Control(TRIVIAL, {"infinite-width": "infinite-width-one-over-depth"}),
     ),
 )  # fmt: skip

@@ -73,7 +73,7 @@ def network(width: int) -> pj.Model:
     return pj.models.mlp(width, LAYERS, 1, bias=False, weight_variance=2.0, readout_variance=1.0)
 
 
-def kernel(x: Any) -> Float[Array, "N N"]:
+def kernel(x: Any) -> Float[Array | np.ndarray, "N N"]:
     """NNGP of these inputs, in float64."""
     return pj.limit(network, x, ntk=False).nngp
 
@@ -332,13 +332,13 @@ CLAIMS = (
     ),
     Claim(
         "as a = b grows it tends to the NNGP: slope of the difference of variances",
-        "Section 3.2", -1.0, lambda results: fit_slope(SHAPES, found(results["regression"], "to_gaussian")), 0.05,
+        "Section 3.2", -1.0, lambda results: fit_slope(np.array(SHAPES), found(results["regression"], "to_gaussian")), 0.05,
         "(d² - n + 2) / (2a + n - 2) with n = 48, whose slope from a = 100 on is -0.97",
         Control("b = 3/2 while a grows: the variance vanishes", WRONG),
     ),
     Claim(
         "importance sampling serves every prior on v: slope of its error on the number of samples",
-        "Section 4", -0.5, lambda results: fit_slope(SAMPLES, found(results["regression"], "importance")), 0.15,
+        "Section 4", -0.5, lambda results: fit_slope(np.array(SAMPLES), found(results["regression"], "importance")), 0.15,
         "the central limit theorem; with few samples that count the error falls a little faster",
         Control("samples of the prior without their weights", WRONG),
     ),

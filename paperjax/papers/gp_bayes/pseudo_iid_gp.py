@@ -81,7 +81,7 @@ AT = 128
 WIDTHS: dict[Size, tuple[int, ...]] = {"quick": (32, 64, 128, 256), "full": (32, 64, 128, 256, 512)}
 CHANNELS, POSITIONS = 48, 6
 # The measures draw the networks.
-NOTHING = pj.Model(lambda key, x: jax.random.normal(key, (1,)), lambda params, x: params * jnp.ones((2, 1)))
+NOTHING = pj.Model(lambda key, x: jax.random.normal(key, (1,)), lambda params, x: params[None] * jnp.ones((2, 1)))
 
 
 def pair(key: Array, positions: int = 0) -> pj.data.Dataset:

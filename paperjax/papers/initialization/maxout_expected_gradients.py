@@ -203,7 +203,7 @@ def variance_law(layers: Any, n: int, rank: int) -> Any:
 
 def variance_slope(results: Results) -> Estimate:
     """Of the log of the variance on the log of L / n."""
-    return fit_slope(LAYERS, variances(results["rank-5"]))
+    return fit_slope(np.array(LAYERS), variances(results["rank-5"]))
 
 
 def scaled_variance(results: Results) -> Estimate:

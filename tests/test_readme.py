@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -116,6 +117,33 @@ def test_kernel(here):
     assert [k.shape for k in names["K"]] == [(4, 4, 2, 2), (2, 4, 2, 2)]
     assert bool(jnp.isfinite(names["f_t"].test).all())
     assert names["limit"].shape == (4, 4)
+
+
+@pytest.mark.slow
+def test_limit(here):
+    import flax.linen as nn
+
+    class MyFlaxNet(nn.Module):
+        width: int
+        depth: int
+
+        @nn.compact
+        def __call__(self, x):
+            h = nn.Dense(self.width)(x)
+            for _ in range(self.depth):
+                h = h + nn.Dense(self.width)(nn.relu(h))
+            return nn.Dense(1)(h)
+
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    names = {"x1": x[:3], "x2": x[3:]}
+    exec("import paperjax as pj\n", names)
+    names["family"] = names["pj"].family(lambda width, depth: MyFlaxNet(width, depth), x=x)
+    exec(BLOCKS[5], names)
+    # A residual layer adds half of the second moment of what a ReLU passes of it: (1 + 1/2)^4 for four.
+    one = names["pj"].limit(names["family"], x, sizes=dict(depth=4), parametrization=names["pj"].ntp, base=dict(width=64), gaussian=True)
+    assert one.nngp.diagonal() == pytest.approx((x**2).sum(1) / 3 * 1.5**4, rel=1e-5)
+    assert names["K"].nngp == pytest.approx(one.nngp[:3, 3:])
+    assert names["K"].ntk == pytest.approx(one.ntk[:3, 3:])
 
 
 def test_the_two_commands_are_there():

@@ -17,6 +17,8 @@ from paperjax.limits.closed_forms import (
     sin,
     step,
 )
+from paperjax.limits.critical import Edge, edge_of_chaos
+from paperjax.limits.depth import DepthLimit, Flow, depth_limit, residual_flow
 from paperjax.limits.dual import dual
 from paperjax.limits.expectation import Mean, mean, moment, pair
 from paperjax.limits.infinite import Limit, limit
@@ -29,8 +31,9 @@ from paperjax.limits.rectified import rectified_monomial, signed_power
 from paperjax.limits.recursion import Kernels, mlp_kernels
 
 __all__ = [
-    "Affine", "Dual", "Expectation", "Kernels", "Law", "Limit", "Mean", "Program", "Term", "absolute", "constant", "cos", "dual", "erf",
-    "exp", "expect", "gelu", "identity", "isserlis", "leaf_laws", "leaky_relu", "limit", "mean", "mlp_kernels", "moment", "monomial",
-    "normal", "orthogonal", "pair", "piecewise_linear", "polynomial", "quadrature", "recognise", "rectified_monomial", "relu", "sign",
-    "signed_power", "sin", "step", "truncated_normal", "uniform",
+    "Affine", "DepthLimit", "Dual", "Edge", "Expectation", "Flow", "Kernels", "Law", "Limit", "Mean", "Program", "Term", "absolute",
+    "constant", "cos", "depth_limit", "dual", "edge_of_chaos", "erf", "exp", "expect", "gelu", "identity", "isserlis", "leaf_laws",
+    "leaky_relu", "limit", "mean", "mlp_kernels", "moment", "monomial", "normal", "orthogonal", "pair", "piecewise_linear", "polynomial",
+    "quadrature", "recognise", "rectified_monomial", "relu", "residual_flow", "sign", "signed_power", "sin", "step", "truncated_normal",
+    "uniform",
 ]  # fmt: skip

@@ -38,13 +38,18 @@ class Limit(NamedTuple):
     program
         What was read; see `paperjax.limits.program.Program`.
 
+    Notes
+    -----
+    Kernels are JAX's arrays if ``jax_enable_x64`` is on, else NumPy's, in double precision all the
+    same; traced ones are then in single.
+
     Examples
     --------
     >>> Limit(jnp.eye(2), jnp.eye(2), None).nngp.shape
     (2, 2)
     """
 
-    nngp: Float[Array, "..."]
+    nngp: Float[Array | np.ndarray, "..."]
     ntk: Any
     program: Any
 
@@ -159,10 +164,18 @@ def limit(
     found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
     _refuse_not_finite(found)
     _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
+    found = _for_the_user(found)
     nngp, tangent = found if wants else (found[0], None)
     if per == "leaf" and tangent is not None:
         tangent = {path: tangent[:, :, i] for i, path in enumerate(program.paths) if program.rates[i]}
     return Limit(nngp, tangent, program)
+
+
+def _for_the_user(found: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Double precision in a form that the user's flag allows: JAX warns of every function of such an array of its own where it does not."""
+    if jax.config.read("jax_enable_x64"):
+        return found
+    return tuple(k.astype(jnp.float32) if isinstance(k, Tracer) else np.asarray(k) for k in found)
 
 
 def _check(x: Any, name: str, like: Any) -> None:
@@ -248,7 +261,7 @@ def _refuse_no_width(here: pg.Traced, twice: pg.Traced, widths: Mapping[str, int
 def _audit_noise(program: Program, wider: Program, x1: Any) -> None:
     """What is neglected must fade with the width."""
     x = pg.example(x1) if isinstance(x1, Tracer) else np.asarray(x1[:1])
-    with nd.usual(True):
+    with nd.usual(True), jax.ensure_compile_time_eval():
         x = x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
         for (where, here), (_, there) in zip(program.noise(x[0]), wider.noise(x[0])):
             if here > 1e-12 and not there < 0.85 * here:
@@ -267,9 +280,12 @@ def _audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: 
     def of(which: Program) -> Any:
         return kernels(which, first, second, ntk, False, np.dtype("float64"), 1 << 30, False)
 
-    found = [[k[:2, :2] for k in made] if made is not None and not traced else of(program), of(wider)]
-    for both in found:
-        _refuse_not_finite(both)
+    # Numbers, in a function that is being traced too: there, kernels of given examples are traced values as well.
+    traced = traced or (made is not None and any(isinstance(k, Tracer) for k in made))
+    with jax.ensure_compile_time_eval():
+        found = [[k[:2, :2] for k in made] if made is not None and not traced else of(program), of(wider)]
+        for both in found:
+            _refuse_not_finite(both)
     tolerance = 1e-6 if dtype == "float64" or made is None or traced else 1e-3
     for name, here, there in zip(("NNGP", "NTK"), *found):
         here, there = np.asarray(here), np.asarray(there)

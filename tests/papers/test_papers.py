@@ -91,7 +91,7 @@ def test_nothing_imports_papers_but_the_finder():
 def test_floors_import_down_only():
     floors = [
         {"adapters", "binding", "describe", "model", "params", "reach", "data", "checkpoint", "devices", "interrupts", "progress"},
-        {"losses", "models", "trace", "transforms", "train", "grid"},
+        {"losses", "models", "trace", "transforms", "train", "grid", "interop"},
         {"measures", "kernels", "layout", "cell", "compiling", "parametrization", "planned"},
         {"limits", "experiment", "driver", "result"},
         {"claims", "estimates"},

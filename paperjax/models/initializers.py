@@ -1,0 +1,148 @@
+"""Random matrices with structure, in the form of `jax.nn.initializers`: ``init(key, shape, dtype)``, fan-in before fan-out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+from jaxtyping import Array, PRNGKeyArray
+
+
+def orthogonal(variance: float = 1.0) -> Initializer:
+    """Orthonormal columns, uniform over them (Haar), times ``sqrt(variance)``: an entry has variance ``variance / fan_in``.
+
+    The law is that of `jax.nn.initializers.orthogonal`, by Householder reflections (Stewart, SIAM J. Numer. Anal. 17, 1980) in place of
+    LAPACK, whose threads wait for each other where many small matrices are drawn in a loop on a busy machine.
+
+    Parameters
+    ----------
+    variance
+        Of an entry, times the fan-in.
+
+    Returns
+    -------
+    Initializer
+        Of matrices (fan_in, fan_out), fan_out at most fan_in.
+
+    Raises
+    ------
+    ValueError
+        If the shape is no matrix, or wider than it is tall.
+
+    Examples
+    --------
+    >>> w = orthogonal(2.0)(jax.random.key(0), (6, 3))
+    >>> (w.T @ w).round(5).tolist()
+    [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]]
+    """
+
+    def init(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+        fan_in, fan_out = _matrix("orthogonal", shape)
+        if fan_out > fan_in:
+            raise ValueError(f"orthogonal: shape {tuple(shape)} has more columns than rows, which cannot be orthonormal. Transpose it.")
+        normals = jax.random.normal(key, (fan_out, fan_in), dtype)
+
+        def reflect(w: Array, column: tuple[Array, Array]) -> tuple[Array, Array]:
+            i, x = column
+            below = jnp.where(jnp.arange(fan_in) >= i, x, 0)
+            sign = jnp.where(below[i] >= 0, 1, -1).astype(dtype)
+            v = below.at[i].add(sign * jnp.linalg.norm(below))
+            return w - (2 / (v @ v)) * v[:, None] * (v @ w)[None, :], -sign
+
+        w, signs = jax.lax.scan(reflect, jnp.eye(fan_in, fan_out, dtype=dtype), (jnp.arange(fan_out), normals), reverse=True)
+        return jnp.asarray(variance, dtype) ** 0.5 * w * signs[None, :]
+
+    return init
+
+
+def low_rank(rank: int, variance: float = 1.0) -> Initializer:
+    """``W = P C`` with P (fan_in, rank) of orthonormal columns, uniform over them, and C of independent normal entries.
+
+    An entry has variance ``variance / fan_in``: the entries of C have ``variance / rank``. Rows of W (the weights of one input) depend
+    on each other; columns, given P, do not, and any rotation of the inputs gives the same law. So wide layers are Gaussian as long as
+    the rank grows with the width (arXiv 2310.16597, Section 2).
+
+    Parameters
+    ----------
+    rank
+        At least 1, at most the fan-in.
+    variance
+        Of an entry, times the fan-in.
+
+    Returns
+    -------
+    Initializer
+        Of matrices (fan_in, fan_out).
+
+    Raises
+    ------
+    ValueError
+        If the shape is no matrix, or the rank is not between 1 and the fan-in.
+
+    Examples
+    --------
+    >>> w = low_rank(2)(jax.random.key(0), (6, 5))
+    >>> w.shape, int(jnp.linalg.matrix_rank(w))
+    ((6, 5), 2)
+    """
+
+    def init(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+        fan_in, fan_out = _matrix("low_rank", shape)
+        if not 1 <= rank <= fan_in:
+            raise ValueError(f"low_rank: rank = {rank}, but it is between 1 and the fan-in, {fan_in}.")
+        key_p, key_c = jax.random.split(key)
+        p = jnp.linalg.qr(jax.random.normal(key_p, (fan_in, rank), dtype))[0]
+        return (variance / rank) ** 0.5 * p @ jax.random.normal(key_c, (rank, fan_out), dtype)
+
+    return init
+
+
+def block_sparse(blocks: int, variance: float = 1.0) -> Initializer:
+    """A block-diagonal matrix with independent normal entries in its blocks, rows and columns permuted at random.
+
+    An entry has variance ``variance / fan_in`` over blocks and permutations: within a block it has `blocks` times that. Every output
+    sums over ``fan_in / blocks`` inputs (arXiv 2310.16597, Section 2).
+
+    Parameters
+    ----------
+    blocks
+        How many; both sizes must be multiples of it.
+    variance
+        Of an entry, times the fan-in.
+
+    Returns
+    -------
+    Initializer
+        Of matrices (fan_in, fan_out).
+
+    Raises
+    ------
+    ValueError
+        If the shape is no matrix, or the sizes are not multiples of `blocks`.
+
+    Examples
+    --------
+    >>> w = block_sparse(4)(jax.random.key(0), (8, 12))
+    >>> (w != 0).sum(axis=0).tolist()  # inputs of each output
+    [2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    """
+
+    def init(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+        fan_in, fan_out = _matrix("block_sparse", shape)
+        if blocks < 1 or fan_in % blocks or fan_out % blocks:
+            raise ValueError(f"block_sparse: blocks = {blocks}, but both sizes, {fan_in} and {fan_out}, are multiples of it.")
+        key_w, key_in, key_out = jax.random.split(key, 3)
+        columns = jax.random.normal(key_w, (fan_in, fan_out // blocks), dtype)
+        mask = jnp.arange(fan_in)[:, None] // (fan_in // blocks) == jnp.arange(blocks)[None, :]
+        w = (columns[:, None, :] * mask[:, :, None].astype(dtype)).reshape(fan_in, fan_out)
+        w = w[jax.random.permutation(key_in, fan_in)][:, jax.random.permutation(key_out, fan_out)]
+        return (variance * blocks / fan_in) ** 0.5 * w
+
+    return init
+
+
+def _matrix(name: str, shape: Sequence[int]) -> tuple[int, int]:
+    if len(shape) != 2:
+        raise ValueError(f"{name}: shape {tuple(shape)} is no matrix. Give (fan_in, fan_out), and reshape a kernel of a convolution.")
+    return shape[0], shape[1]

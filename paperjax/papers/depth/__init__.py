@@ -1,0 +1,1 @@
+"""Papers on networks whose depth goes to infinity."""

@@ -1,0 +1,1 @@
+"""Papers on networks as Gaussian processes and their kin."""

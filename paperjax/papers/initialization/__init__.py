@@ -1,0 +1,1 @@
+"""Papers on how parameters start."""

@@ -257,9 +257,9 @@ QUICK = {
 SLOW = {
     **{
         f"perceptron of {phi}, depth {depth}{', bias' if b else ''}": (*perceptron(phi, depth, b), VECTORS)
-        for phi in PHIS for depth in (1, 3, 10) for b in (B, None)
-        # At depth 10 these overflow, or fall below the rounding of others.
-        if not (depth == 10 and phi in ("exp", "monomial", "gabor"))
+        for phi, depth, b in [
+            *((phi, 3, B) for phi in PHIS), *((phi, 1, None) for phi in PHIS), *(("relu", depth, None) for depth in (3, 10)),
+        ]
     },
     **{
         f"convolution {padding}, stride {stride}, {head}": (*convolutional(padding, stride, head), IMAGES)

@@ -105,10 +105,6 @@ def mlp(phi, depth, b=B):
     "phi",
     [
         pytest.param(jnp.tanh, marks=pytest.mark.slow),
-        pytest.param(jax.nn.gelu, marks=pytest.mark.slow),
-        pytest.param(jax.nn.sigmoid, marks=pytest.mark.slow),
-        pytest.param(jax.nn.softplus, marks=pytest.mark.slow),
-        pytest.param(jax.nn.silu, marks=pytest.mark.slow),
     ],
 )
 def test_functions_without_closed_form(phi):

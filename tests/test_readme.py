@@ -79,8 +79,8 @@ def test_your_network(here):
     assert names["small"].apply(params, x).shape == (2, 64)
 
 
-@pytest.mark.slow
-def test_mup(here):
+def residual(width, depth):
+    """What the reader's network may be where a family is asked for."""
     import flax.linen as nn
 
     class MyFlaxNet(nn.Module):
@@ -94,10 +94,15 @@ def test_mup(here):
                 h = h + nn.Dense(self.width)(nn.relu(h))
             return nn.Dense(1)(h)
 
+    return MyFlaxNet(width, depth)
+
+
+@pytest.mark.slow
+def test_mup(here):
     x = jax.random.normal(jax.random.key(0), (8, 3))
     names = {"batch": x, "data": (x, x[:, :1])}
     exec("import jax, optax, paperjax as pj\n", names)
-    names["family"] = names["pj"].family(lambda width, depth: MyFlaxNet(width, depth), x=x)
+    names["family"] = names["pj"].family(lambda width, depth: residual(width, depth), x=x)
     exec(small(BLOCKS[3]), names)
     # Width 64 to 128, depth 4 to 8: a hidden weight's Adam learning rate is times 1/2 · 2^-1/2.
     hidden = next(leaf for leaf in names["plan"].leaves if leaf.path == "['Dense_1']['kernel']")
@@ -121,23 +126,10 @@ def test_kernel(here):
 
 @pytest.mark.slow
 def test_limit(here):
-    import flax.linen as nn
-
-    class MyFlaxNet(nn.Module):
-        width: int
-        depth: int
-
-        @nn.compact
-        def __call__(self, x):
-            h = nn.Dense(self.width)(x)
-            for _ in range(self.depth):
-                h = h + nn.Dense(self.width)(nn.relu(h))
-            return nn.Dense(1)(h)
-
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     names = {"x1": x[:3], "x2": x[3:]}
     exec("import paperjax as pj\n", names)
-    names["family"] = names["pj"].family(lambda width, depth: MyFlaxNet(width, depth), x=x)
+    names["family"] = names["pj"].family(lambda width, depth: residual(width, depth), x=x)
     exec(BLOCKS[5], names)
     # A residual layer adds half of the second moment of what a ReLU passes of it: (1 + 1/2)^4 for four.
     one = names["pj"].limit(names["family"], x, sizes=dict(depth=4), parametrization=names["pj"].ntp, base=dict(width=64), gaussian=True)

@@ -160,10 +160,11 @@ def limit(
         )
     budget = max_bytes if max_bytes is not None else device_budget(jax.local_devices())
     _check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
-    _audit_noise(program, wider, x1)
-    found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
-    _refuse_not_finite(found)
-    _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
+    with pg.told(program.traced):
+        _audit_noise(program, wider, x1)
+        found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
+        _refuse_not_finite(found)
+        _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
     found = _for_the_user(found)
     nngp, tangent = found if wants else (found[0], None)
     if per == "leaf" and tangent is not None:

@@ -1,8 +1,9 @@
 """The program of a limit: from examples to kernels, read from the trace of a family at two widths."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -67,6 +68,28 @@ def _double(form: Any) -> Any:
     return jax.ShapeDtypeStruct(form.shape, jnp.float64) if jnp.issubdtype(form.dtype, jnp.floating) else form
 
 
+@contextlib.contextmanager
+def told(here: Traced) -> Iterator[None]:
+    """Errors of the graph of values, which know a leaf by number, in terms of the network.
+
+    Raises
+    ------
+    ValueError
+        For a leaf whose law survives at infinite width, with what to say of it.
+    NotImplementedError
+        For anything else that has no known limit, with its primitive and the leaf's path.
+    """
+    try:
+        yield
+    except NotGaussianError as error:
+        raise ValueError(not_gaussian(here, error.leaf)) from error
+    except NotImplementedError as error:
+        said, where = str(error), getattr(error, "primitive", None)
+        if said.startswith("pj.limit:"):
+            raise
+        raise NotImplementedError(f"pj.limit: {f'primitive {where}: ' if where else ''}{_with_paths(said, here.paths)}") from error
+
+
 class Program:
     """What the kernels of two examples are, at infinite width.
 
@@ -86,17 +109,12 @@ class Program:
         self.paths, self.variances, self.rates = here.paths, tuple(variances), here.rates
         laws = [_leaf_law(path, law, v, gaussian) for path, law, v in zip(here.paths, here.laws, variances)]
         reader = Interpreter(laws)
-        try:
+        self.traced = here
+        with told(here):
             outputs = reader.network(here.jaxpr, other.jaxpr, len(laws))
             if len(outputs) != 1:
                 raise NotImplementedError(f"the network returns {len(outputs)} arrays, and a limit is of one.")
             self.output = _output(reader.node(outputs[0]))
-        except NotGaussianError as error:
-            raise ValueError(not_gaussian(here, error.leaf)) from error
-        except NotImplementedError as error:
-            where = getattr(error, "primitive", None)
-            said = f"pj.limit: {f'primitive {where}: ' if where else ''}{_with_paths(str(error), here.paths)}"
-            raise NotImplementedError(said) from error
         self.noises = reader.noises
         self.shared = tuple(here.paths[i] for i in sorted(reader.shared) if here.rates[i])
         self.cache = cache

@@ -246,7 +246,7 @@ def excess(moments_Sx5: np.ndarray) -> np.ndarray:
 
 def kurtosis_slope(result: "xarray.Dataset", kind: str) -> Estimate:
     """Slope of the last layer's excess kurtosis on the width."""
-    return fit_slope(result.width.values, np.stack([excess(layer(result, kind, LAYERS, n)) for n in result.width.values], axis=1))
+    return fit_slope(result.width.values, np.stack([excess(layer(result, kind, LAYERS, n)) for n in result.width.values.tolist()], axis=1))
 
 
 def growth(result: "xarray.Dataset", kind: str) -> Estimate:
@@ -343,30 +343,30 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
     width = zoo.width.values
     for i, name in enumerate(ZOO):
         at = width * 1.05 ** (i - 2)
-        each = [layer(zoo, name, LAYERS, n) for n in width]
+        each = [layer(zoo, name, LAYERS, n) for n in width.tolist()]
         points(along, at, np.stack([m[:, 2] / np.sqrt(m[:, 0] * m[:, 1]) for m in each], axis=1), name)
         points(tails, at, np.stack([excess(m) for m in each], axis=1), name)
     unit = layer(wrong, "block-sparse", LAYERS)
     points(along, [AT], (unit[:, 2] / np.sqrt(unit[:, 0] * unit[:, 1]))[:, None], "control: blocks of one unit")
     prediction(along, width, dense_correlation(), "pj.limit")
     along.set(ylabel="correlation of two inputs", title=f"pre-activations after {LAYERS} layers", ylim=(0.3, 0.75))
-    points(tails, width, np.stack([excess(layer(results["rank-one"], "normal", LAYERS, n)) for n in width], axis=1), "control: rank 1")
+    points(tails, width, np.stack([excess(layer(results["rank-one"], "normal", LAYERS, n)) for n in width.tolist()], axis=1), "control: rank 1")
     prediction(tails, width, 3 * ((1 + 5 / width) ** LAYERS - 1), "normal, $3((1 + 5/n)^3 - 1)$")
     tails.set(yscale="log", ylabel="excess kurtosis", title="the same; 1/n")
     tails.set_ylim(0.02, 3e5)
     formulas = {
         "normal": (15 / width, "15/n"),
         "orthogonal": (9 / (width + 2), "9/(n + 2)"),
-        "low-rank": (np.array([rank_formula(n, n // 2) for n in width]), "rank n/2"),
+        "low-rank": (np.array([rank_formula(n, n // 2) for n in width.tolist()]), "rank n/2"),
         "block-sparse": (30 / width, "30/n"),
     }
     for name, (y, label) in formulas.items():
-        colour = points(first, width, np.stack([excess(layer(zoo, name, 1, n)) for n in width], axis=1), name)
+        colour = points(first, width, np.stack([excess(layer(zoo, name, 1, n)) for n in width.tolist()], axis=1), name)
         prediction(first, width, y, label, color=colour)
     first.set(yscale="log", ylabel="excess kurtosis", title="after one layer, and exact formulas", ylim=(0.02, 1.5))
     for ax in (along, tails, first):
         ax.set(xscale="log", xlabel="width n (neurons)")
-        ax.set_xticks(width, [str(n) for n in width])
+        ax.set_xticks(width, [str(n) for n in width.tolist()])
         ax.set_xticks([], minor=True)
         ax.legend(fontsize=7, ncols=2)
     return fig

@@ -350,7 +350,9 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
     points(along, [AT], (unit[:, 2] / np.sqrt(unit[:, 0] * unit[:, 1]))[:, None], "control: blocks of one unit")
     prediction(along, width, dense_correlation(), "pj.limit")
     along.set(ylabel="correlation of two inputs", title=f"pre-activations after {LAYERS} layers", ylim=(0.3, 0.75))
-    points(tails, width, np.stack([excess(layer(results["rank-one"], "normal", LAYERS, n)) for n in width.tolist()], axis=1), "control: rank 1")
+    points(
+        tails, width, np.stack([excess(layer(results["rank-one"], "normal", LAYERS, n)) for n in width.tolist()], axis=1), "control: rank 1"
+    )
     prediction(tails, width, 3 * ((1 + 5 / width) ** LAYERS - 1), "normal, $3((1 + 5/n)^3 - 1)$")
     tails.set(yscale="log", ylabel="excess kurtosis", title="the same; 1/n")
     tails.set_ylim(0.02, 3e5)

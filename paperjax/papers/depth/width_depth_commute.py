@@ -3,7 +3,7 @@
 Hayou, Yang, ICML 2023, arXiv 2302.00453.
 
 With branches scaled by ``L^-1/2``, ``h^{l+1} = h^l + L^-1/2 W^l relu(h^l)``, W ~ N(0, 2/n), the covariance of two inputs tends to the same
-numbers however n and L go to infinity (Theorem 3.1). With q the mean square and c the covariance,
+numbers however n and L go to infinity. With q the mean square and c the covariance,
 
     dq/dt = q,    dc/dt = q kappa_1(c / q),    kappa_1(r) = (sqrt(1 - r²) + r (pi - arccos r)) / pi,
 
@@ -212,41 +212,42 @@ TRIVIAL = "branches scaled by 1/L: nothing happens on the way"
 CLAIMS = (
     Claim(
         "E q_L tends to e along every route: over the limit with its 1/L term, farthest",
-        "Theorem 3.1", 1.0, over_limit(0, 0, lambda v: v[..., :2].mean(axis=-1)), 0.1,
+        "arXiv 2302.00453: one covariance however the limits are taken", 1.0, over_limit(0, 0, lambda v: v[..., :2].mean(axis=-1)), 0.1,
         "of order 1/n, and 16 is the least n: one over it is 0.06; in depth the next order is 11 / (24 L²), 0.002 at L = 16",
         Control(TRIVIAL, {"route-16-256": "one-over-depth"}),
     ),
     Claim(
         "E c_L tends to 1.228 along every route: over the limit with its 1/L term, farthest",
-        "Theorem 3.1", 1.0, over_limit(0, 1, lambda v: v[..., 2]), 0.1,
+        "arXiv 2302.00453: one covariance however the limits are taken", 1.0, over_limit(0, 1, lambda v: v[..., 2]), 0.1,
         "of order 1/n, and 16 is the least n: one over it is 0.06",
         Control(TRIVIAL, {"route-16-256": "one-over-depth"}),
     ),
     Claim(
         "the correlation deviates by n^-1/2: slope of its rms on n, L = 16 and 64, the farther",
-        "Theorem 3.1", -0.5, width_slope, 0.1, "as first proposed: the next order is 1/n",
+        "arXiv 2302.00453: one covariance however the limits are taken", -0.5, width_slope, 0.1, "as first proposed: the next order is 1/n",
         Control("a perceptron without skips: its correlation tends to 1 and deviates by other powers", PERCEPTRON),
     ),
     Claim(
         "at every depth alike: slope of its rms on L, n = 32",
-        "Theorem 3.1", 0.0, lambda results: fit_slope(np.array(DEPTHS), deviations(results["residual"])[:, WIDTHS.index(32)]), 0.1,
+        "arXiv 2302.00453: one covariance however the limits are taken",
+        0.0, lambda results: fit_slope(np.array(DEPTHS), deviations(results["residual"])[:, WIDTHS.index(32)]), 0.1,
         "the same as for n: 1 - 1/L at L = 8 tilts it by 0.03",
         Control("a perceptron without skips", PERCEPTRON),
     ),
     Claim(
         "pre-activations become Gaussian: their excess kurtosis, n = 128, L = 32",
-        "Theorem 3.3", 0.0, lambda results: estimate(kurtosis(results["residual"])[:, -1]), 0.2,
+        "arXiv 2302.00453: Gaussian pre-activations", 0.0, lambda results: estimate(kurtosis(results["residual"])[:, -1]), 0.2,
         "3 Var(q) / E[q]² is about 12 / n, 0.09", Control("a perceptron without skips, where it is 3 (1 + 5/n)^L - 3 = 7", PERCEPTRON),
     ),
     Claim(
         "scaled by 1/L nothing happens: q_L at L = 64",
-        "Section 3", (1 + 1 / 64**2) ** 64,
+        "the recursion of the mean square, exact at infinite width", (1 + 1 / 64**2) ** 64,
         lambda results: estimate(values(results["one-over-depth"])[:, 0, 0, :, :2].mean(axis=(1, 2))), 0.05,
         "exact; a mean over few networks", Control("scaled by L^-1/2", {"one-over-depth": "route-16-256"}),
     ),
     Claim(
         "at infinite width depth is off by 1/L: slope of |K_L - K_inf|",
-        "Theorem 3.2 has L^-1/2 as a bound; formula of the docstring", -1.0,
+        "the 1/L term of the docstring", -1.0,
         lambda results: fit_slope(np.array(INFINITE), distances(results["infinite-width"])), 0.1,
         "the next order at L = 8 tilts it by 0.02", Control(TRIVIAL, {"infinite-width": "infinite-width-one-over-depth"}),
     ),

@@ -28,7 +28,7 @@ grows; samples without their weights.
 
 Measured (quick): 0.874 +- 0.076, -15.9 +- 0.6, 1.12 +- 0.07, 2e-8, 1 to 1e-6, -0.972, -0.491 +- 0.011.
 
-What is not here: training of all layers (Theorem 3.5). With v in the last layer the tangent kernel is v Theta_hidden + Theta_last, so that
+What is not here: training of all layers. With v in the last layer the tangent kernel is v Theta_hidden + Theta_last, so that
 the mean depends on v and the mixture is no Student-t.
 What did not hold as first proposed: a p value above 0.05 for every set of networks: one in 20 is below by chance, at any width. The mean
 of the distance over seeds is claimed instead.
@@ -307,38 +307,38 @@ WHY_DISTANCE = "what is above 1.32 would be rejected at 5 % (1.36) by a typical 
 CLAIMS = (
     Claim(
         "outputs of networks with an inverse-gamma variance in the last layer are Student-t of 2a degrees: sqrt(N) times the distance",
-        "Theorem 3.1, Corollary 3.2", KOLMOGOROV, distance("start", False), 0.45, WHY_DISTANCE, Control(FIXED, {"start": "start-fixed"}),
+        "limit, inverse-gamma case", KOLMOGOROV, distance("start", False), 0.45, WHY_DISTANCE, Control(FIXED, {"start": "start-fixed"}),
     ),
     Claim(
         "and not normal: log10 of the p value",
-        "Theorem 3.1", -10.0, normal_rejected, 0.0, "as first proposed; no tolerance on a bound", Control(FIXED, {"start": "start-fixed"}),
+        "the limit", -10.0, normal_rejected, 0.0, "as first proposed; no tolerance on a bound", Control(FIXED, {"start": "start-fixed"}),
         relation="<=",
     ),
     Claim(
         "with a trained last layer the law is Student-t of 2a degrees around the NNGP's mean: sqrt(N) times the distance",
-        "Theorem 3.4", KOLMOGOROV, distance("trained", True), 0.45, WHY_DISTANCE, Control(FIXED, {"trained": "trained-fixed"}),
+        "last layer trained", KOLMOGOROV, distance("trained", True), 0.45, WHY_DISTANCE, Control(FIXED, {"trained": "trained-fixed"}),
     ),
     Claim(
         "given n labels it is Student-t of 2a + n degrees: largest difference from an integral over v",
-        "Section 4", 0.0, conditioned, 1e-6,
+        "posterior of a Student-t process", 0.0, conditioned, 1e-6,
         "as first proposed; the integral is in float64, exact to rounding, and stored in float32",
         Control("scale b/a, as if y did not act on v", WRONG),
     ),
     Claim(
         "labels out of distribution widen it by (2b + d²) / (2a + n - 2): ratio of integral and formula, farthest test input",
-        "Section 4", 1.0, lambda results: estimate(found(results["regression"], "inflation")), 1e-6,
+        "posterior of a Student-t process", 1.0, lambda results: estimate(found(results["regression"], "inflation")), 1e-6,
         "exact; the result is stored in float32",
         Control("the d² of labels in distribution", WRONG),
     ),
     Claim(
         "as a = b grows it tends to the NNGP: slope of the difference of variances",
-        "Section 3.2", -1.0, lambda results: fit_slope(np.array(SHAPES), found(results["regression"], "to_gaussian")), 0.05,
+        "variance a / (a - 1)", -1.0, lambda results: fit_slope(np.array(SHAPES), found(results["regression"], "to_gaussian")), 0.05,
         "(d² - n + 2) / (2a + n - 2) with n = 48, whose slope from a = 100 on is -0.97",
         Control("b = 3/2 while a grows: the variance vanishes", WRONG),
     ),
     Claim(
         "importance sampling serves every prior on v: slope of its error on the number of samples",
-        "Section 4", -0.5, lambda results: fit_slope(np.array(SAMPLES), found(results["regression"], "importance")), 0.15,
+        "importance sampling", -0.5, lambda results: fit_slope(np.array(SAMPLES), found(results["regression"], "importance")), 0.15,
         "the central limit theorem; with few samples that count the error falls a little faster",
         Control("samples of the prior without their weights", WRONG),
     ),

@@ -287,21 +287,21 @@ def rank_formula(n: int, r: int) -> float:
 CLAIMS = (
     Claim(
         "five kinds of weights, one correlation of the outputs, that of the Gaussian process: farthest, n = 128",
-        "Theorem 1", lambda results: dense_correlation(),
+        "arXiv 2310.16597: fully connected networks", lambda results: dense_correlation(),
         of_all(lambda result, kind: cosine(layer(result, kind, LAYERS)), dense_correlation), 0.02,
         "as first proposed: the correction at width n is of order 1/n, and 0.008 at most here",
         Control("blocks of one unit: a neuron has one input, whose correlation it passes on", {"zoo": "wrong"}),
     ),
     Claim(
         "and one variance, over the process's: farthest, n = 128",
-        "Theorem 1", 1.0,
+        "arXiv 2310.16597: fully connected networks", 1.0,
         of_all(lambda result, kind: estimate(layer(result, kind, LAYERS)[:, 0] / dense_variance()), lambda: 1.0), 0.1,
         "as first proposed: the mean is exact at every width, and heavy-tailed over networks",
         Control("entries of variance 1/n times rank over n: 1/8 after three layers", {"zoo": "wrong"}),
     ),
     Claim(
         "the excess kurtosis of a pre-activation falls as 1/n for all five: farthest slope",
-        "Theorem 1 has no rate; formula of the docstring", -1.0, of_all(kurtosis_slope, lambda: -1.0), 0.3,
+        "no rate in arXiv 2310.16597; formula of the docstring", -1.0, of_all(kurtosis_slope, lambda: -1.0), 0.3,
         "as first proposed: the next order, 1/n², makes it -1.1 over these widths, more for the heavier-tailed",
         Control("rank 1: the inner products with one direction stay random", {"zoo": "rank-one"}),
     ),
@@ -320,13 +320,13 @@ CLAIMS = (
     ),
     Claim(
         "one edge of chaos: growth of a perturbation's square a layer, tanh, at the edge of normal weights: farthest",
-        "Section 4", 1.0, of_all(growth, lambda: 1.0), 0.02,
+        "arXiv 2310.16597: the edge of chaos", 1.0, of_all(growth, lambda: 1.0), 0.02,
         "the first layer is exact, and the variance wanders by n^-1/2 in the two after it",
         Control("off the edge: weight variance 1.2 times, or half (rank not corrected)", {"zoo": "wrong"}),
     ),
     Claim(
         "convolutional networks too: correlation of the outputs, mean over positions, 48 channels: farthest",
-        "Theorem 2", lambda results: conv_correlation(), of_all(conv_cosine, conv_correlation, "conv"), 0.03,
+        "arXiv 2310.16597: convolutional networks", lambda results: conv_correlation(), of_all(conv_cosine, conv_correlation, "conv"), 0.03,
         "of order 1/n: as for the perceptron, at a width of 48",
         Control("blocks of one unit: effective width 1", {"conv": "conv-wrong"}),
     ),

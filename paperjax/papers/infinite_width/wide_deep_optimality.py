@@ -278,43 +278,49 @@ def excess_slope(results: Results) -> Estimate:
 CLAIMS = (
     Claim(
         "the recursion of the dual is the network's: largest relative difference from pj.limit, L = 12",
-        "Section 2", 0.0, lambda results: Estimate(number(results["exact-traced"]), 0.0), 1e-6,
+        "the recursion of the docstring", 0.0, lambda results: Estimate(number(results["exact-traced"]), 0.0), 1e-6,
         "rounding of the variance doubles in each of 12 layers",
         Control("p = 0.6 in the recursion", {"exact-traced": "exact-another-share"}),
     ),
     Claim(
         "the deep kernel is singular as r^-alpha: slope plus alpha, farthest p",
-        "Theorem 2", 0.0, slopes, 0.2, "as first proposed: R varies over the range",
+        "arXiv 2204.14126: the singular kernel's exponent", 0.0, slopes, 0.2, "as first proposed: R varies over the range",
         Control("h_5 for h_3", {"exact-slope-0.5": "exact-slope-h5"}),
     ),
     Claim(
         "with alpha = d its classifier comes near Bayes' error 0.2: error with the most examples",
-        "Theorem 3", 0.25, at_most_examples("singular"), 0.0, "less than half of the way from Bayes' 0.2 to the nearest neighbour's 0.32",
+        "arXiv 2204.14126: consistent where alpha = d",
+        0.25, at_most_examples("singular"), 0.0, "less than half of the way from Bayes' 0.2 to the nearest neighbour's 0.32",
         Control("the nearest neighbour", {"singular": "nearest"}), relation="<=",
     ),
     Claim(
         "and goes on falling: slope of the error above Bayes' on n",
-        "Theorem 3", -0.2, excess_slope, 0.0, "a bound: the rate is not a power of n, and the nearest neighbour's boundary gives it -0.06",
+        "arXiv 2204.14126: consistent where alpha = d",
+        -0.2, excess_slope, 0.0, "a bound: the rate is not a power of n, and the nearest neighbour's boundary gives it -0.06",
         Control("the nearest neighbour", {"singular": "nearest"}), relation="<=",
     ),
     Claim(
         "the nearest neighbour stays at 2 p (1 - p): error with the most examples",
-        "Theorem 3", 2 * NOISE * (1 - NOISE), at_most_examples("nearest"), 0.02, "the boundary's share falls as n^-1/2",
+        "Cover and Hart 1967: the nearest neighbour's risk",
+        2 * NOISE * (1 - NOISE), at_most_examples("nearest"), 0.02, "the boundary's share falls as n^-1/2",
         Control("the singular kernel", {"nearest": "singular"}),
     ),
     Claim(
         "regression with the kernel of a deep network is that classifier: agreement of the two, depth 20, 128 examples",
-        "Theorem 2", 1.0, at_most_examples("machine"), 0.02, "off the diagonal the matrix is below 4^-20 n r^-alpha of what is on it",
+        "arXiv 2204.14126: regression becomes the singular kernel's vote",
+        1.0, at_most_examples("machine"), 0.02, "off the diagonal the matrix is below 4^-20 n r^-alpha of what is on it",
         Control("one hidden layer", {"machine": "machine-shallow"}),
     ),
     Claim(
         "without h_0 and h_1 it is the nearest neighbour: agreement of h_2, depth 14",
-        "Theorem 2", 1.0, at_most_examples("h2"), 0.03, "two points may be nearly equally near",
+        "arXiv 2204.14126: the nearest neighbour where A = A' = 0",
+        1.0, at_most_examples("h2"), 0.03, "two points may be nearly equally near",
         Control("h_1 and h_3", {"h2": "singular-as-nearest"}),
     ),
     Claim(
         "with h_0 it is the majority: agreement of h_0 and h_4, depth 30",
-        "Theorem 2", 1.0, at_most_examples("even"), 0.01, "all kernels are equal to 10^-3; near ties are rare",
+        "arXiv 2204.14126: the majority where A is not 0",
+        1.0, at_most_examples("even"), 0.01, "all kernels are equal to 10^-3; near ties are rare",
         Control("h_1 and h_3", {"even": "singular-as-majority"}),
     ),
 )  # fmt: skip

@@ -21,10 +21,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+# Folders whose tests compile for longer than they run, the slow ones too unless they are marked `optimized`.
+COMPILING = {"kernels", "limits", "models", "parametrization", "trace"}
+
+
 def pytest_configure(config):
-    # Compiling is what the quick tests spend their time on. The slow ones, and all processes of their own, compile as users do.
+    # Compiling is what the quick tests spend their time on. All processes of their own compile as users do.
     if config.getoption("markexpr") == "not slow":
-        jax.config.update("jax_disable_most_optimizations", True)
         flags = os.environ.get("XLA_FLAGS")
         os.environ["XLA_FLAGS"] = f"{flags or ''} --xla_cpu_use_fusion_emitters=false"
         jax.devices()  # Here the flags are read, once; processes of their own are not to inherit them.
@@ -50,6 +53,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
+    quick = item.get_closest_marker("slow") is None
+    folder_compiles = item.path.parent.name in COMPILING and item.get_closest_marker("optimized") is None
+    jax.config.update("jax_disable_most_optimizations", quick or folder_compiles)
     if pathlib.Path(__file__).parent in item.path.parents:
         return (yield)
     # Examples in docstrings run as their readers' sessions do.

@@ -36,6 +36,7 @@ def tangent_kernels(family: Any, x: Any, width: int, seeds: int) -> np.ndarray:
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", SHORT)
 def test_networks_approach_their_limit_as_the_root_of_the_width(name: str) -> None:
     """The tangent kernel of one network differs from its limit by n^-1/2; its readout's part is the covariance of the outputs.

@@ -17,7 +17,7 @@ CONFIG = {"PROJECT": "my-project", "ZONE": "us-west4-a", "ACCELERATOR_TYPE": "v5
 GKE = {
     "CLUSTER": "my-cluster",
     "REGION": "us-west4",
-    "IMAGE": "us-docker.pkg.dev/my-project/paperjax/paperjax:1",
+    "IMAGE": "registry.example/my-project/paperjax/paperjax:1",
     "BUCKET": "gs://my-bucket/runs",
 }
 SHARED = {"VENV": "/shared/venv", "RUNS": "/shared/runs"}

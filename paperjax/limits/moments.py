@@ -63,14 +63,15 @@ class Run:
             return jnp.asarray(node.const)
         if node in self.rows:
             return self.rows[node]
+        if node.fn is None:
+            return jnp.asarray(self.xs[s])
         key = ("det", node, s)
         if key not in self.known:
             self.known[key] = self._taped(key, s) if self.tapes else self._det(node, s)
         return self.known[key]
 
     def _det(self, node: Det, s: int) -> Array:
-        if node.fn is None:
-            return jnp.asarray(self.xs[s])
+        assert node.fn is not None
         return node.fn(*(self.moment(arg, s) if isinstance(arg, Moment) else self.det(arg, s) for arg in node.args))
 
     def moment(self, asked: Moment, s: int) -> Array:
@@ -235,8 +236,11 @@ class Run:
             if not (isinstance(u.source, Det) and isinstance(v.source, Det)):
                 return None
             a, b = self.det(u.source, s), self.det(v.source, t)
-            terms = [_contracted(f(a), g(b), diag) for f, g in zip(u.taps, v.taps)]
-            return _own_matrices(variance * _sum(terms), u, diag)
+            seen = [(f(a), g(b)) for f, g in zip(u.taps, v.taps)]
+            total = _sum([_contracted(*both, diag) for both in seen])
+            if s != t and u is v:
+                total = self._met(total, u, s, t, diag, sum(left.shape[-1] for left, _ in seen))
+            return _own_matrices(variance * total, u, diag)
         assert isinstance(u.source, Wide)
         assert isinstance(v.source, Wide)
         # Where nothing is left but the trace, or each position is a sum over taps of itself, positions only meet themselves.
@@ -251,6 +255,23 @@ class Run:
             n = len(u.source.shape)
             total = _sum([_trace(on_right(g, on_left(f, below, n), len(u.shape) + 1), len(u.shape)) for f, g in zip(u.taps, v.taps)])
         return _own_matrices(variance * total, u, diag)
+
+    def _met(self, total: Array, u: nd.Field, s: int, t: int, diag: bool, terms: int) -> Array:
+        """Inner products of equal examples as their squares are, which are summed in another order.
+
+        A kink makes the root of a rounding of a correlation of 1, and a kernel whose equal rows are not.
+        """
+        own = self.variance(u.key[0]) * u.scale**2
+        a, b = (self.second(u, u, at, at, True) for at in (s, t))
+        if a is None or b is None or not own:
+            return total
+        if not diag:
+            a, b = a.reshape(*a.shape, *(1,) * b.ndim), b
+        equal = jax.lax.stop_gradient((a + b) / (2 * own))
+        room = max(4.0, 2 * math.sqrt(terms)) * float(jnp.finfo(total.dtype).eps)
+        off = jax.lax.stop_gradient(equal - total)
+        # The gradient is that of the product, whose mixed second derivative is not that of the squares.
+        return total + jnp.where(off <= room * equal, off, jnp.zeros_like(off))
 
     def _of_products(self, left: tuple[Wide, ...], right: tuple[Wide, ...], s: int, t: int, diag: bool) -> Moments:
         """The expectation of a product: that of each group of factors that depend on each other, by itself."""
@@ -336,8 +357,11 @@ def _diagonal(full: Moments, u: Node) -> Moments:
 
 def _contracted(a: Array, b: Array, diag: bool) -> Array:
     """``sum_c a[..., c] b[..., c]`` over the last axes."""
-    if diag:
+    if diag and math.prod(a.shape[:-1]) > 1:
         return (a * b).sum(-1)
+    if diag:
+        # So that over many pairs it is a product of matrices.
+        return (a.reshape(-1) @ b.reshape(-1)).reshape(a.shape[:-1])
     flat = a.reshape(-1, a.shape[-1]) @ b.reshape(-1, b.shape[-1]).T
     return flat.reshape(a.shape[:-1] + b.shape[:-1])
 

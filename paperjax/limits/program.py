@@ -116,11 +116,18 @@ class Program:
                 raise NotImplementedError(f"the network returns {len(outputs)} arrays, and a limit is of one.")
             self.output = _output(reader.node(outputs[0]))
         self.noises = reader.noises
+        self.made: dict[Any, Any] = {}
         self.shared = tuple(here.paths[i] for i in sorted(reader.shared) if here.rates[i])
         self.cache = cache
 
     def _variance(self, leaf: Any) -> float:
         return self.variances[leaf]
+
+    def kept(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made of this program before, such as a compiled tile."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
     def noise(self, x: Any) -> list[tuple[str, float]]:
         """The size of what the law of large numbers neglects, at every place where it is used, for an example."""

@@ -1,8 +1,10 @@
 """Kernels between two sets of examples, from programs of two: tapes first, then tiles of pairs."""
 
-import functools
+import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -18,8 +20,8 @@ from paperjax.limits.program import Program, as_tape
 from paperjax.limits.roll import roll, rolled
 from paperjax.progress import progress_bar
 
-TILE = 256
-"""Examples along one side of a tile, at most: what one layer makes of so many pairs fits a core's cache."""
+TILE, CACHE = 256, 1 << 24
+"""Examples along one side of a tile, and bytes of it, at most: what one layer makes of so many pairs fits a core's cache."""
 
 Step = Callable[..., tuple[Any, ...]]
 
@@ -48,71 +50,129 @@ def kernels(
 ) -> tuple[Any, ...]:
     """The kernels between all examples of `x1` and of `x2` (or of `x1` itself), ``(N, M, ...)``; the trailing axes are those of a pair.
 
-    In double or single precision, whatever the user's flag.
+    Computed in double precision, whatever the user's flag, and kept in `dtype`.
     """
-    with nd.usual(dtype == np.float64):
-        given = [_in(x, dtype) for x in ((x1,) if x2 is None else (x1, x2))]
-        asked = program.asked(given[0][0], ntk)
-        step = pair_step(program, asked, ntk, leaves)
-        tapes = [_tapes(program, asked, x) for x in given]
+    with nd.usual(True):
+        given = [_in(x) for x in ((x1,) if x2 is None else (x1, x2))]
+        tapes = [_tapes(program, x, ntk) for x in given]
         if any(isinstance(x, Tracer) for x in given):
+            step = pair_step(program, _asked(program, given[0], ntk), ntk, leaves)
             a, b = (given * 2)[:2], (tapes * 2)[:2]
-            return _grid(step)(*a, *b)
-        return _tiled(step, given, tapes, x2 is None, max_bytes, progress)
+            return tuple(k.astype(dtype) for k in _grid(step)(*map(_double, a), *b))
+        return _tiled(program, given, tapes, x2 is None, ntk, leaves, dtype, max_bytes, progress)
 
 
-def _in(x: Any, dtype: Any) -> Any:
+def _in(x: Any) -> Any:
+    """Floating-point numbers of a kind that XLA has, as wide as they come: they are widened tile by tile."""
     if isinstance(x, Tracer):
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        return x
     x = np.asarray(x)
-    return x.astype(dtype) if x.dtype.kind == "f" or x.dtype.kind == "V" else x
+    return x if x.dtype in (np.float32, np.float64) or x.dtype.kind not in "fV" else x.astype(np.float64)
+
+
+def _double(x: Any) -> Any:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return jax.ShapeDtypeStruct(x.shape, jnp.float64) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(jnp.float64)
 
 
 def _grid(step: Callable[..., Any]) -> Callable[..., Any]:
     return jax.vmap(jax.vmap(step, (None, 0, None, 0)), (0, None, 0, None))
 
 
-def _tapes(program: Program, asked: Sequence[Any], x: Any) -> Any:
-    one = rolled(functools.partial(program.tape, asked=asked))
+def _form(tree: Any) -> tuple[Any, ...]:
+    return tuple((x.shape, x.dtype) for x in jax.tree.leaves(tree))
+
+
+def _asked(program: Program, x: Any, ntk: bool) -> tuple[Any, ...]:
+    return program.kept(("asked", ntk, *_form(x[:1])), lambda: program.asked(_double(jax.ShapeDtypeStruct(x.shape[1:], x.dtype)), ntk))
+
+
+def _tapes(program: Program, x: Any, ntk: bool) -> Any:
+    asked = _asked(program, x, ntk)
+    one = rolled(lambda x: program.tape(_double(x), asked))
     if isinstance(x, Tracer):
         return jax.vmap(one)(x)
-    each = jax.jit(lambda some: jax.lax.map(one, some, batch_size=min(TILE, len(x))))
-    return each(x)
+
+    def compiled() -> Any:
+        return jax.jit(lambda some: jax.lax.map(one, some, batch_size=min(TILE, len(x)))).lower(x).compile()
+
+    return program.kept(("tapes", ntk, *_form(x)), compiled)(x)
 
 
 def _tiled(
-    step: Callable[..., Any], given: list[Any], tapes: list[Any], symmetric: bool, max_bytes: int, progress: bool | None
-) -> tuple[Any, ...]:
+    program: Program, given: list[Any], tapes: list[Any], symmetric: bool, ntk: bool, leaves: bool, dtype: Any, max_bytes: int,
+    progress: bool | None,
+) -> tuple[Any, ...]:  # fmt: skip
     rows, columns = given[0], given[-1]
-    one = _part(rows, columns, tapes[0], tapes[-1], range(1), range(1))
-    pair = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
-    traced, form = jax.make_jaxpr(step, return_shape=True)(*pair)
-    traced = roll(traced)
-    step = lambda *args: tuple(jex.jaxpr_as_fun(traced)(*jax.tree.leaves(args)))  # noqa: E731
-    side = _side(step, pair, max_bytes)
-    out = [np.empty((len(rows), len(columns), *a.shape), a.dtype) for a in form]
-    heights, widths = (_edges(len(x), side) for x in (rows, columns))
-    run = jax.jit(_grid(step) if side > 1 else _one_by_one(step))
-    tiles = [(a, b) for a in heights for b in widths if not symmetric or b.start >= a.start]
-    with progress_bar("infinite width", float(len(tiles)), progress) as bar:
-        for a, b in tiles:
-            made = run(*_part(rows, columns, tapes[0], tapes[-1], a, b))
-            for whole, tile in zip(out, made):
-                whole[a.start : a.stop, b.start : b.stop] = tile
+    args = rows, columns, tapes[0], tapes[-1]
+    key = "tile", ntk, leaves, np.dtype(dtype), max_bytes, *_form(args)
+    height, width, forms, run = program.kept(key, lambda: _compiled(program, args, ntk, leaves, dtype, max_bytes))
+    out = [_empty((len(rows), len(columns), *form.shape), form.dtype) for form in forms]
+    tiles = list(itertools.product(range(0, len(rows), height), range(0, len(columns), width)))
+    tiles = [(a, b) for a, b in tiles if not symmetric or b >= a]
+
+    def fill(tile: tuple[int, int]) -> None:
+        # The last ones reach back, so that all have one shape; what another one has made is left out.
+        (a, b), starts = tile, [min(at, len(x) - side) for at, x, side in zip(tile, (rows, columns), (height, width))]
+        made = run(*args, *(np.int32(at) for at in starts))
+        for whole, part in zip(out, made):
+            part = np.asarray(part)[a - starts[0] :, b - starts[1] :]
+            n, m = part.shape[:2]
+            if not symmetric:
+                whole[a : a + n, b : b + m] = part
+            elif a == b:
+                # The lower triangle from the upper one: exactly symmetric, whatever a tile rounds.
+                below = np.tril_indices(n, -1)
+                whole[a : a + n, b : b + n] = part
+                whole[a : a + n, b : b + n][below] = _turned(part)[below]
+            else:
+                whole[a : a + n, b : b + m] = part
+                whole[b : b + m, a : a + n] = _turned(part)
+
+    with progress_bar("infinite width", float(len(tiles)), progress) as bar, ThreadPoolExecutor(_workers(len(tiles))) as pool:
+        for _ in pool.map(fill, tiles):
             bar.advance(1.0)
-    if symmetric:
-        for whole in out:
-            _mirror(whole)
-    return tuple(jnp.asarray(whole) for whole in out)
+    return tuple(out)
 
 
-def _mirror(whole: np.ndarray) -> None:
-    """The lower triangle from the upper one: exactly symmetric, whatever a tile rounds."""
-    for r in range(0, len(whole), TILE):
-        square = whole[r : r + TILE, r : r + TILE]
-        below = np.tril_indices(len(square), -1)
-        square[below] = _turned(square)[below]
-        whole[r + TILE :, r : r + TILE] = _turned(whole[r : r + TILE, r + TILE :])
+def _workers(tiles: int) -> int:
+    """Tiles under way at once: one a core, or enough to keep another device busy."""
+    return min(tiles, (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 2)
+
+
+def _compiled(program: Program, args: tuple[Any, ...], ntk: bool, leaves: bool, dtype: Any, max_bytes: int) -> tuple[Any, ...]:
+    """Sides of a tile, the form of a pair, and the compiled ``(x1, x2, tapes1, tapes2, row, column) -> tile``."""
+    asked = _asked(program, args[0], ntk)
+    x1, x2, tape1, tape2 = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), args)
+    step = pair_step(program, asked, ntk, leaves)
+    pair = jax.tree.map(_double, (x1, x2, tape1, tape2))
+    traced, forms = jax.make_jaxpr(lambda *pair: tuple(k.astype(dtype) for k in step(*pair)), return_shape=True)(*pair)
+    traced = roll(traced)
+
+    def rolled_step(*pair: Any) -> Any:
+        return tuple(jex.jaxpr_as_fun(traced)(*jax.tree.leaves(pair)))
+
+    side = _side(rolled_step, pair, max_bytes)
+    # Of one size, rather than a small one at the end.
+    height, width = (math.ceil(n / math.ceil(n / side)) for n in (len(args[0]), len(args[1])))
+
+    def tile(x1: Any, x2: Any, tape1: Any, tape2: Any, row: Any, column: Any) -> Any:
+        part = [jax.tree.map(lambda x: _double(jax.lax.dynamic_slice_in_dim(x, row, height)), side) for side in (x1, tape1)]
+        part += [jax.tree.map(lambda x: _double(jax.lax.dynamic_slice_in_dim(x, column, width)), side) for side in (x2, tape2)]
+        if height == width == 1:
+            return jax.tree.map(lambda k: k[None, None], rolled_step(*(jax.tree.map(lambda x: x[0], part[i]) for i in (0, 2, 1, 3))))
+        return _grid(rolled_step)(part[0], part[2], part[1], part[3])
+
+    return height, width, forms, jax.jit(tile).lower(*args, np.int32(0), np.int32(0)).compile()
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array that JAX can take over as it is: it wants addresses that are multiples of 64."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _turned(tile: np.ndarray) -> np.ndarray:
@@ -123,32 +183,19 @@ def _turned(tile: np.ndarray) -> np.ndarray:
     return tile.transpose(order)
 
 
-def _edges(n: int, side: int) -> list[range]:
-    """Ranges of one length, the last ones overlapping."""
-    return [range(min(a, max(n - side, 0)), min(a, max(n - side, 0)) + min(side, n)) for a in range(0, n, side)]
-
-
-def _part(rows: Any, columns: Any, tape1: Any, tape2: Any, a: range, b: range) -> tuple[Any, ...]:
-    cut = [jax.tree.map(lambda x, r=r: x[r.start : r.stop], tree) for tree, r in ((rows, a), (columns, b), (tape1, a), (tape2, b))]
-    return tuple(cut)
-
-
-def _one_by_one(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Pair by pair, where one fills the memory that a tile may have."""
-
-    def run(x1: Any, x2: Any, tape1: Any, tape2: Any) -> Any:
-        return jax.lax.map(lambda row: jax.lax.map(lambda column: step(row[0], column[0], row[1], column[1]), (x2, tape2)), (x1, tape1))
-
-    return run
-
-
 def _side(step: Callable[..., Any], pair: tuple[Any, ...], max_bytes: int) -> int:
-    """Examples along a side of a tile that keep to a budget."""
-    each = max(peak_bytes(step, *pair), 8)
-    if each > max_bytes:
+    """Examples along a side of a tile that keep to a budget and to a cache."""
+    one, two, four = (peak_bytes(_grid(step), *_repeated(pair, n)) for n in (1, 2, 4))
+    if one > max_bytes:
         raise ValueError(
-            f"pj.limit: one pair of examples takes {each / 1e9:.2g} GB, and max_bytes is {max_bytes / 1e9:.2g} GB. A "
+            f"pj.limit: one pair of examples takes {one / 1e9:.2g} GB, and max_bytes is {max_bytes / 1e9:.2g} GB. A "
             f"kernel over all pairs of "
             "positions is kept where the network averages over them: give more memory, fewer positions, or flatten them."
         )
-    return max(1, min(TILE, math.isqrt(max(1, max_bytes // each))))
+    # What grows as the square of the side is of pairs, the rest of examples.
+    each = max((four - 2 * two) // 8, 8)
+    return max(1, min(TILE, math.isqrt(max(1, min(max_bytes // _workers(1 << 30), CACHE) // each))))
+
+
+def _repeated(pair: tuple[Any, ...], n: int) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), pair)

@@ -108,7 +108,8 @@ def limit(
     per
         ``"leaf"``: the contribution of each leaf to the tangent kernel.
     dtype
-        Of the result: ``"float64"``, whatever the user's flag, or ``"float32"`` for half the memory. It is computed in double precision.
+        ``"float64"``, whatever the user's flag, or ``"float32"`` for speed and half the memory. There, what is of one example alone and
+        pairs whose outputs have a correlation above 0.999, itself among them, are still computed in double precision.
     max_bytes
         Memory for the work besides the result; half of the device's by default. Pairs of examples are computed in tiles.
     progress
@@ -147,7 +148,7 @@ def limit(
     if per not in (None, "leaf"):
         raise ValueError(f'per = {per!r}: it is None or "leaf".')
     if dtype not in ("float64", "float32"):
-        raise ValueError(f'dtype = {dtype!r}: "float64", or "float32" for half the memory.')
+        raise ValueError(f'dtype = {dtype!r}: "float64", or "float32" for speed.')
     if isinstance(fam, Program):
         program, wider = _again(fam, x1, described), None
     else:

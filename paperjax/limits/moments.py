@@ -36,6 +36,9 @@ class Run:
         The variance of each leaf's entries, by the first part of a key.
     shift
         What is added to it between the two examples, see above.
+    unit
+        The number 1, if XLA is not to know it. It computes a cheap value again for each of its uses, and a whole layer is cheap to it, so
+        that a layer takes as long as all those below it; but a quotient is computed once.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Run:
         cache: dict[Any, Any] | None = None,
         state: Callable[..., Any] | None = None,
         rows: Mapping[Det, Any] | None = None,
+        unit: Any = None,
     ) -> None:
         self.xs, self.variance, self.shift = xs, variance, shift
         self.state, self.rows = state, dict(rows or {})
@@ -54,6 +58,7 @@ class Run:
         self.known: dict[Any, Any] = {}
         self.asked: dict[Any, None] = {}
         self.tapes = tapes
+        self.unit = unit
 
     # Deterministic values.
 
@@ -101,7 +106,7 @@ class Run:
 
     def inner(self, which: Sequence[int], tapes: tuple[Any, ...], state: Callable[..., Any], rows: Mapping[Det, Any]) -> "Run":
         """A run of a step of a loop."""
-        return Run(tuple(self.xs[s] for s in which), self.variance, self.shift, tapes, self.cache, state, {**self.rows, **rows})
+        return Run(tuple(self.xs[s] for s in which), self.variance, self.shift, tapes, self.cache, state, {**self.rows, **rows}, self.unit)
 
     # Means and second moments.
 
@@ -254,10 +259,12 @@ class Run:
         else:
             n = len(u.source.shape)
             total = _sum([_trace(on_right(g, on_left(f, below, n), len(u.shape) + 1), len(u.shape)) for f, g in zip(u.taps, v.taps)])
+        if self.unit is not None:
+            total = total / self.unit
         return _own_matrices(variance * total, u, diag)
 
     def _met(self, total: Array, u: nd.Field, s: int, t: int, diag: bool, terms: int) -> Array:
-        """Inner products of equal examples as their squares are, which are summed in another order.
+        """Inner products of equal or opposite examples as their squares are, which are summed in another order.
 
         A kink makes the root of a rounding of a correlation of 1, and a kernel whose equal rows are not.
         """
@@ -269,9 +276,9 @@ class Run:
             a, b = a.reshape(*a.shape, *(1,) * b.ndim), b
         equal = jax.lax.stop_gradient((a + b) / (2 * own))
         room = max(4.0, 2 * math.sqrt(terms)) * float(jnp.finfo(total.dtype).eps)
-        off = jax.lax.stop_gradient(equal - total)
         # The gradient is that of the product, whose mixed second derivative is not that of the squares.
-        return total + jnp.where(off <= room * equal, off, jnp.zeros_like(off))
+        off = equal - jax.lax.stop_gradient(jnp.abs(total))
+        return total + jnp.where(off <= room * equal, jnp.sign(jax.lax.stop_gradient(total)) * off, jnp.zeros_like(off))
 
     def _of_products(self, left: tuple[Wide, ...], right: tuple[Wide, ...], s: int, t: int, diag: bool) -> Moments:
         """The expectation of a product: that of each group of factors that depend on each other, by itself."""

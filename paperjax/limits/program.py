@@ -154,9 +154,10 @@ class Program:
         found = _OnDemand(Run((x[None],), self._variance, cache=self.cache))
         return tuple(found[key] for key in asked)
 
-    def pair(self, x1: Array, x2: Array, tape1: Tape, tape2: Tape, shift: Array | None) -> Array:
+    def pair(self, x1: Array, x2: Array, tape1: Tape, tape2: Tape, shift: Array | None, unit: Array | None = None) -> Array:
         """``E f_p(x1) f_q(x2)`` for all positions p and q of the output, ``(*out, *out)``, with leaves' variances shifted in between."""
         run = self._pair_run(x1, x2, (tape1, tape2), None if shift is None else self._shift(shift))
+        run.unit = unit
         found = run.second(self.output, self.output, 0, 1)
         return jnp.zeros(self.output.shape * 2) if found is None else found
 

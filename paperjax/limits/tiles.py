@@ -1,5 +1,6 @@
 """Kernels between two sets of examples, from programs of two: tapes first, then tiles of pairs."""
 
+import dataclasses
 import itertools
 import math
 import os
@@ -23,7 +24,8 @@ from paperjax.progress import progress_bar
 TILE, CACHE = 256, 1 << 24
 """Examples along one side of a tile, and bytes of it, at most: what one layer makes of so many pairs fits a core's cache."""
 
-Step = Callable[..., tuple[Any, ...]]
+PAIRS, NEAR = 256, 1e-3
+"""Pairs that are computed one by one in a call, and how far their correlation is from 1, at most."""
 
 
 def pair_step(program: Program, asked: Sequence[Any], ntk: bool, leaves: bool) -> Callable[..., tuple[Array, ...]]:
@@ -31,9 +33,9 @@ def pair_step(program: Program, asked: Sequence[Any], ntk: bool, leaves: bool) -
     shape = program.shape * 2
     n = len(program.paths)
 
-    def step(x1: Array, x2: Array, tape1: Any, tape2: Any) -> tuple[Array, ...]:
+    def step(x1: Array, x2: Array, tape1: Any, tape2: Any, unit: Array | None = None) -> tuple[Array, ...]:
         def kernel(shift: Array | None) -> Array:
-            return program.pair(x1, x2, as_tape(asked, tape1), as_tape(asked, tape2), shift).reshape(shape)
+            return program.pair(x1, x2, as_tape(asked, tape1), as_tape(asked, tape2), shift, unit).reshape(shape)
 
         zero = jnp.zeros(n)
         if not ntk:
@@ -50,7 +52,8 @@ def kernels(
 ) -> tuple[Any, ...]:
     """The kernels between all examples of `x1` and of `x2` (or of `x1` itself), ``(N, M, ...)``; the trailing axes are those of a pair.
 
-    Computed in double precision, whatever the user's flag, and kept in `dtype`.
+    In double precision, whatever the user's flag; in single precision what is of one example alone is in double, and so are pairs of
+    outputs that are almost the same.
     """
     with nd.usual(True):
         given = [_in(x) for x in ((x1,) if x2 is None else (x1, x2))]
@@ -58,7 +61,7 @@ def kernels(
         if any(isinstance(x, Tracer) for x in given):
             step = pair_step(program, _asked(program, given[0], ntk), ntk, leaves)
             a, b = (given * 2)[:2], (tapes * 2)[:2]
-            return tuple(k.astype(dtype) for k in _grid(step)(*map(_double, a), *b))
+            return tuple(k.astype(dtype) for k in _grid(step)(*map(_double, a), *b, None))
         return _tiled(program, given, tapes, x2 is None, ntk, leaves, dtype, max_bytes, progress)
 
 
@@ -76,8 +79,14 @@ def _double(x: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, jnp.float64) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(jnp.float64)
 
 
+def _single(x: Any) -> Any:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return jax.ShapeDtypeStruct(x.shape, jnp.float32) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(jnp.float32)
+
+
 def _grid(step: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.vmap(jax.vmap(step, (None, 0, None, 0)), (0, None, 0, None))
+    return jax.vmap(jax.vmap(step, (None, 0, None, 0, None)), (0, None, 0, None, None))
 
 
 def _form(tree: Any) -> tuple[Any, ...]:
@@ -106,18 +115,23 @@ def _tiled(
 ) -> tuple[Any, ...]:  # fmt: skip
     rows, columns = given[0], given[-1]
     args = rows, columns, tapes[0], tapes[-1]
-    key = "tile", ntk, leaves, np.dtype(dtype), max_bytes, *_form(args)
-    height, width, forms, run = program.kept(key, lambda: _compiled(program, args, ntk, leaves, dtype, max_bytes))
+    made = _Made(program, args, ntk, leaves, np.dtype(dtype), max_bytes)
+    height, width, forms, run = made.tile(dtype == np.float32)
     out = [_empty((len(rows), len(columns), *form.shape), form.dtype) for form in forms]
     tiles = list(itertools.product(range(0, len(rows), height), range(0, len(columns), width)))
     tiles = [(a, b) for a, b in tiles if not symmetric or b >= a]
+    own = [made.own(x, tape) for x, tape in zip(given, tapes)] * 2 if dtype == np.float32 else None
 
     def fill(tile: tuple[int, int]) -> None:
         # The last ones reach back, so that all have one shape; what another one has made is left out.
         (a, b), starts = tile, [min(at, len(x) - side) for at, x, side in zip(tile, (rows, columns), (height, width))]
-        made = run(*args, *(np.int32(at) for at in starts))
-        for whole, part in zip(out, made):
-            part = np.asarray(part)[a - starts[0] :, b - starts[1] :]
+        # A thread has JAX's flags of its own.
+        with nd.usual(True):
+            parts = [np.asarray(part) for part in run(*starts)]
+            if own is not None:
+                parts = made.repaired(parts, starts, own)
+        for whole, part in zip(out, parts):
+            part = part[a - starts[0] :, b - starts[1] :]
             n, m = part.shape[:2]
             if not symmetric:
                 whole[a : a + n, b : b + m] = part
@@ -141,30 +155,131 @@ def _workers(tiles: int) -> int:
     return min(tiles, (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 2)
 
 
-def _compiled(program: Program, args: tuple[Any, ...], ntk: bool, leaves: bool, dtype: Any, max_bytes: int) -> tuple[Any, ...]:
-    """Sides of a tile, the form of a pair, and the compiled ``(x1, x2, tapes1, tapes2, row, column) -> tile``."""
-    asked = _asked(program, args[0], ntk)
-    x1, x2, tape1, tape2 = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), args)
-    step = pair_step(program, asked, ntk, leaves)
-    pair = jax.tree.map(_double, (x1, x2, tape1, tape2))
-    traced, forms = jax.make_jaxpr(lambda *pair: tuple(k.astype(dtype) for k in step(*pair)), return_shape=True)(*pair)
-    traced = roll(traced)
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """Compiled programs for two sets of examples, ``args = (x1, x2, tapes1, tapes2)``; each is made where it is first needed, and kept."""
 
-    def rolled_step(*pair: Any) -> Any:
-        return tuple(jex.jaxpr_as_fun(traced)(*jax.tree.leaves(pair)))
+    program: Program
+    args: tuple[Any, ...]
+    ntk: bool
+    leaves: bool
+    dtype: Any
+    max_bytes: int
 
-    side = _side(rolled_step, pair, max_bytes)
-    # Of one size, rather than a small one at the end.
-    height, width = (math.ceil(n / math.ceil(n / side)) for n in (len(args[0]), len(args[1])))
+    def kept(self, what: str, make: Callable[[], Any]) -> Any:
+        return self.program.kept((what, self.ntk, self.leaves, self.dtype, self.max_bytes, *_form(self.args)), make)
 
-    def tile(x1: Any, x2: Any, tape1: Any, tape2: Any, row: Any, column: Any) -> Any:
-        part = [jax.tree.map(lambda x: _double(jax.lax.dynamic_slice_in_dim(x, row, height)), side) for side in (x1, tape1)]
-        part += [jax.tree.map(lambda x: _double(jax.lax.dynamic_slice_in_dim(x, column, width)), side) for side in (x2, tape2)]
-        if height == width == 1:
-            return jax.tree.map(lambda k: k[None, None], rolled_step(*(jax.tree.map(lambda x: x[0], part[i]) for i in (0, 2, 1, 3))))
-        return _grid(rolled_step)(part[0], part[2], part[1], part[3])
+    def step(self, single: bool) -> tuple[Callable[..., Any], Any, Any]:
+        """``(x1, x2, tape1, tape2) -> kernels`` of a pair, in single or double precision; its arguments' and results' form."""
+        cast = _single if single else _double
+        pair = jax.tree.map(lambda x: cast(jax.ShapeDtypeStruct(x.shape[1:], x.dtype)), self.args)
+        pair = *pair, cast(jax.ShapeDtypeStruct((), np.float64))
+        step = pair_step(self.program, _asked(self.program, self.args[0], self.ntk), self.ntk, self.leaves)
+        with nd.usual(not single):
+            traced, forms = jax.make_jaxpr(lambda *pair: tuple(k.astype(self.dtype) for k in step(*pair)), return_shape=True)(*pair)
+            traced = roll(traced)
 
-    return height, width, forms, jax.jit(tile).lower(*args, np.int32(0), np.int32(0)).compile()
+        def rolled_step(*pair: Any) -> Any:
+            return tuple(jex.jaxpr_as_fun(traced)(*map(cast, jax.tree.leaves(pair))))
+
+        return rolled_step, pair, forms
+
+    def tile(self, single: bool) -> tuple[int, int, Any, Any]:
+        """Sides of a tile, the form of a pair, and the compiled ``(row, column) -> tile``."""
+        height, width, forms, run = self.kept(f"tile {single}", lambda: self._tile(single))
+        return height, width, forms, lambda row, column: run(*self.part(height, width, row, column))
+
+    def _tile(self, single: bool) -> tuple[int, int, Any, Any]:
+        step, pair, forms = self.step(single)
+        side = _side(step, pair[:4], self.max_bytes)
+        # Of one size, rather than a small one at the end.
+        height, width = (math.ceil(n / math.ceil(n / side)) for n in (len(self.args[0]), len(self.args[1])))
+
+        def tile(x1: Any, x2: Any, tape1: Any, tape2: Any, row: Any, column: Any, unit: Any) -> Any:
+            tape1 = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, height), tape1)
+            tape2 = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, column, width), tape2)
+            if height == width == 1:
+                return jax.tree.map(lambda k: k[None, None], step(*jax.tree.map(lambda x: x[0], (x1, x2, tape1, tape2)), unit))
+            return _grid(step)(x1, x2, tape1, tape2, unit)
+
+        compiled = jax.jit(tile).lower(*self.part(height, width, 0, 0)).compile()
+        return height, width, forms, compiled
+
+    def part(self, height: int, width: int, row: int, column: int) -> tuple[Any, ...]:
+        """The arguments of a tile. Rows of what may be large are taken here, which is no copy."""
+        x1, x2, tape1, tape2 = self.args
+        return x1[row : row + height], x2[column : column + width], tape1, tape2, np.int32(row), np.int32(column), np.float64(1)
+
+    def pairs(self, i: np.ndarray, j: np.ndarray) -> list[np.ndarray]:
+        """Kernels of examples i of the first set and j of the second, in double precision inside."""
+
+        def compiled() -> Any:
+            step, *_ = self.step(False)
+
+            def some(sides: Any, unit: Any) -> Any:
+                return jax.lax.map(lambda pair: step(*pair, unit), sides, batch_size=_batch(step, self.args))
+
+            forms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((PAIRS, *x.shape[1:]), x.dtype), self.args)
+            return jax.jit(some).lower(forms, np.float64(1)).compile()
+
+        run, found = self.kept("pairs", compiled), []
+        # Rows are taken by NumPy, as XLA on CPU takes them entry by entry.
+        sides = [jax.tree.map(np.asarray, side) for side in self.args]
+        for start in range(0, len(i), PAIRS):
+            n = len(i[start : start + PAIRS])
+            index = [np.resize(k[start : start + PAIRS], PAIRS) for k in (i, j)]
+            some = tuple(jax.tree.map(lambda x, k=k: x[k], side) for side, k in zip(sides, index * 2))
+            found.append([np.asarray(k)[:n] for k in run(some, np.float64(1))])
+        return [np.concatenate(parts) for parts in zip(*found)]
+
+    def own(self, x: Any, tape: Any) -> tuple[list[np.ndarray], np.ndarray]:
+        """Kernels of examples with themselves, and the roots of their covariances, ``(N, *positions)``."""
+        index, shape = np.arange(len(x)), self.program.shape
+        found = dataclasses.replace(self, args=(x, x, tape, tape)).pairs(index, index)
+        n = math.prod(shape)
+        return found, np.sqrt(np.diagonal(found[0].reshape(len(x), n, n), axis1=1, axis2=2).reshape(len(x), *shape))
+
+    def repaired(self, parts: list[np.ndarray], starts: Sequence[int], own: Any) -> list[np.ndarray]:
+        """A tile of single precision, in which examples whose outputs are almost the same are computed in double.
+
+        A correlation of ``1 - e`` that is off by rounding makes an angle that is off by ``rounding / sqrt(2 e)``.
+        """
+        nngp, height, width = parts[0], *parts[0].shape[:2]
+        a, b = (root[start : start + n] for (_, root), start, n in zip(own, starts, (height, width)))
+        k = len(self.program.shape)
+        bound = ((1 - NEAR) * a).reshape(height, 1, *a.shape[1:], *(1,) * k) * b.reshape(1, width, *(1,) * k, *b.shape[1:])
+        near = nngp > bound
+        near = near.reshape(height, width, -1).any(-1) if k else near
+        if own[0] is own[1] and starts[0] == starts[1]:
+            np.fill_diagonal(near, False)
+            parts = [part.copy() for part in parts]
+            for part, found in zip(parts, own[0][0]):
+                index = np.arange(min(height, width))
+                part[index, index] = found[starts[0] + index]
+        if not near.any():
+            return parts
+        i, j = np.nonzero(near)
+        if len(i) > near.size // 8 and near.size > PAIRS:
+            return self._doubly(parts, starts)
+        parts = [part.copy() for part in parts]
+        for part, found in zip(parts, self.pairs(starts[0] + i, starts[1] + j)):
+            part[i, j] = found
+        return parts
+
+    def _doubly(self, parts: list[np.ndarray], starts: Sequence[int]) -> list[np.ndarray]:
+        height, width, _, run = self.tile(False)
+        (n, m), whole = parts[0].shape[:2], [np.empty_like(part) for part in parts]
+        for r, c in itertools.product(range(0, n, height), range(0, m, width)):
+            r, c = min(r, n - height), min(c, m - width)
+            for there, tile in zip(whole, run(starts[0] + r, starts[1] + c)):
+                there[r : r + height, c : c + width] = tile
+        return whole
+
+
+def _batch(step: Callable[..., Any], args: tuple[Any, ...]) -> int:
+    """Pairs at once that fit a cache."""
+    pair = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), args)
+    return max(1, min(PAIRS, CACHE // max(1, peak_bytes(step, *pair, jax.ShapeDtypeStruct((), np.float64)))))
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -185,7 +300,7 @@ def _turned(tile: np.ndarray) -> np.ndarray:
 
 def _side(step: Callable[..., Any], pair: tuple[Any, ...], max_bytes: int) -> int:
     """Examples along a side of a tile that keep to a budget and to a cache."""
-    one, two, four = (peak_bytes(_grid(step), *_repeated(pair, n)) for n in (1, 2, 4))
+    one, two, four = (peak_bytes(_grid(step), *_repeated(pair, n), jax.ShapeDtypeStruct((), np.float64)) for n in (1, 2, 4))
     if one > max_bytes:
         raise ValueError(
             f"pj.limit: one pair of examples takes {one / 1e9:.2g} GB, and max_bytes is {max_bytes / 1e9:.2g} GB. A "

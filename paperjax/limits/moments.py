@@ -220,7 +220,8 @@ class Run:
             factors = [w.factors if isinstance(w, nd.Prod) else (w,) for w in (u, v)]
             if isinstance(u, nd.Prod) or isinstance(v, nd.Prod):
                 return self._of_products(factors[0], factors[1], s, t, diag)
-            return expected_product(self, u, v, s, t, diag)
+            found = expected_product(self, u, v, s, t, diag)
+            return found if found is None or diag or self.unit is None else found / self.unit
         if isinstance(u, nd.Carried) and isinstance(v, nd.Carried) and self.state is not None:
             return self.state(u.slot, v.slot, diag, s == t)
         if isinstance(u, nd.Scanned) and isinstance(v, nd.Scanned) and u.scan is v.scan:
@@ -241,10 +242,10 @@ class Run:
             if not (isinstance(u.source, Det) and isinstance(v.source, Det)):
                 return None
             a, b = self.det(u.source, s), self.det(v.source, t)
-            seen = [(f(a), g(b)) for f, g in zip(u.taps, v.taps)]
-            total = _sum([_contracted(*both, diag) for both in seen])
+            left, right = (jnp.concatenate([f(x) for f in w.taps], -1) for w, x in ((u, a), (v, b)))
+            total = _contracted(left, right, diag)
             if s != t and u is v:
-                total = self._met(total, u, s, t, diag, sum(left.shape[-1] for left, _ in seen))
+                total = self._met(total, u, s, t, diag, left.shape[-1])
             return _own_matrices(variance * total, u, diag)
         assert isinstance(u.source, Wide)
         assert isinstance(v.source, Wide)
@@ -256,6 +257,8 @@ class Run:
         if alone:
             total = _sum([f(below).sum(-1) for f in u.taps])
             total = total if diag else total.reshape(u.shape + v.shape)
+        elif u is v and u.joint is not None:
+            total = u.joint(below, self.unit)
         else:
             n = len(u.source.shape)
             total = _sum([_trace(on_right(g, on_left(f, below, n), len(u.shape) + 1), len(u.shape)) for f, g in zip(u.taps, v.taps)])
@@ -264,10 +267,7 @@ class Run:
         return _own_matrices(variance * total, u, diag)
 
     def _met(self, total: Array, u: nd.Field, s: int, t: int, diag: bool, terms: int) -> Array:
-        """Inner products of equal or opposite examples as their squares are, which are summed in another order.
-
-        A kink makes the root of a rounding of a correlation of 1, and a kernel whose equal rows are not.
-        """
+        """Products of equal or opposite examples as their squares are, summed in another order: a kink makes the root of a rounding of 1."""
         own = self.variance(u.key[0]) * u.scale**2
         a, b = (self.second(u, u, at, at, True) for at in (s, t))
         if a is None or b is None or not own:

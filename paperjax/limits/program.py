@@ -149,9 +149,9 @@ class Program:
         jax.eval_shape(dry, x)
         return tuple(found)
 
-    def tape(self, x: Array, asked: Sequence[Any]) -> tuple[Any, ...]:
-        """Those moments of one example."""
-        found = _OnDemand(Run((x[None],), self._variance, cache=self.cache))
+    def tape(self, x: Array, asked: Sequence[Any], unit: Array | None = None) -> tuple[Any, ...]:
+        """Those moments of one example; `unit` is that of `Run`."""
+        found = _OnDemand(Run((x[None],), self._variance, cache=self.cache, unit=unit))
         return tuple(found[key] for key in asked)
 
     def pair(self, x1: Array, x2: Array, tape1: Tape, tape2: Tape, shift: Array | None, unit: Array | None = None) -> Array:

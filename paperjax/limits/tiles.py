@@ -99,14 +99,16 @@ def _asked(program: Program, x: Any, ntk: bool) -> tuple[Any, ...]:
 
 def _tapes(program: Program, x: Any, ntk: bool) -> Any:
     asked = _asked(program, x, ntk)
-    one = rolled(lambda x: program.tape(_double(x), asked))
     if isinstance(x, Tracer):
-        return jax.vmap(one)(x)
+        return jax.vmap(rolled(lambda x: program.tape(_double(x), asked)))(x)
 
     def compiled() -> Any:
-        return jax.jit(lambda some: jax.lax.map(one, some, batch_size=min(TILE, len(x)))).lower(x).compile()
+        one = rolled(lambda x, unit: program.tape(_double(x), asked, unit))
+        size = peak_bytes(one, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), np.float64(1))
+        batch = max(1, min(TILE, len(x), CACHE // max(1, size)))
+        return jax.jit(lambda some, unit: jax.lax.map(lambda x: one(x, unit), some, batch_size=batch)).lower(x, np.float64(1)).compile()
 
-    return program.kept(("tapes", ntk, *_form(x)), compiled)(x)
+    return program.kept(("tapes", ntk, *_form(x)), compiled)(x, np.float64(1))
 
 
 def _tiled(
@@ -214,22 +216,19 @@ class _Made:
         """Kernels of examples i of the first set and j of the second, in double precision inside."""
 
         def compiled() -> Any:
-            step, *_ = self.step(False)
+            step, pair, _ = self.step(False)
+            # As many at once as fit a cache.
+            n = max(1, min(PAIRS, len(i), CACHE // max(1, peak_bytes(step, *pair))))
+            forms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), self.args)
+            return n, jax.jit(jax.vmap(step, (0, 0, 0, 0, None))).lower(*forms, np.float64(1)).compile()
 
-            def some(sides: Any, unit: Any) -> Any:
-                return jax.lax.map(lambda pair: step(*pair, unit), sides, batch_size=_batch(step, self.args))
-
-            forms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((PAIRS, *x.shape[1:]), x.dtype), self.args)
-            return jax.jit(some).lower(forms, np.float64(1)).compile()
-
-        run, found = self.kept("pairs", compiled), []
+        (n, run), found = self.kept("pairs", compiled), []
         # Rows are taken by NumPy, as XLA on CPU takes them entry by entry.
         sides = [jax.tree.map(np.asarray, side) for side in self.args]
-        for start in range(0, len(i), PAIRS):
-            n = len(i[start : start + PAIRS])
-            index = [np.resize(k[start : start + PAIRS], PAIRS) for k in (i, j)]
-            some = tuple(jax.tree.map(lambda x, k=k: x[k], side) for side, k in zip(sides, index * 2))
-            found.append([np.asarray(k)[:n] for k in run(some, np.float64(1))])
+        for start in range(0, len(i), n):
+            index = [np.resize(k[start : start + n], n) for k in (i, j)]
+            some = [jax.tree.map(lambda x, k=k: x[k], side) for side, k in zip(sides, index * 2)]
+            found.append([np.asarray(k)[: len(i) - start] for k in run(*some, np.float64(1))])
         return [np.concatenate(parts) for parts in zip(*found)]
 
     def own(self, x: Any, tape: Any) -> tuple[list[np.ndarray], np.ndarray]:
@@ -274,12 +273,6 @@ class _Made:
             for there, tile in zip(whole, run(starts[0] + r, starts[1] + c)):
                 there[r : r + height, c : c + width] = tile
         return whole
-
-
-def _batch(step: Callable[..., Any], args: tuple[Any, ...]) -> int:
-    """Pairs at once that fit a cache."""
-    pair = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), args)
-    return max(1, min(PAIRS, CACHE // max(1, peak_bytes(step, *pair, jax.ShapeDtypeStruct((), np.float64)))))
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

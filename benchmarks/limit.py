@@ -170,7 +170,9 @@ def main():
     python = environment("benchmark-nt", args.nt_python, "import neural_tangents", OLD_JAX, args.nt_python or old_python())
     workers = {"paperjax": Worker(sys.executable, "paperjax"), "nt": Worker(python, "nt")}
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    print(f"{time.strftime('%Y-%m-%d %H:%M')}, {args.rounds} rounds, {os.cpu_count()} cores{load}. Milliseconds a call, targets in brackets.")
+    print(
+        f"{time.strftime('%Y-%m-%d %H:%M')}, {args.rounds} rounds, {os.cpu_count()} cores{load}. Milliseconds a call, targets in brackets."
+    )
     print(ROW.format("", "paperjax", "nt", "nt / pj", "CPU nt / pj", "first, s pj, nt", "XLA's, s pj", "MB pj, nt", "of writing"))
     try:
         with tempfile.TemporaryDirectory() as folder:

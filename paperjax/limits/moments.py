@@ -65,7 +65,8 @@ class Run:
     def det(self, node: Det, s: int) -> Array:
         """A deterministic array at an example."""
         if node.const is not None:
-            return jnp.asarray(node.const)
+            # Within a scan JAX keeps the precision of an array of NumPy.
+            return jnp.asarray(node.const.astype(jax.dtypes.canonicalize_dtype(node.const.dtype)))
         if node in self.rows:
             return self.rows[node]
         if node.fn is None:
@@ -82,8 +83,7 @@ class Run:
     def moment(self, asked: Moment, s: int) -> Array:
         """A moment that a deterministic array is made of."""
         found = self.mean(asked.u, s) if asked.v is None else self.second(asked.u, asked.v, s, s)
-        shape = asked.u.shape if asked.v is None else asked.u.shape + asked.v.shape
-        return asked.fn(jnp.zeros(shape) if found is None else found)
+        return asked.fn(jnp.zeros(asked.u.shape + (asked.v.shape if asked.v else ())) if found is None else found)
 
     def _taped(self, key: Any, s: int) -> Any:
         """Something of one example that its tape holds; on a dry run, something to be put there."""

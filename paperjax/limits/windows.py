@@ -65,7 +65,9 @@ def joint_sum(window: Window, shape: Sequence[int], out: Sequence[int]) -> Calla
         for axis in reversed(range(n)):
             i = order[axis]
             terms = [
-                _shifted(k, (axis, n + axis), o * window.between[i], window.strides[i], window.inside[i], window.padding[i], out[out_space[i]])
+                _shifted(
+                    k, (axis, n + axis), o * window.between[i], window.strides[i], window.inside[i], window.padding[i], out[out_space[i]]
+                )
                 for o in range(window.sizes[i])
             ]
             k = sum(terms[1:], start=terms[0])

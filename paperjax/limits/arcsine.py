@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 TERMS = {4: 8, 8: 15}
-"""Terms of ``arcsin(s) / s`` in ``s²`` on [0, 1/4], by bytes of the dtype. The nearest singularity is at 1, so that each is worth a factor of
-13.9, and these leave less than rounding."""
+"""Terms of ``arcsin(s) / s`` in ``s²`` on [0, 1/4], by bytes of the dtype. The nearest singularity is at 1, so that each is worth a
+factor of 13.9, and these leave less than rounding."""
 
 
 @functools.cache

@@ -267,7 +267,7 @@ class Run:
         return _own_matrices(variance * total, u, diag)
 
     def _met(self, total: Array, u: nd.Field, s: int, t: int, diag: bool, terms: int) -> Array:
-        """Products of equal or opposite examples as their squares are, summed in another order: a kink makes the root of a rounding of 1."""
+        """Products of equal or opposite examples as their squares are, summed in another order: a kink makes the root of rounding."""
         own = self.variance(u.key[0]) * u.scale**2
         a, b = (self.second(u, u, at, at, True) for at in (s, t))
         if a is None or b is None or not own:

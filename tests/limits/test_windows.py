@@ -47,7 +47,9 @@ def test_channels_and_other_orders_are_left_to_the_taps():
     assert joint_sum(WINDOWS["same"]._replace(out=(0, 3, 2, 1)), (1, 5, 4, 1), (1, 4, 5, 1)) is None
 
 
-@pytest.mark.parametrize("strides, padding, between", [((1, 2, 2, 1), "VALID", 1), ((1, 1, 3, 1), "SAME", 1), ((1, 2, 1, 1), "SAME", 2)])
+@pytest.mark.parametrize(
+    ("strides", "padding", "between"), [((1, 2, 2, 1), "VALID", 1), ((1, 1, 3, 1), "SAME", 1), ((1, 2, 1, 1), "SAME", 2)]
+)
 def test_pooling_as_adds(strides, padding, between):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 7, 6, 1)).astype(np.float32))
 

@@ -30,7 +30,10 @@ def test_single_precision(relu, name):
     assert np.array_equal(single, single.T)
     # Float32 rounding: the diagonal and pairs that nearly meet are computed in double precision.
     np.testing.assert_allclose(single.diagonal(), exact.diagonal(), rtol=1e-6)
-    np.testing.assert_allclose(single[:11], exact[:11], atol=2e-6 * exact.max())
+    apart = exact[:10, :10]
+    np.testing.assert_allclose(single[:10, :10], apart, atol=1e-6 * apart.max())
+    # The angle of almost opposite rows is off by the root of rounding, over the 1e-4 that it is.
+    np.testing.assert_allclose(single, exact, atol=1e-5 * exact.max())
     for k, room in ((single, 1e-6), (exact, 1e-13)):
         # Sums of 12 rows of rounding.
         assert np.linalg.eigvalsh(k.astype(np.float64)).min() > -room * k.max()
@@ -68,12 +71,13 @@ def test_tiles_are_blocks_of_one_kernel(relu, dtype, monkeypatch):
     again = pj.limit(program, ROWS, dtype=dtype, progress=False)
     for name in ("nngp", "ntk"):
         k = np.asarray(getattr(whole, name), np.float64)
-        # Rounding; in single precision tiles of two sizes add up in another order.
-        room = (1e-12 if dtype == "float64" else 2e-6) * k.max()
+        # Rounding; in single precision tiles of two sizes add up in another order, which almost opposite rows show.
+        room = (1e-12 if dtype == "float64" else 1e-5) * k.max()
         np.testing.assert_allclose(np.asarray(getattr(again, name)), k, atol=room)
         np.testing.assert_allclose(np.asarray(getattr(blocks, name)), k[:7], atol=room)
 
 
+@pytest.mark.slow
 def test_positions_and_scans_in_single_precision():
     images = RNG.normal(size=(3, 3, 3, 2)).astype(np.float32)
     images[2] = images[0]

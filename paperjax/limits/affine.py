@@ -115,7 +115,10 @@ def pair_of(phi: Affine, psi: Affine) -> Dual | None:
         for p, q, k in ((phi, psi, k22), (psi, phi, k11)):
             for t in q.terms:
                 b, inner = base(t.base), t.scale**2 * k
-                total = total + t.weight * (_at(p, 0) * b.mean(inner) + _at(p, 1) * t.scale * k12 * b.slope(inner))
+                if _at(p, 0) and b.mean is not _nothing:
+                    total = total + t.weight * _at(p, 0) * b.mean(inner)
+                if _at(p, 1) and b.slope is not _nothing:
+                    total = total + t.weight * _at(p, 1) * t.scale * k12 * b.slope(inner)
         return total + sum(_product(s, t, k11, k12, k22) for s in phi.terms for t in psi.terms)
 
     def derivative(k11: Array, k12: Array, k22: Array) -> Array:
@@ -123,7 +126,9 @@ def pair_of(phi: Affine, psi: Affine) -> Dual | None:
         total = mehler(of_phi, of_psi, k11, k12, k22) + jnp.zeros_like(k11 + k22)
         for p, q, k in ((phi, psi, k22), (psi, phi, k11)):
             for t in q.terms:
-                total = total + t.weight * t.scale * _at(p, 1) * base(t.base).slope_almost(t.scale**2 * k)
+                slope = base(t.base).slope_almost
+                if _at(p, 1) and slope is not _nothing:
+                    total = total + t.weight * t.scale * _at(p, 1) * slope(t.scale**2 * k)
         return total + sum(_product_of_slopes(s, t, k11, k12, k22) for s in phi.terms for t in psi.terms)
 
     return closed_form(str(phi) if phi == psi else f"{phi}, {psi}", value, derivative)

@@ -4,10 +4,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Real
+
+from paperjax.limits.arcsine import root_and_arcsine
 
 Covariance = Real[ArrayLike, "..."]
 
@@ -126,16 +129,13 @@ def correlation(k11: Array, k12: Array, k22: Array) -> tuple[Array, Array, Array
     three equal inputs, so that their kernel has a negative eigenvalue of 1e-4 in float32. So rho is stretched by `NEAR` units and
     cut at ±1: equal inputs have an arcsine of exactly ±pi/2, and the others stay within their own rounding.
     """
-    positive = (k11 > 0) & (k22 > 0)
-    # Both branches of a `where` are differentiated, so the one not taken must be finite too.
-    s1, s2 = (jnp.sqrt(jnp.where(positive, k, jnp.ones_like(k))) for k in (k11, k22))
-    rho = jnp.where(positive, k12 / s1 / s2, jnp.zeros_like(k12))
-    rho = rho * (1 + NEAR * float(jnp.finfo(k12.dtype).eps))
-    inside = jnp.abs(rho) < 1
-    within = jnp.where(inside, rho, jnp.zeros_like(rho))
-    root = jnp.where(inside, jnp.sqrt((1 - within) * (1 + within)), jnp.zeros_like(rho))
-    fraction = jnp.where(inside, (2 / math.pi) * jnp.arcsin(within), jnp.sign(rho))
-    return jnp.where(positive, s1 * s2, jnp.zeros_like(rho)), root, fraction
+    # What is of one example alone stays so: of pairs there are many more. One root for all uses, which XLA then computes once.
+    one, two = ((k > 0).astype(k.dtype) for k in (k11, k22))
+    safe = (jnp.where(k > 0, k, jnp.ones_like(k)) for k in (k11, k22))
+    r1, r2 = (on * jax.lax.rsqrt(k) for on, k in zip((one, two), safe))
+    rho = k12 * (r1 * (1 + NEAR * float(jnp.finfo(k12.dtype).eps))) * r2
+    root, angle = root_and_arcsine(rho)
+    return (k11 * r1) * (k22 * r2), root, (2 / math.pi) * angle
 
 
 def piecewise_linear(positive: Real[ArrayLike, ""], negative: Real[ArrayLike, ""]) -> Dual:
@@ -259,10 +259,16 @@ def mehler(c: Sequence, d: Sequence, k11: Array, k12: Array, k22: Array) -> Arra
             total = total * k + jnp.asarray(c[i]).astype(k.dtype) * weight
         return total
 
-    total = jnp.zeros_like(k12)
+    def nothing(c: Sequence, r: int) -> bool:
+        return all(isinstance(a, (int, float)) and a == 0 for a in c[r::2])
+
+    total = None
     for r in range(min(len(c), len(d)) - 1, -1, -1):
-        total = total * k12 + math.factorial(r) * 1.0 * hermite(c, r, k11) * hermite(d, r, k22)
-    return total
+        total = None if total is None else total * k12
+        if not (nothing(c, r) or nothing(d, r)):
+            term = math.factorial(r) * 1.0 * hermite(c, r, k11) * hermite(d, r, k22)
+            total = term if total is None else total + term
+    return jnp.zeros_like(k12) if total is None else total + jnp.zeros_like(k12)
 
 
 def _shrinkage(k11: Array, k12: Array, k22: Array) -> Array:

@@ -14,6 +14,7 @@ from paperjax.limits import nodes as nd
 from paperjax.limits.dependence import refuse_own
 from paperjax.limits.nodes import Axes, Axis, Det, Node, Wide, coordinates, rep_shape, rep_size
 from paperjax.limits.views import View
+from paperjax.limits.windows import Window, joint_sum, window_taps
 
 
 class LeafLaw(NamedTuple):
@@ -186,43 +187,6 @@ def fixed_conv(node: Wide, by: Det, params: dict[str, Any], sizes: tuple[int, ..
     return nd.Linear(tuple(axes), node, fn, (by,), False)
 
 
-class Window(NamedTuple):
-    """Spatial parameters of a convolution, and where batch, channels and space lie in its operand and its result."""
-
-    strides: Sequence[int]
-    padding: Sequence[tuple[int, int]]
-    inside: Sequence[int]
-    between: Sequence[int]
-    sizes: Sequence[int]
-    lhs: Sequence[int]
-    out: Sequence[int]
-
-
-def window_taps(window: Window, shape: Sequence[int]) -> list[Callable[[Any], Any]]:
-    """For each entry of the window, what it sees of a representative, ``(batch, *space, channels)`` in the order of the result.
-
-    The first function takes a representative of the operand and returns one whose axes are batch, space and, last, channels.
-    """
-    b, c, *space = window.lhs
-    reach = [(n - 1) * d for n, d in zip(window.sizes, window.between)]
-    padded = [(shape[a] - 1) * i + 1 + lo + hi for a, i, (lo, hi) in zip(space, window.inside, window.padding)]
-    counts = [(p - r - 1) // s + 1 for p, r, s in zip(padded, reach, window.strides)]
-    config = [(0, 0, 0), *((lo, hi, i - 1) for i, (lo, hi) in zip(window.inside, window.padding)), (0, 0, 0)]
-
-    def tap(offset: Sequence[int]) -> Callable[[Any], Any]:
-        starts = [o * d for o, d in zip(offset, window.between)]
-
-        def see(a: Any) -> Any:
-            a = jnp.transpose(a, (b, *space, c))
-            a = lax.pad(a, jnp.zeros((), a.dtype), config)
-            stops = [s0 + (n - 1) * s + 1 for s0, n, s in zip(starts, counts, window.strides)]
-            return lax.slice(a, (0, *starts, 0), (a.shape[0], *stops, a.shape[-1]), (1, *window.strides, 1))
-
-        return see
-
-    return [tap(offset) for offset in np.ndindex(*window.sizes)]
-
-
 def conv(
     node: Node, view: View, params: dict[str, Any], sizes: tuple[int, ...], others: tuple[int, ...], groups_other: int, law: LeafLaw
 ) -> Node:
@@ -271,7 +235,8 @@ def conv(
     scale = math.sqrt(coordinates(channels) / groups) * view.factor
     way = tuple(sorted({k for k, _, _ in view.parts[leaf_in]}))
     refuse_own(node, view.leaf, view.entries, way, law.path)
-    return nd.Field(axes, key_of(view, way), node, tuple(map(traced, taps)), scale, law.gaussian or grows, law.variance == 0)
+    joint = joint_sum(window, node.shape, shape)
+    return nd.Field(axes, key_of(view, way), node, tuple(map(traced, taps)), scale, law.gaussian or grows, law.variance == 0, joint=joint)
 
 
 def _by_channel(

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from paperjax.limits import fields as fl
@@ -180,12 +181,19 @@ def trained(g: Callable[..., Any], h: Callable[..., Any]) -> Callable[[Array, Ar
     def value(k11: Array, k12: Array, k22: Array) -> Array:
         return plain(k11, k12, k22)
 
-    @value.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
+    def push(primals: Any, tangents: Any) -> Any:
         k11, k12, k22 = primals
-        d11, d12, d22 = tangents
-        out, tangent = jax.jvp(lambda a, b: plain(a, k12, b), (k11, k22), (d11, d22))
-        return out, tangent + slopes(k11, k12, k22) * d12
+        # Training moves k12 alone, and a product with 0 is not nothing to XLA.
+        d11, d12, d22 = (None if isinstance(d, SymbolicZero) else d for d in tangents)
+        if d11 is None and d22 is None:
+            out, tangent = plain(k11, k12, k22), None
+        else:
+            moved = [jnp.zeros_like(k) if d is None else d for k, d in ((k11, d11), (k22, d22))]
+            out, tangent = jax.jvp(lambda a, b: plain(a, k12, b), (k11, k22), tuple(moved))
+        by = None if d12 is None else slopes(k11, k12, k22) * d12
+        return out, by if tangent is None else tangent if by is None else tangent + by
+
+    value.defjvp(push, symbolic_zeros=True)
 
     return value
 

@@ -40,8 +40,8 @@ class Limit(NamedTuple):
 
     Notes
     -----
-    Kernels are JAX's arrays if ``jax_enable_x64`` is on, else NumPy's, in double precision all the
-    same; traced ones are then in single.
+    Kernels are JAX's arrays if ``jax_enable_x64`` is on or they are in single precision, else NumPy's, in double all the same; traced
+    ones are then in single.
 
     Examples
     --------
@@ -83,7 +83,8 @@ def limit(
     Parameters
     ----------
     fam
-        A `Family` of networks, or what `paperjax.family` takes.
+        A `Family` of networks, or what `paperjax.family` takes; or the `program` of an earlier limit, for other examples of the same
+        shape: neither traced nor, for as many of them, compiled again. What describes the network is then not given.
     x1, x2
         Batches ``(N, *features)`` and ``(M, *features)``; without `x2` the kernel of `x1` with itself. Gradients with respect to them are
         finite, at coincident and opposite examples too.
@@ -107,7 +108,8 @@ def limit(
     per
         ``"leaf"``: the contribution of each leaf to the tangent kernel.
     dtype
-        ``"float64"``, whatever the user's flag, or ``"float32"``.
+        ``"float64"``, whatever the user's flag, or ``"float32"`` for speed and half the memory. There, what is of one example alone and
+        pairs whose outputs have a correlation above 0.999, itself among them, are still computed in double precision.
     max_bytes
         Memory for the work besides the result; half of the device's by default. Pairs of examples are computed in tiles.
     progress
@@ -139,7 +141,7 @@ def limit(
     >>> K.nngp.round(4).tolist(), K.ntk.round(4).tolist()  # 1 and 1/pi; twice 1 and 1/pi
     ([[1.0, 0.3183], [0.3183, 1.0]], [[2.0, 0.3183], [0.3183, 2.0]])
     """
-    fam = fam if isinstance(fam, Family) else family(fam)
+    described = dict(sizes=sizes, wide=wide, at=at, parametrization=parametrization, base=base, laws=laws)
     _check(x1, "x1", None)
     if x2 is not None:
         _check(x2, "x2", x1)
@@ -147,10 +149,14 @@ def limit(
         raise ValueError(f'per = {per!r}: it is None or "leaf".')
     if dtype not in ("float64", "float32"):
         raise ValueError(f'dtype = {dtype!r}: "float64", or "float32" for speed.')
-    widths = _widths(fam, dict(sizes or {}), wide, dict(at or {}))
-    if parametrization is not None and base is None:
-        raise ValueError("a parametrization needs base=dict(width=...), the network that was tuned; see pj.plan.")
-    program, wider = _programs(fam, batch_form(x1), dict(sizes or {}), widths, parametrization, base, optimizer, laws, gaussian)
+    if isinstance(fam, Program):
+        program, wider = _again(fam, x1, described), None
+    else:
+        fam = fam if isinstance(fam, Family) else family(fam)
+        widths = _widths(fam, dict(sizes or {}), wide, dict(at or {}))
+        if parametrization is not None and base is None:
+            raise ValueError("a parametrization needs base=dict(width=...), the network that was tuned; see pj.plan.")
+        program, wider = _programs(fam, batch_form(x1), dict(sizes or {}), widths, parametrization, base, optimizer, laws, gaussian)
     wants = ntk and any(program.rates)
     if wants and program.shared:
         raise ValueError(
@@ -161,10 +167,12 @@ def limit(
     budget = max_bytes if max_bytes is not None else device_budget(jax.local_devices())
     _check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
     with pg.told(program.traced):
-        _audit_noise(program, wider, x1)
+        if wider is not None:
+            _audit_noise(program, wider, x1)
         found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
         _refuse_not_finite(found)
-        _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
+        if wider is not None:
+            _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
     found = _for_the_user(found)
     nngp, tangent = found if wants else (found[0], None)
     if per == "leaf" and tangent is not None:
@@ -172,11 +180,23 @@ def limit(
     return Limit(nngp, tangent, program)
 
 
+def _again(program: Program, x: Any, described: Mapping[str, Any]) -> Program:
+    """A program that was read and looked at before."""
+    told = [name for name, value in described.items() if value is not None]
+    if told:
+        raise ValueError(f"pj.limit: {', '.join(told)} would describe a network, and a program is one already. Give the family instead.")
+    shape = program.traced.jaxpr.in_avals[-1].shape[1:]
+    if tuple(x.shape[1:]) != shape:
+        raise ValueError(f"x1 has examples of shape {tuple(x.shape[1:])}, and the program was traced for {shape}. Give the family instead.")
+    return program
+
+
 def _for_the_user(found: tuple[Any, ...]) -> tuple[Any, ...]:
     """Double precision in a form that the user's flag allows: JAX warns of every function of such an array of its own where it does not."""
-    if jax.config.read("jax_enable_x64"):
-        return found
-    return tuple(k.astype(jnp.float32) if isinstance(k, Tracer) else np.asarray(k) for k in found)
+    if jax.config.read("jax_enable_x64") or all(k.dtype == np.float32 for k in found):
+        # Without a copy: see `paperjax.limits.tiles._empty`.
+        return tuple(k if isinstance(k, Tracer) else jax.device_put(k) for k in found)
+    return tuple(k.astype(jnp.float32) if isinstance(k, Tracer) else k for k in found)
 
 
 def _check(x: Any, name: str, like: Any) -> None:
@@ -306,7 +326,8 @@ def _audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: 
 
 def _refuse_not_finite(found: Sequence[Any]) -> None:
     for name, k in zip(("NNGP", "NTK"), found):
-        if isinstance(k, Tracer) or bool(jnp.isfinite(k).all()):
+        # In blocks, which need no memory.
+        if isinstance(k, Tracer) or all(np.isfinite(k[i : i + 64]).all() for i in range(0, len(k), 64)):
             continue
         where = np.argwhere(~np.isfinite(np.asarray(k)))[0][:2]
         raise ValueError(

@@ -160,5 +160,5 @@ def between(run: Runs, loop: Loop, asked: Asked, s: int, t: int, tapes: tuple[An
         return {a: _array(inner.second(loop.ends[a[0]], loop.ends[a[1]], 0, 1, a[2]), _shape(loop, a)) for a in need.cross}, None
 
     # Deterministic inputs of a step are the tapes' business, but for numbers that are the same for all examples.
-    rows = [jnp.asarray(whole.const) for _, whole in loop.rows]
+    rows = [run.det(whole, s) for _, whole in loop.rows]
     return jax.lax.scan(step, start, (*tapes, rows), length=loop.length)[0][asked]

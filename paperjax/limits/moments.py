@@ -36,6 +36,9 @@ class Run:
         The variance of each leaf's entries, by the first part of a key.
     shift
         What is added to it between the two examples, see above.
+    unit
+        The number 1, if XLA is not to know it. It computes a cheap value again for each of its uses, and a whole layer is cheap to it, so
+        that a layer takes as long as all those below it; but a quotient is computed once.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Run:
         cache: dict[Any, Any] | None = None,
         state: Callable[..., Any] | None = None,
         rows: Mapping[Det, Any] | None = None,
+        unit: Any = None,
     ) -> None:
         self.xs, self.variance, self.shift = xs, variance, shift
         self.state, self.rows = state, dict(rows or {})
@@ -54,30 +58,32 @@ class Run:
         self.known: dict[Any, Any] = {}
         self.asked: dict[Any, None] = {}
         self.tapes = tapes
+        self.unit = unit
 
     # Deterministic values.
 
     def det(self, node: Det, s: int) -> Array:
         """A deterministic array at an example."""
         if node.const is not None:
-            return jnp.asarray(node.const)
+            # Within a scan JAX keeps the precision of an array of NumPy.
+            return jnp.asarray(node.const.astype(jax.dtypes.canonicalize_dtype(node.const.dtype)))
         if node in self.rows:
             return self.rows[node]
+        if node.fn is None:
+            return jnp.asarray(self.xs[s])
         key = ("det", node, s)
         if key not in self.known:
             self.known[key] = self._taped(key, s) if self.tapes else self._det(node, s)
         return self.known[key]
 
     def _det(self, node: Det, s: int) -> Array:
-        if node.fn is None:
-            return jnp.asarray(self.xs[s])
+        assert node.fn is not None
         return node.fn(*(self.moment(arg, s) if isinstance(arg, Moment) else self.det(arg, s) for arg in node.args))
 
     def moment(self, asked: Moment, s: int) -> Array:
         """A moment that a deterministic array is made of."""
         found = self.mean(asked.u, s) if asked.v is None else self.second(asked.u, asked.v, s, s)
-        shape = asked.u.shape if asked.v is None else asked.u.shape + asked.v.shape
-        return asked.fn(jnp.zeros(shape) if found is None else found)
+        return asked.fn(jnp.zeros(asked.u.shape + (asked.v.shape if asked.v else ())) if found is None else found)
 
     def _taped(self, key: Any, s: int) -> Any:
         """Something of one example that its tape holds; on a dry run, something to be put there."""
@@ -100,7 +106,7 @@ class Run:
 
     def inner(self, which: Sequence[int], tapes: tuple[Any, ...], state: Callable[..., Any], rows: Mapping[Det, Any]) -> "Run":
         """A run of a step of a loop."""
-        return Run(tuple(self.xs[s] for s in which), self.variance, self.shift, tapes, self.cache, state, {**self.rows, **rows})
+        return Run(tuple(self.xs[s] for s in which), self.variance, self.shift, tapes, self.cache, state, {**self.rows, **rows}, self.unit)
 
     # Means and second moments.
 
@@ -214,7 +220,8 @@ class Run:
             factors = [w.factors if isinstance(w, nd.Prod) else (w,) for w in (u, v)]
             if isinstance(u, nd.Prod) or isinstance(v, nd.Prod):
                 return self._of_products(factors[0], factors[1], s, t, diag)
-            return expected_product(self, u, v, s, t, diag)
+            found = expected_product(self, u, v, s, t, diag)
+            return found if found is None or diag or self.unit is None else found / self.unit
         if isinstance(u, nd.Carried) and isinstance(v, nd.Carried) and self.state is not None:
             return self.state(u.slot, v.slot, diag, s == t)
         if isinstance(u, nd.Scanned) and isinstance(v, nd.Scanned) and u.scan is v.scan:
@@ -235,8 +242,11 @@ class Run:
             if not (isinstance(u.source, Det) and isinstance(v.source, Det)):
                 return None
             a, b = self.det(u.source, s), self.det(v.source, t)
-            terms = [_contracted(f(a), g(b), diag) for f, g in zip(u.taps, v.taps)]
-            return _own_matrices(variance * _sum(terms), u, diag)
+            left, right = (jnp.concatenate([f(x) for f in w.taps], -1) for w, x in ((u, a), (v, b)))
+            total = _contracted(left, right, diag)
+            if s != t and u is v:
+                total = self._met(total, u, s, t, diag, left.shape[-1])
+            return _own_matrices(variance * total, u, diag)
         assert isinstance(u.source, Wide)
         assert isinstance(v.source, Wide)
         # Where nothing is left but the trace, or each position is a sum over taps of itself, positions only meet themselves.
@@ -247,10 +257,28 @@ class Run:
         if alone:
             total = _sum([f(below).sum(-1) for f in u.taps])
             total = total if diag else total.reshape(u.shape + v.shape)
+        elif u is v and u.joint is not None:
+            total = u.joint(below, self.unit)
         else:
             n = len(u.source.shape)
             total = _sum([_trace(on_right(g, on_left(f, below, n), len(u.shape) + 1), len(u.shape)) for f, g in zip(u.taps, v.taps)])
+        if self.unit is not None:
+            total = total / self.unit
         return _own_matrices(variance * total, u, diag)
+
+    def _met(self, total: Array, u: nd.Field, s: int, t: int, diag: bool, terms: int) -> Array:
+        """Products of equal or opposite examples as their squares are, summed in another order: a kink makes the root of rounding."""
+        own = self.variance(u.key[0]) * u.scale**2
+        a, b = (self.second(u, u, at, at, True) for at in (s, t))
+        if a is None or b is None or not own:
+            return total
+        if not diag:
+            a, b = a.reshape(*a.shape, *(1,) * b.ndim), b
+        equal = jax.lax.stop_gradient((a + b) / (2 * own))
+        room = max(4.0, 2 * math.sqrt(terms)) * float(jnp.finfo(total.dtype).eps)
+        # The gradient is that of the product, whose mixed second derivative is not that of the squares.
+        off = equal - jax.lax.stop_gradient(jnp.abs(total))
+        return total + jnp.where(off <= room * equal, jnp.sign(jax.lax.stop_gradient(total)) * off, jnp.zeros_like(off))
 
     def _of_products(self, left: tuple[Wide, ...], right: tuple[Wide, ...], s: int, t: int, diag: bool) -> Moments:
         """The expectation of a product: that of each group of factors that depend on each other, by itself."""
@@ -336,8 +364,11 @@ def _diagonal(full: Moments, u: Node) -> Moments:
 
 def _contracted(a: Array, b: Array, diag: bool) -> Array:
     """``sum_c a[..., c] b[..., c]`` over the last axes."""
-    if diag:
+    if diag and math.prod(a.shape[:-1]) > 1:
         return (a * b).sum(-1)
+    if diag:
+        # So that over many pairs it is a product of matrices.
+        return (a.reshape(-1) @ b.reshape(-1)).reshape(a.shape[:-1])
     flat = a.reshape(-1, a.shape[-1]) @ b.reshape(-1, b.shape[-1]).T
     return flat.reshape(a.shape[:-1] + b.shape[:-1])
 

@@ -136,7 +136,8 @@ class Field(Wide):
     """``W u`` for a leaf W: Gaussian, of covariance ``scale scale' · variance · sum_taps sum_c tap(E[u u'])``.
 
     Each of `taps` takes the representative of `source` to an array ``(*shape, c)`` of whose last axis the trace is taken. Along the axes
-    `alone` each position has a matrix of its own.
+    `alone` each position has a matrix of its own. `joint` is the sum over taps of both sides of ``E[u u']`` at once, if there is a
+    faster way to it; it is told of a number 1.
     """
 
     key: Key
@@ -146,6 +147,7 @@ class Field(Wide):
     gaussian: bool
     still: bool = False
     alone: tuple[int, ...] = ()
+    joint: Fn | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

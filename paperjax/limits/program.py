@@ -116,11 +116,18 @@ class Program:
                 raise NotImplementedError(f"the network returns {len(outputs)} arrays, and a limit is of one.")
             self.output = _output(reader.node(outputs[0]))
         self.noises = reader.noises
+        self.made: dict[Any, Any] = {}
         self.shared = tuple(here.paths[i] for i in sorted(reader.shared) if here.rates[i])
         self.cache = cache
 
     def _variance(self, leaf: Any) -> float:
         return self.variances[leaf]
+
+    def kept(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made of this program before, such as a compiled tile."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
     def noise(self, x: Any) -> list[tuple[str, float]]:
         """The size of what the law of large numbers neglects, at every place where it is used, for an example."""
@@ -142,14 +149,15 @@ class Program:
         jax.eval_shape(dry, x)
         return tuple(found)
 
-    def tape(self, x: Array, asked: Sequence[Any]) -> tuple[Any, ...]:
-        """Those moments of one example."""
-        found = _OnDemand(Run((x[None],), self._variance, cache=self.cache))
+    def tape(self, x: Array, asked: Sequence[Any], unit: Array | None = None) -> tuple[Any, ...]:
+        """Those moments of one example; `unit` is that of `Run`."""
+        found = _OnDemand(Run((x[None],), self._variance, cache=self.cache, unit=unit))
         return tuple(found[key] for key in asked)
 
-    def pair(self, x1: Array, x2: Array, tape1: Tape, tape2: Tape, shift: Array | None) -> Array:
+    def pair(self, x1: Array, x2: Array, tape1: Tape, tape2: Tape, shift: Array | None, unit: Array | None = None) -> Array:
         """``E f_p(x1) f_q(x2)`` for all positions p and q of the output, ``(*out, *out)``, with leaves' variances shifted in between."""
         run = self._pair_run(x1, x2, (tape1, tape2), None if shift is None else self._shift(shift))
+        run.unit = unit
         found = run.second(self.output, self.output, 0, 1)
         return jnp.zeros(self.output.shape * 2) if found is None else found
 

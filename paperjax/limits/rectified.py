@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from paperjax.limits.closed_forms import Dual, closed_form, correlation, mehler
+from paperjax.limits.closed_forms import Dual, absolute, closed_form, correlation, mehler, sign
 
 
 @functools.cache
@@ -106,10 +106,11 @@ def signed_power(degree: int) -> Dual:
     >>> signed_power(1).value(1.0, 0.0, 1.0).round(6)  # 2 / pi
     Array(0.63662, dtype=float32)
     """
+    name = f"|h| h^{degree - 1}"
+    if degree < 2:
+        return (sign, absolute)[degree]._replace(name=name)
 
     def derivative(k11: Array, k12: Array, k22: Array) -> Array:
-        if degree == 0:
-            return jnp.zeros_like(k11 + k12 + k22)
         return degree * degree * _signed(degree - 1, k11, k12, k22)
 
-    return closed_form(f"|h| h^{degree - 1}", lambda *k: _signed(degree, *k), derivative)
+    return closed_form(name, lambda *k: _signed(degree, *k), derivative)

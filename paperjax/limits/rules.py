@@ -12,6 +12,7 @@ from paperjax.limits.elementwise import broadcasting
 from paperjax.limits.nodes import Axes, Det, Node, Wide, axis_of, coordinates
 from paperjax.limits.values import Spread, Value, number_of
 from paperjax.limits.views import View
+from paperjax.limits.windows import window_adds
 
 
 @runtime_checkable
@@ -164,7 +165,7 @@ def _reduce_window_sum(reader: Reader, eqn: Any, twin: Any, operands: list[Value
     if any(n > 1 and coordinates(axis) > 1 for n, axis in zip(window, node.axes)):
         raise NotImplementedError("pooling along a growing axis.")
     after = tuple(a if k == 1 else axis_of(n, m) for a, k, n, m in zip(node.axes, window, sizes, others))
-    return st.apply(node, st.Moved(after, broadcasting(eqn), False))
+    return st.apply(node, st.Moved(after, window_adds(eqn.params, broadcasting(eqn)), False))
 
 
 def _dot_general(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:

@@ -1,8 +1,11 @@
 """Kernels between two sets of examples, from programs of two: tapes first, then tiles of pairs."""
 
-import functools
+import dataclasses
+import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -18,10 +21,11 @@ from paperjax.limits.program import Program, as_tape
 from paperjax.limits.roll import roll, rolled
 from paperjax.progress import progress_bar
 
-TILE = 256
-"""Examples along one side of a tile, at most: what one layer makes of so many pairs fits a core's cache."""
+TILE, CACHE = 256, 1 << 24
+"""Examples along one side of a tile, and bytes of it, at most: what one layer makes of so many pairs fits a core's cache."""
 
-Step = Callable[..., tuple[Any, ...]]
+PAIRS, NEAR = 256, 1e-3
+"""Pairs that are computed one by one in a call, and how far their correlation is from 1, at most."""
 
 
 def pair_step(program: Program, asked: Sequence[Any], ntk: bool, leaves: bool) -> Callable[..., tuple[Array, ...]]:
@@ -29,9 +33,9 @@ def pair_step(program: Program, asked: Sequence[Any], ntk: bool, leaves: bool) -
     shape = program.shape * 2
     n = len(program.paths)
 
-    def step(x1: Array, x2: Array, tape1: Any, tape2: Any) -> tuple[Array, ...]:
+    def step(x1: Array, x2: Array, tape1: Any, tape2: Any, unit: Array | None = None) -> tuple[Array, ...]:
         def kernel(shift: Array | None) -> Array:
-            return program.pair(x1, x2, as_tape(asked, tape1), as_tape(asked, tape2), shift).reshape(shape)
+            return program.pair(x1, x2, as_tape(asked, tape1), as_tape(asked, tape2), shift, unit).reshape(shape)
 
         zero = jnp.zeros(n)
         if not ntk:
@@ -48,71 +52,235 @@ def kernels(
 ) -> tuple[Any, ...]:
     """The kernels between all examples of `x1` and of `x2` (or of `x1` itself), ``(N, M, ...)``; the trailing axes are those of a pair.
 
-    In double or single precision, whatever the user's flag.
+    In double precision, whatever the user's flag; in single precision what is of one example alone is in double, and so are pairs of
+    outputs that are almost the same.
     """
-    with nd.usual(dtype == np.float64):
-        given = [_in(x, dtype) for x in ((x1,) if x2 is None else (x1, x2))]
-        asked = program.asked(given[0][0], ntk)
-        step = pair_step(program, asked, ntk, leaves)
-        tapes = [_tapes(program, asked, x) for x in given]
+    with nd.usual(True):
+        given = [_in(x) for x in ((x1,) if x2 is None else (x1, x2))]
+        tapes = [_tapes(program, x, ntk) for x in given]
         if any(isinstance(x, Tracer) for x in given):
+            step = pair_step(program, _asked(program, given[0], ntk), ntk, leaves)
             a, b = (given * 2)[:2], (tapes * 2)[:2]
-            return _grid(step)(*a, *b)
-        return _tiled(step, given, tapes, x2 is None, max_bytes, progress)
+            return tuple(k.astype(dtype) for k in _grid(step)(*map(_double, a), *b, None))
+        return _tiled(program, given, tapes, x2 is None, ntk, leaves, dtype, max_bytes, progress)
 
 
-def _in(x: Any, dtype: Any) -> Any:
+def _in(x: Any) -> Any:
+    """Floating-point numbers of a kind that XLA has, as wide as they come: they are widened tile by tile."""
     if isinstance(x, Tracer):
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        return x
     x = np.asarray(x)
-    return x.astype(dtype) if x.dtype.kind == "f" or x.dtype.kind == "V" else x
+    return x if x.dtype in (np.float32, np.float64) or x.dtype.kind not in "fV" else x.astype(np.float64)
+
+
+def _double(x: Any) -> Any:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return jax.ShapeDtypeStruct(x.shape, jnp.float64) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(jnp.float64)
+
+
+def _single(x: Any) -> Any:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return jax.ShapeDtypeStruct(x.shape, jnp.float32) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(jnp.float32)
 
 
 def _grid(step: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.vmap(jax.vmap(step, (None, 0, None, 0)), (0, None, 0, None))
+    return jax.vmap(jax.vmap(step, (None, 0, None, 0, None)), (0, None, 0, None, None))
 
 
-def _tapes(program: Program, asked: Sequence[Any], x: Any) -> Any:
-    one = rolled(functools.partial(program.tape, asked=asked))
+def _form(tree: Any) -> tuple[Any, ...]:
+    return tuple((x.shape, x.dtype) for x in jax.tree.leaves(tree))
+
+
+def _asked(program: Program, x: Any, ntk: bool) -> tuple[Any, ...]:
+    return program.kept(("asked", ntk, *_form(x[:1])), lambda: program.asked(_double(jax.ShapeDtypeStruct(x.shape[1:], x.dtype)), ntk))
+
+
+def _tapes(program: Program, x: Any, ntk: bool) -> Any:
+    asked = _asked(program, x, ntk)
     if isinstance(x, Tracer):
-        return jax.vmap(one)(x)
-    each = jax.jit(lambda some: jax.lax.map(one, some, batch_size=min(TILE, len(x))))
-    return each(x)
+        return jax.vmap(rolled(lambda x: program.tape(_double(x), asked)))(x)
+
+    def compiled() -> Any:
+        one = rolled(lambda x, unit: program.tape(_double(x), asked, unit))
+        size = peak_bytes(one, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), np.float64(1))
+        batch = max(1, min(TILE, len(x), CACHE // max(1, size)))
+        return jax.jit(lambda some, unit: jax.lax.map(lambda x: one(x, unit), some, batch_size=batch)).lower(x, np.float64(1)).compile()
+
+    return program.kept(("tapes", ntk, *_form(x)), compiled)(x, np.float64(1))
 
 
 def _tiled(
-    step: Callable[..., Any], given: list[Any], tapes: list[Any], symmetric: bool, max_bytes: int, progress: bool | None
-) -> tuple[Any, ...]:
+    program: Program, given: list[Any], tapes: list[Any], symmetric: bool, ntk: bool, leaves: bool, dtype: Any, max_bytes: int,
+    progress: bool | None,
+) -> tuple[Any, ...]:  # fmt: skip
     rows, columns = given[0], given[-1]
-    one = _part(rows, columns, tapes[0], tapes[-1], range(1), range(1))
-    pair = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), one)
-    traced, form = jax.make_jaxpr(step, return_shape=True)(*pair)
-    traced = roll(traced)
-    step = lambda *args: tuple(jex.jaxpr_as_fun(traced)(*jax.tree.leaves(args)))  # noqa: E731
-    side = _side(step, pair, max_bytes)
-    out = [np.empty((len(rows), len(columns), *a.shape), a.dtype) for a in form]
-    heights, widths = (_edges(len(x), side) for x in (rows, columns))
-    run = jax.jit(_grid(step) if side > 1 else _one_by_one(step))
-    tiles = [(a, b) for a in heights for b in widths if not symmetric or b.start >= a.start]
-    with progress_bar("infinite width", float(len(tiles)), progress) as bar:
-        for a, b in tiles:
-            made = run(*_part(rows, columns, tapes[0], tapes[-1], a, b))
-            for whole, tile in zip(out, made):
-                whole[a.start : a.stop, b.start : b.stop] = tile
+    args = rows, columns, tapes[0], tapes[-1]
+    made = _Made(program, args, ntk, leaves, np.dtype(dtype), max_bytes)
+    height, width, forms, run = made.tile(dtype == np.float32)
+    out = [_empty((len(rows), len(columns), *form.shape), form.dtype) for form in forms]
+    tiles = list(itertools.product(range(0, len(rows), height), range(0, len(columns), width)))
+    tiles = [(a, b) for a, b in tiles if not symmetric or b >= a]
+    own = [made.own(x, tape) for x, tape in zip(given, tapes)] * 2 if dtype == np.float32 else None
+
+    def fill(tile: tuple[int, int]) -> None:
+        # The last ones reach back, so that all have one shape; what another one has made is left out.
+        (a, b), starts = tile, [min(at, len(x) - side) for at, x, side in zip(tile, (rows, columns), (height, width))]
+        # A thread has JAX's flags of its own.
+        with nd.usual(True):
+            parts = [np.asarray(part) for part in run(*starts)]
+            if own is not None:
+                parts = made.repaired(parts, starts, own)
+        for whole, part in zip(out, parts):
+            part = part[a - starts[0] :, b - starts[1] :]
+            n, m = part.shape[:2]
+            if not symmetric:
+                whole[a : a + n, b : b + m] = part
+            elif a == b:
+                # The lower triangle from the upper one: exactly symmetric, whatever a tile rounds.
+                below = np.tril_indices(n, -1)
+                whole[a : a + n, b : b + n] = part
+                whole[a : a + n, b : b + n][below] = _turned(part)[below]
+            else:
+                whole[a : a + n, b : b + m] = part
+                whole[b : b + m, a : a + n] = _turned(part)
+
+    with progress_bar("infinite width", float(len(tiles)), progress) as bar, ThreadPoolExecutor(_workers(len(tiles))) as pool:
+        for _ in pool.map(fill, tiles):
             bar.advance(1.0)
-    if symmetric:
-        for whole in out:
-            _mirror(whole)
-    return tuple(jnp.asarray(whole) for whole in out)
+    return tuple(out)
 
 
-def _mirror(whole: np.ndarray) -> None:
-    """The lower triangle from the upper one: exactly symmetric, whatever a tile rounds."""
-    for r in range(0, len(whole), TILE):
-        square = whole[r : r + TILE, r : r + TILE]
-        below = np.tril_indices(len(square), -1)
-        square[below] = _turned(square)[below]
-        whole[r + TILE :, r : r + TILE] = _turned(whole[r : r + TILE, r + TILE :])
+def _workers(tiles: int) -> int:
+    """Tiles under way at once: one a core, or enough to keep another device busy."""
+    return min(tiles, (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """Compiled programs for two sets of examples, ``args = (x1, x2, tapes1, tapes2)``; each is made where it is first needed, and kept."""
+
+    program: Program
+    args: tuple[Any, ...]
+    ntk: bool
+    leaves: bool
+    dtype: Any
+    max_bytes: int
+
+    def kept(self, what: str, make: Callable[[], Any]) -> Any:
+        return self.program.kept((what, self.ntk, self.leaves, self.dtype, self.max_bytes, *_form(self.args)), make)
+
+    def step(self, single: bool) -> tuple[Callable[..., Any], Any, Any]:
+        """``(x1, x2, tape1, tape2) -> kernels`` of a pair, in single or double precision; its arguments' and results' form."""
+        cast = _single if single else _double
+        pair = jax.tree.map(lambda x: cast(jax.ShapeDtypeStruct(x.shape[1:], x.dtype)), self.args)
+        pair = *pair, cast(jax.ShapeDtypeStruct((), np.float64))
+        step = pair_step(self.program, _asked(self.program, self.args[0], self.ntk), self.ntk, self.leaves)
+        with nd.usual(not single):
+            traced, forms = jax.make_jaxpr(lambda *pair: tuple(k.astype(self.dtype) for k in step(*pair)), return_shape=True)(*pair)
+            traced = roll(traced)
+
+        def rolled_step(*pair: Any) -> Any:
+            return tuple(jex.jaxpr_as_fun(traced)(*map(cast, jax.tree.leaves(pair))))
+
+        return rolled_step, pair, forms
+
+    def tile(self, single: bool) -> tuple[int, int, Any, Any]:
+        """Sides of a tile, the form of a pair, and the compiled ``(row, column) -> tile``."""
+        height, width, forms, run = self.kept(f"tile {single}", lambda: self._tile(single))
+        return height, width, forms, lambda row, column: run(*self.part(height, width, row, column))
+
+    def _tile(self, single: bool) -> tuple[int, int, Any, Any]:
+        step, pair, forms = self.step(single)
+        side = _side(step, pair[:4], self.max_bytes)
+        # Of one size, rather than a small one at the end.
+        height, width = (math.ceil(n / math.ceil(n / side)) for n in (len(self.args[0]), len(self.args[1])))
+
+        def tile(x1: Any, x2: Any, tape1: Any, tape2: Any, row: Any, column: Any, unit: Any) -> Any:
+            tape1 = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, height), tape1)
+            tape2 = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, column, width), tape2)
+            if height == width == 1:
+                return jax.tree.map(lambda k: k[None, None], step(*jax.tree.map(lambda x: x[0], (x1, x2, tape1, tape2)), unit))
+            return _grid(step)(x1, x2, tape1, tape2, unit)
+
+        compiled = jax.jit(tile).lower(*self.part(height, width, 0, 0)).compile()
+        return height, width, forms, compiled
+
+    def part(self, height: int, width: int, row: int, column: int) -> tuple[Any, ...]:
+        """The arguments of a tile. Rows of what may be large are taken here, which is no copy."""
+        x1, x2, tape1, tape2 = self.args
+        return x1[row : row + height], x2[column : column + width], tape1, tape2, np.int32(row), np.int32(column), np.float64(1)
+
+    def pairs(self, i: np.ndarray, j: np.ndarray) -> list[np.ndarray]:
+        """Kernels of examples i of the first set and j of the second, in double precision inside."""
+
+        def compiled() -> Any:
+            step, pair, _ = self.step(False)
+            # As many at once as fit a cache.
+            n = max(1, min(PAIRS, len(i), CACHE // max(1, peak_bytes(step, *pair))))
+            forms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), self.args)
+            return n, jax.jit(jax.vmap(step, (0, 0, 0, 0, None))).lower(*forms, np.float64(1)).compile()
+
+        (n, run), found = self.kept("pairs", compiled), []
+        # Rows are taken by NumPy, as XLA on CPU takes them entry by entry.
+        sides = [jax.tree.map(np.asarray, side) for side in self.args]
+        for start in range(0, len(i), n):
+            index = [np.resize(k[start : start + n], n) for k in (i, j)]
+            some = [jax.tree.map(lambda x, k=k: x[k], side) for side, k in zip(sides, index * 2)]
+            found.append([np.asarray(k)[: len(i) - start] for k in run(*some, np.float64(1))])
+        return [np.concatenate(parts) for parts in zip(*found)]
+
+    def own(self, x: Any, tape: Any) -> tuple[list[np.ndarray], np.ndarray]:
+        """Kernels of examples with themselves, and the roots of their covariances, ``(N, *positions)``."""
+        index, shape = np.arange(len(x)), self.program.shape
+        found = dataclasses.replace(self, args=(x, x, tape, tape)).pairs(index, index)
+        n = math.prod(shape)
+        return found, np.sqrt(np.diagonal(found[0].reshape(len(x), n, n), axis1=1, axis2=2).reshape(len(x), *shape))
+
+    def repaired(self, parts: list[np.ndarray], starts: Sequence[int], own: Any) -> list[np.ndarray]:
+        """A tile of single precision, in which examples whose outputs are almost the same are computed in double.
+
+        A correlation of ``1 - e`` that is off by rounding makes an angle that is off by ``rounding / sqrt(2 e)``.
+        """
+        nngp, height, width = parts[0], *parts[0].shape[:2]
+        a, b = (root[start : start + n] for (_, root), start, n in zip(own, starts, (height, width)))
+        k = len(self.program.shape)
+        bound = ((1 - NEAR) * a).reshape(height, 1, *a.shape[1:], *(1,) * k) * b.reshape(1, width, *(1,) * k, *b.shape[1:])
+        near = nngp > bound
+        near = near.reshape(height, width, -1).any(-1) if k else near
+        if own[0] is own[1] and starts[0] == starts[1]:
+            np.fill_diagonal(near, False)
+            parts = [part.copy() for part in parts]
+            for part, found in zip(parts, own[0][0]):
+                index = np.arange(min(height, width))
+                part[index, index] = found[starts[0] + index]
+        if not near.any():
+            return parts
+        i, j = np.nonzero(near)
+        if len(i) > near.size // 8 and near.size > PAIRS:
+            return self._doubly(parts, starts)
+        parts = [part.copy() for part in parts]
+        for part, found in zip(parts, self.pairs(starts[0] + i, starts[1] + j)):
+            part[i, j] = found
+        return parts
+
+    def _doubly(self, parts: list[np.ndarray], starts: Sequence[int]) -> list[np.ndarray]:
+        height, width, _, run = self.tile(False)
+        (n, m), whole = parts[0].shape[:2], [np.empty_like(part) for part in parts]
+        for r, c in itertools.product(range(0, n, height), range(0, m, width)):
+            r, c = min(r, n - height), min(c, m - width)
+            for there, tile in zip(whole, run(starts[0] + r, starts[1] + c)):
+                there[r : r + height, c : c + width] = tile
+        return whole
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array that JAX can take over as it is: it wants addresses that are multiples of 64."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _turned(tile: np.ndarray) -> np.ndarray:
@@ -123,32 +291,19 @@ def _turned(tile: np.ndarray) -> np.ndarray:
     return tile.transpose(order)
 
 
-def _edges(n: int, side: int) -> list[range]:
-    """Ranges of one length, the last ones overlapping."""
-    return [range(min(a, max(n - side, 0)), min(a, max(n - side, 0)) + min(side, n)) for a in range(0, n, side)]
-
-
-def _part(rows: Any, columns: Any, tape1: Any, tape2: Any, a: range, b: range) -> tuple[Any, ...]:
-    cut = [jax.tree.map(lambda x, r=r: x[r.start : r.stop], tree) for tree, r in ((rows, a), (columns, b), (tape1, a), (tape2, b))]
-    return tuple(cut)
-
-
-def _one_by_one(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Pair by pair, where one fills the memory that a tile may have."""
-
-    def run(x1: Any, x2: Any, tape1: Any, tape2: Any) -> Any:
-        return jax.lax.map(lambda row: jax.lax.map(lambda column: step(row[0], column[0], row[1], column[1]), (x2, tape2)), (x1, tape1))
-
-    return run
-
-
 def _side(step: Callable[..., Any], pair: tuple[Any, ...], max_bytes: int) -> int:
-    """Examples along a side of a tile that keep to a budget."""
-    each = max(peak_bytes(step, *pair), 8)
-    if each > max_bytes:
+    """Examples along a side of a tile that keep to a budget and to a cache."""
+    one, two, four = (peak_bytes(_grid(step), *_repeated(pair, n), jax.ShapeDtypeStruct((), np.float64)) for n in (1, 2, 4))
+    if one > max_bytes:
         raise ValueError(
-            f"pj.limit: one pair of examples takes {each / 1e9:.2g} GB, and max_bytes is {max_bytes / 1e9:.2g} GB. A "
+            f"pj.limit: one pair of examples takes {one / 1e9:.2g} GB, and max_bytes is {max_bytes / 1e9:.2g} GB. A "
             f"kernel over all pairs of "
             "positions is kept where the network averages over them: give more memory, fewer positions, or flatten them."
         )
-    return max(1, min(TILE, math.isqrt(max(1, max_bytes // each))))
+    # What grows as the square of the side is of pairs, the rest of examples.
+    each = max((four - 2 * two) // 8, 8)
+    return max(1, min(TILE, math.isqrt(max(1, min(max_bytes // _workers(1 << 30), CACHE) // each))))
+
+
+def _repeated(pair: tuple[Any, ...], n: int) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), pair)

@@ -1,0 +1,101 @@
+"""Kernels of many pairs: tiles against each other, single against double precision, programs used again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import paperjax as pj
+from paperjax.limits import tiles
+from tests.limits.ntk_networks import conv, dense, perceptron, plain
+
+RNG = np.random.default_rng(0)
+DISTINCT = RNG.normal(size=(5, 784))
+DISTINCT *= 28 / np.linalg.norm(DISTINCT, axis=1, keepdims=True)
+NEAR = DISTINCT[:1] + 1e-4 * RNG.normal(size=(3, 784))
+ROWS = np.concatenate([DISTINCT, DISTINCT[:2], NEAR, -DISTINCT[:1], 0 * DISTINCT[:1]]).astype(np.float32)
+"""Repeated, nearly repeated, opposite and zero rows, of so many features that a sum of them in single precision is off by 1e-6."""
+
+
+@pytest.fixture(scope="module")
+def relu():
+    return {dtype: pj.limit(plain(perceptron("relu", 3, None)[0]), ROWS, dtype=dtype, progress=False) for dtype in ("float64", "float32")}
+
+
+@pytest.mark.parametrize("name", ["nngp", "ntk"])
+def test_single_precision(relu, name):
+    exact, single = np.asarray(getattr(relu["float64"], name)), np.asarray(getattr(relu["float32"], name))
+    assert single.dtype == np.float32
+    assert np.isfinite(single).all()
+    assert np.array_equal(single, single.T)
+    # Float32 rounding: the diagonal and pairs that nearly meet are computed in double precision.
+    np.testing.assert_allclose(single.diagonal(), exact.diagonal(), rtol=1e-6)
+    apart = exact[:10, :10]
+    np.testing.assert_allclose(single[:10, :10], apart, atol=1e-6 * apart.max())
+    # The angle of almost opposite rows is off by the root of rounding, over the 1e-4 that it is.
+    np.testing.assert_allclose(single, exact, atol=1e-5 * exact.max())
+    for k, room in ((single, 1e-6), (exact, 1e-13)):
+        # Sums of 12 rows of rounding.
+        assert np.linalg.eigvalsh(k.astype(np.float64)).min() > -room * k.max()
+        # Repeated rows.
+        np.testing.assert_allclose(k[5:7], k[:2], atol=room * k.max())
+
+
+def test_a_program_is_used_again(relu):
+    program = relu["float64"].program
+    compiled = len(program.made)
+    again = pj.limit(program, ROWS[::-1], progress=False)
+    assert len(program.made) == compiled
+    for name in ("nngp", "ntk"):
+        whole = np.asarray(getattr(relu["float64"], name))
+        np.testing.assert_allclose(np.asarray(getattr(again, name))[::-1, ::-1], whole, rtol=1e-12, atol=1e-12 * whole.max())
+
+
+def test_a_program_describes_its_network(relu):
+    program = relu["float64"].program
+    with pytest.raises(ValueError, match="sizes would describe a network, and a program is one already"):
+        pj.limit(program, ROWS, sizes=dict(depth=3))
+    with pytest.raises(ValueError, match=r"examples of shape \(5,\), and the program was traced for \(784,\)"):
+        pj.limit(program, ROWS[:, :5])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_tiles_are_blocks_of_one_kernel(relu, dtype, monkeypatch):
+    whole = relu[dtype]
+    # Sides that do not divide the number of rows, and pairs that come back to a tile from another precision.
+    monkeypatch.setattr(tiles, "TILE", 5)
+    monkeypatch.setattr(tiles, "PAIRS", 3)
+    program = pj.limit(plain(perceptron("relu", 3, None)[0]), ROWS, dtype=dtype, progress=False).program
+    assert any(key[0].startswith("tile") and program.made[key][0] < len(ROWS) for key in program.made)
+    blocks = pj.limit(program, ROWS[:7], ROWS, dtype=dtype, progress=False)
+    again = pj.limit(program, ROWS, dtype=dtype, progress=False)
+    for name in ("nngp", "ntk"):
+        k = np.asarray(getattr(whole, name), np.float64)
+        # Rounding; in single precision tiles of two sizes add up in another order, which almost opposite rows show.
+        room = (1e-12 if dtype == "float64" else 1e-5) * k.max()
+        np.testing.assert_allclose(np.asarray(getattr(again, name)), k, atol=room)
+        np.testing.assert_allclose(np.asarray(getattr(blocks, name)), k[:7], atol=room)
+
+
+@pytest.mark.slow
+def test_positions_and_scans_in_single_precision():
+    images = RNG.normal(size=(3, 3, 3, 2)).astype(np.float32)
+    images[2] = images[0]
+
+    def pooled(draw, x, n):
+        return dense(draw, jnp.mean(jax.nn.relu(conv(draw, jax.nn.relu(conv(draw, x, n)), n)), (1, 2)), 1)
+
+    def scanned(draw, x, n):
+        h = jax.nn.relu(dense(draw, x.reshape(len(x), -1), n, b=None))
+        hidden = draw(4, n, n)
+        h, _ = jax.lax.scan(lambda h, w: (jax.nn.relu(h @ w * (2 / n) ** 0.5), None), h, hidden)
+        return dense(draw, h, 1, b=None)
+
+    for forward in (pooled, scanned):
+        exact, single = (pj.limit(plain(forward), images, dtype=dtype, progress=False) for dtype in ("float64", "float32"))
+        for name in ("nngp", "ntk"):
+            k, got = np.asarray(getattr(exact, name)), np.asarray(getattr(single, name))
+            np.testing.assert_allclose(got.diagonal(), k.diagonal(), rtol=1e-6)
+            # Float32 rounding of sums over positions.
+            np.testing.assert_allclose(got, k, atol=1e-5 * k.max())
+            np.testing.assert_allclose(got[2], got[0], atol=1e-6 * k.max())

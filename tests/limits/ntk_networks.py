@@ -94,6 +94,9 @@ PHIS = {
     "monomial": (lambda h: h**3, lambda stax: stax.Monomial(3)),
 }
 
+COMMON = ("relu", "erf", "gelu", "leaky relu", "sin", "abs", "polynomial")
+"""Those that are compared at every depth."""
+
 
 def perceptron(phi, depth, b):
     ours, theirs = PHIS[phi]
@@ -258,7 +261,8 @@ SLOW = {
     **{
         f"perceptron of {phi}, depth {depth}{', bias' if b else ''}": (*perceptron(phi, depth, b), VECTORS)
         for phi, depth, b in [
-            *((phi, 3, B) for phi in PHIS), *((phi, 1, None) for phi in PHIS), *(("relu", depth, None) for depth in (3, 10)),
+            *((phi, depth, b) for phi in COMMON for depth in (1, 3, 10) for b in (None, B)),
+            *((phi, 3, B) for phi in PHIS if phi not in COMMON), *((phi, 1, None) for phi in PHIS if phi not in COMMON),
         ]
     },
     **{

@@ -13,6 +13,7 @@ from paperjax.limits.nodes import (
     Carried,
     Const,
     Det,
+    Drawn,
     Entries,
     Field,
     Func,
@@ -20,6 +21,7 @@ from paperjax.limits.nodes import (
     Linear,
     Lookup,
     Mixed,
+    Paired,
     Part,
     Prod,
     Scale,
@@ -68,6 +70,8 @@ def centred(node: Wide) -> bool:
         return centred(node.u)
     if isinstance(node, (Stacked, Mixed)):
         return all(map(centred, node.parts))
+    if isinstance(node, Paired):
+        return (centred(node.u) or centred(node.v)) and independent(node.u, node.v)
     return isinstance(node, Prod) and any(
         centred(f) and all(j == i or independent(f, g) for j, g in enumerate(node.factors)) for i, f in enumerate(node.factors)
     )
@@ -88,8 +92,37 @@ def sources(node: Wide) -> frozenset[Key]:
         return frozenset((*key, node.which) for key in sources(node.u))
     if isinstance(node, (Carried, Scanned)):
         return node.sources
+    if isinstance(node, Paired):
+        return sources(node.u) | sources(node.v)
+    if isinstance(node, Drawn):
+        return frozenset().union(*(sources(arg) for arg in node.args if isinstance(arg, Wide)))
     parts = {Func: "fields", Prod: "factors", Stacked: "parts", Mixed: "parts"}[type(node)]
     return frozenset().union(*(sources(part) for part in getattr(node, parts)))
+
+
+@memoized
+def joins_positions(node: Wide) -> bool:
+    """Whether a value is a function of several positions, or of several coordinates, that is not linear: a `Paired` or `Drawn` is in it."""
+    return isinstance(node, (Paired, Drawn)) or any(map(joins_positions, _parts(node)))
+
+
+@memoized
+def is_drawn(node: Wide) -> bool:
+    """Whether moments of a value are found by Monte Carlo."""
+    return isinstance(node, Drawn) or any(map(is_drawn, _parts(node)))
+
+
+def _parts(node: Wide) -> tuple[Wide, ...]:
+    """What a value is made of at a coordinate."""
+    if isinstance(node, (Add, Paired)):
+        return node.u, node.v
+    if isinstance(node, (Scale, Linear, Part)):
+        return (node.u,)
+    if isinstance(node, (Stacked, Mixed)):
+        return node.parts
+    if isinstance(node, Drawn):
+        return tuple(arg for arg in node.args if isinstance(arg, Wide))
+    return node.factors if isinstance(node, Prod) else node.fields if isinstance(node, Func) else ()
 
 
 def scale(u: Wide, by: Det, axes: Axes) -> Scale:

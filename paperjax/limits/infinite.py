@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from paperjax.binding import argument_names, nearest
 from paperjax.devices import device_budget
 from paperjax.limits import nodes as nd
 from paperjax.limits import program as pg
+from paperjax.limits.draws import GROUPS, Draws
 from paperjax.limits.laws import Law
 from paperjax.limits.program import Program
 from paperjax.limits.tiles import kernels
@@ -37,6 +38,8 @@ class Limit(NamedTuple):
         The neural tangent kernel, of the same form; with ``per="leaf"`` one for each path. ``None`` if it was not asked for.
     program
         What was read; see `paperjax.limits.program.Program`.
+    error
+        Standard errors of `nngp` and of `ntk`, of their forms, where expectations were drawn by Monte Carlo; else ``None``.
 
     Notes
     -----
@@ -52,6 +55,7 @@ class Limit(NamedTuple):
     nngp: Float[Array | np.ndarray, "..."]
     ntk: Any
     program: Any
+    error: Any = None
 
 
 def limit(
@@ -69,6 +73,8 @@ def limit(
     gaussian: bool = False,
     ntk: bool = True,
     per: str | None = None,
+    key: Key[Array, ""] | None = None,
+    samples: int | None = None,
     dtype: str = "float64",
     max_bytes: int | None = None,
     progress: bool | None = None,
@@ -106,6 +112,11 @@ def limit(
         Whether to compute the tangent kernel.
     per
         ``"leaf"``: the contribution of each leaf to the tangent kernel.
+    key, samples
+        Given both, expectations that have no exact rule are drawn: of attention with logits over ``sqrt(d)`` as the number of heads grows
+        (the size of a head being fixed; Hron et al., arXiv 2006.10540), of max pooling and of maxout. `samples` draws in eight
+        independent parts, whose mean is returned, with its standard error. Exact rules stay exact. Drawn kernels are symmetric, and
+        definite up to that error; they have no gradients with respect to examples.
     dtype
         ``"float64"``, whatever the user's flag, or ``"float32"``.
     max_bytes
@@ -150,7 +161,8 @@ def limit(
     widths = _widths(fam, dict(sizes or {}), wide, dict(at or {}))
     if parametrization is not None and base is None:
         raise ValueError("a parametrization needs base=dict(width=...), the network that was tuned; see pj.plan.")
-    program, wider = _programs(fam, batch_form(x1), dict(sizes or {}), widths, parametrization, base, optimizer, laws, gaussian)
+    groups = _groups(key, samples)
+    program, wider = _programs(fam, batch_form(x1), dict(sizes or {}), widths, parametrization, base, optimizer, laws, gaussian, groups[0])
     wants = ntk and any(program.rates)
     if wants and program.shared:
         raise ValueError(
@@ -158,18 +170,43 @@ def limit(
             f"the tangent kernel is the "
             "square of a random function and does not settle at infinite width. Ask for ntk=False, or freeze it (pj.Frozen)."
         )
+
     budget = max_bytes if max_bytes is not None else device_budget(jax.local_devices())
     _check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
     with pg.told(program.traced):
         _audit_noise(program, wider, x1)
-        found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
-        _refuse_not_finite(found)
-        _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
-    found = _for_the_user(found)
+        each = [
+            kernels(program.drawn(draws) if draws else program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
+            for draws in groups
+        ]
+        _refuse_not_finite(each[0])
+        _audit(program, wider, x1, x2, wants, each[0] if per is None else None, dtype)
+    found, error = _estimate(each)
+    found, error = _for_the_user(found), error and _for_the_user(error)
     nngp, tangent = found if wants else (found[0], None)
     if per == "leaf" and tangent is not None:
         tangent = {path: tangent[:, :, i] for i, path in enumerate(program.paths) if program.rates[i]}
-    return Limit(nngp, tangent, program)
+    return Limit(nngp, tangent, program, error)
+
+
+def _groups(key: Any, samples: int | None) -> list[Draws | None]:
+    """Independent parts of what is drawn; one of none if nothing is."""
+    if (key is None) != (samples is None):
+        raise ValueError("pj.limit: Monte Carlo needs both key= and samples=.")
+    if key is None or samples is None:
+        return [None]
+    if samples < 2 * GROUPS:
+        raise ValueError(f"pj.limit: samples = {samples}; for a standard error give at least {2 * GROUPS}, and thousands for a percent.")
+    return [Draws(each, samples // GROUPS) for each in jax.random.split(key, GROUPS)]
+
+
+def _estimate(each: list[tuple[Any, ...]]) -> tuple[tuple[Any, ...], tuple[Any, ...] | None]:
+    """Means of several estimates, and their standard errors."""
+    if len(each) == 1:
+        return each[0], None
+    with nd.usual(True):
+        stacked = [jnp.stack(several) for several in zip(*each)]
+        return tuple(jnp.mean(k, 0) for k in stacked), tuple(jnp.std(k, 0, ddof=1) / len(each) ** 0.5 for k in stacked)
 
 
 def _for_the_user(found: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -208,7 +245,7 @@ def _widths(fam: Family, sizes: dict[str, Any], wide: Sequence[str] | None, at: 
 
 def _programs(
     fam: Family, x: Any, sizes: dict[str, Any], widths: dict[str, int], scheme: Parametrization | None, base: Mapping[str, Any] | None,
-    optimizer: Any, laws: Mapping[str, Law] | None, gaussian: bool,
+    optimizer: Any, laws: Mapping[str, Law] | None, gaussian: bool, draws: Draws | None,
 ) -> tuple[Program, Program]:  # fmt: skip
     def traced(times: int) -> pg.Traced:
         target = {**sizes, **{name: n * times for name, n in widths.items()}}
@@ -231,7 +268,7 @@ def _programs(
         samples, at = [*sampled, four.laws], [first, 2 * first, 4 * first]
     cache: dict[Any, Any] = {}
     made = [
-        Program(t, other, pg.effective_variances(samples, at, first * k), gaussian, cache)
+        Program(t, other, pg.effective_variances(samples, at, first * k), gaussian, cache, draws)
         for t, other, k in ((here, twice, 1), (twice, four, 2))
     ]
     return made[0], made[1]
@@ -268,7 +305,8 @@ def _audit_noise(program: Program, wider: Program, x1: Any) -> None:
             if here > 1e-12 and not there < 0.85 * here:
                 raise ValueError(
                     f"pj.limit: what a {where} takes for its mean at infinite width fluctuates by {here:.3g} at one width and {there:.3g} "
-                    "at twice that, so it stays random. Attention logits scaled by 1/sqrt(d) do; scaled by 1/d they settle."
+                    "at twice that, so it stays random. Attention logits scaled by 1/sqrt(d) do; scaled by 1/d they settle. (Or let heads "
+                    "grow in number and not in size: that limit is known, Hron et al., arXiv 2006.10540; see key= and samples=.)"
                 )
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from paperjax.limits import draws, heads, loops
 from paperjax.limits import fields as fl
-from paperjax.limits import loops
 from paperjax.limits import nodes as nd
 from paperjax.limits.gaussians import expected_product, mean_of
 from paperjax.limits.nodes import Det, Moment, Node, Wide
@@ -47,8 +48,9 @@ class Run:
         cache: dict[Any, Any] | None = None,
         state: Callable[..., Any] | None = None,
         rows: Mapping[Det, Any] | None = None,
+        drawn: draws.Draws | None = None,
     ) -> None:
-        self.xs, self.variance, self.shift = xs, variance, shift
+        self.xs, self.variance, self.shift, self.draws = xs, variance, shift, drawn
         self.state, self.rows = state, dict(rows or {})
         self.cache = {} if cache is None else cache
         self.known: dict[Any, Any] = {}
@@ -100,7 +102,8 @@ class Run:
 
     def inner(self, which: Sequence[int], tapes: tuple[Any, ...], state: Callable[..., Any], rows: Mapping[Det, Any]) -> "Run":
         """A run of a step of a loop."""
-        return Run(tuple(self.xs[s] for s in which), self.variance, self.shift, tapes, self.cache, state, {**self.rows, **rows})
+        xs = tuple(self.xs[s] for s in which)
+        return Run(xs, self.variance, self.shift, tapes, self.cache, state, {**self.rows, **rows}, self.draws)
 
     # Means and second moments.
 
@@ -146,6 +149,10 @@ class Run:
             return _sum(terms)
         if isinstance(u, nd.Func):
             return mean_of(self, u, s)
+        if isinstance(u, nd.Drawn):
+            return draws.mean(self, u, s)
+        if isinstance(u, nd.Paired):
+            return heads.mean(self, u, s)
         if isinstance(u, nd.Prod):
             return self._of_products(u.factors, (), s, s, True)
         raise NotImplementedError(f"the mean of {type(u).__name__} at infinite width is not known.")
@@ -210,6 +217,9 @@ class Run:
             i, j = self.det(u.index, s), self.det(v.index, t)
             same = i == j if diag else i.reshape(*i.shape, *(1,) * j.ndim) == j.reshape(*(1,) * i.ndim, *j.shape)
             return same * (self._variance(u.key, s, t) * (u.scale * v.scale))
+        if any(map(fl.joins_positions, (u, v))) and not any(isinstance(w, nd.Prod) for w in (u, v)):
+            exact = self.draws is None or heads.exact(u, v)
+            return (heads if exact else draws).second(self, u, v, s, t, diag)
         if isinstance(u, (nd.Func, nd.Prod)) or isinstance(v, (nd.Func, nd.Prod)):
             factors = [w.factors if isinstance(w, nd.Prod) else (w,) for w in (u, v)]
             if isinstance(u, nd.Prod) or isinstance(v, nd.Prod):
@@ -270,6 +280,9 @@ class Run:
                 (_, one), (_, other) = group
                 at = t if b else s
                 found = _placed(self.second(one, other, at, at, True), not b, shape_u, shape_v, diag)
+            elif self.draws is not None and any(fl.joins_positions(w) for _, w in group):
+                whole = [product_of(side) or _ones(other[0]) for side, other in ((a, b), (b, a))]
+                found = draws.second(self, *whole, s, t, diag)
             else:
                 found = expected_product(self, product_of(a), product_of(b), s, t, diag)
             total = None if total is None or found is None else total * found
@@ -279,6 +292,10 @@ class Run:
 def product_of(factors: list[Wide]) -> Wide | None:
     """One value for several factors."""
     return None if not factors else factors[0] if len(factors) == 1 else nd.Prod(factors[0].axes, tuple(factors))
+
+
+def _ones(like: Wide) -> Wide:
+    return nd.Const(like.axes, Det(like.axes, const=np.ones(like.shape)))
 
 
 def _placed(moment: Moments, left: bool, shape_u: tuple[int, ...], shape_v: tuple[int, ...], diag: bool) -> Moments:

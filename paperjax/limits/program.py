@@ -1,6 +1,7 @@
 """The program of a limit: from examples to kernels, read from the trace of a family at two widths."""
 
 import contextlib
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from jaxtyping import Array
 
 from paperjax.limits import nodes as nd
 from paperjax.limits.contractions import LeafLaw
+from paperjax.limits.draws import Draws
 from paperjax.limits.functions import NotGaussianError
 from paperjax.limits.interpreter import Interpreter
 from paperjax.limits.laws import Law, leaf_laws
@@ -105,10 +107,12 @@ class Program:
         Leaves that all coordinates share, whose part of the tangent kernel stays random.
     """
 
-    def __init__(self, here: Traced, other: Traced, variances: Sequence[float], gaussian: bool, cache: dict[Any, Any]) -> None:
+    def __init__(
+        self, here: Traced, other: Traced, variances: Sequence[float], gaussian: bool, cache: dict[Any, Any], draws: Draws | None
+    ) -> None:
         self.paths, self.variances, self.rates = here.paths, tuple(variances), here.rates
         laws = [_leaf_law(path, law, v, gaussian) for path, law, v in zip(here.paths, here.laws, variances)]
-        reader = Interpreter(laws)
+        reader = Interpreter(laws, draws is not None)
         self.traced = here
         with told(here):
             outputs = reader.network(here.jaxpr, other.jaxpr, len(laws))
@@ -117,14 +121,14 @@ class Program:
             self.output = _output(reader.node(outputs[0]))
         self.noises = reader.noises
         self.shared = tuple(here.paths[i] for i in sorted(reader.shared) if here.rates[i])
-        self.cache = cache
+        self.cache, self.draws = cache, draws
 
     def _variance(self, leaf: Any) -> float:
         return self.variances[leaf]
 
     def noise(self, x: Any) -> list[tuple[str, float]]:
         """The size of what the law of large numbers neglects, at every place where it is used, for an example."""
-        run = Run((x[None],), self._variance, cache=self.cache)
+        run = self._run(x)
         return [(where, float(run.det(size, 0))) for where, size in self.noises]
 
     def asked(self, x: Any, ntk: bool) -> tuple[Any, ...]:
@@ -132,7 +136,7 @@ class Program:
         found: dict[Any, None] = {}
 
         def dry(x: Any) -> Any:
-            alone = Run((x[None],), self._variance, cache=self.cache)
+            alone = self._run(x)
             shift = self._shift(jnp.zeros(len(self.paths))) if ntk else None
             both = self._pair_run(x, x, (_OnDemand(alone), _OnDemand(alone)), shift)
             both.second(self.output, self.output, 0, 1)
@@ -144,7 +148,7 @@ class Program:
 
     def tape(self, x: Array, asked: Sequence[Any]) -> tuple[Any, ...]:
         """Those moments of one example."""
-        found = _OnDemand(Run((x[None],), self._variance, cache=self.cache))
+        found = _OnDemand(self._run(x))
         return tuple(found[key] for key in asked)
 
     def pair(self, x1: Array, x2: Array, tape1: Tape, tape2: Tape, shift: Array | None) -> Array:
@@ -157,7 +161,16 @@ class Program:
         return lambda leaf: shift[leaf] * self.rates[leaf]
 
     def _pair_run(self, x1: Any, x2: Any, tapes: Any, shift: Any) -> Run:
-        return Run((x1[None], x2[None]), self._variance, shift, tapes, self.cache)
+        return Run((x1[None], x2[None]), self._variance, shift, tapes, self.cache, drawn=self.draws)
+
+    def _run(self, x: Any) -> Run:
+        return Run((x[None],), self._variance, cache=self.cache, drawn=self.draws)
+
+    def drawn(self, draws: Draws) -> "Program":
+        """The same with other random numbers."""
+        other = copy.copy(self)
+        other.draws = draws
+        return other
 
     @property
     def shape(self) -> tuple[int, ...]:

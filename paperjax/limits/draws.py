@@ -27,10 +27,15 @@ NULL = 1e-13
 
 
 class Draws(NamedTuple):
-    """How many, and from which random numbers."""
+    """Random numbers: a key, or several for as many independent estimates, and how many draws from each."""
 
     key: Any
     samples: int
+
+    def each(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """``fn(draws, *args)`` for every key, along a first axis that `args` have too."""
+        data, impl = jax.random.key_data(self.key), jax.random.key_impl(self.key)
+        return jax.vmap(lambda k, *rest: fn(Draws(jax.random.wrap_key_data(k, impl=impl), self.samples), *rest))(data, *args)
 
 
 @runtime_checkable
@@ -193,10 +198,10 @@ class Drawing(NamedTuple):
     draws: Draws
     diag: bool
 
-    def _met(self, f: Array, g: Array, scale: float) -> Array:
-        return jnp.einsum("s...,s...->..." if self.diag else "si,sj->ij", f, g, precision=jax.lax.Precision.HIGHEST) * scale
+    def _met(self, f: Array, g: Array) -> Array:
+        return jnp.einsum("si,si->i" if self.diag else "si,sj->ij", f, g, precision=jax.lax.Precision.HIGHEST)
 
-    def over(self, sizes: Sequence[int], visit: Callable[[list[Array], list[Array]], Array]) -> Array:
+    def over(self, sizes: Sequence[int], visit: Callable[[list[Array], list[Array]], tuple[Array, ...]]) -> tuple[Array, ...]:
         """A mean over draws of independent standard normal numbers, two for each field."""
         chunk = min(CHUNK, self.draws.samples)
         steps = -(-self.draws.samples // chunk)
@@ -205,69 +210,57 @@ class Drawing(NamedTuple):
             keys = jax.random.split(key, len(sizes))
             return [jax.random.normal(k, (chunk, c, n)) for k, c, n in zip(keys, self.copies, sizes)]
 
-        def step(total: Array, i: Array) -> tuple[Array, None]:
+        def step(total: tuple[Array, ...], i: Array) -> tuple[tuple[Array, ...], None]:
             one, two = jax.random.split(jax.random.fold_in(self.draws.key, i))
-            return total + visit(numbers(one), numbers(two)) / (steps * chunk), None
+            return tuple(t + a / (steps * chunk) for t, a in zip(total, visit(numbers(one), numbers(two)))), None
 
-        shape = jax.eval_shape(lambda: visit(numbers(self.draws.key), numbers(self.draws.key)))
-        return jax.lax.scan(step, jnp.zeros(shape.shape, shape.dtype), jnp.arange(steps))[0]
+        shapes = jax.eval_shape(lambda: visit(numbers(self.draws.key), numbers(self.draws.key)))
+        return jax.lax.scan(step, tuple(jnp.zeros(a.shape, a.dtype) for a in shapes), jnp.arange(steps))[0]
 
     def alone(self, C: Blocks, dets: Any) -> Array:
         """Both functions of one example."""
         roots = [_square_root(c)[0] for c in C]
 
-        def visit(one: list[Array], two: list[Array]) -> Array:
+        def visit(one: list[Array], two: list[Array]) -> tuple[Array, ...]:
             u = [e @ root for e, root in zip(one, roots)]
-            return self._met(*(jax.vmap(h, (0, None))(u, dets) for h in (self.f, self.g)), 1.0)
+            return (self._met(*(jax.vmap(h, (0, None))(u, dets) for h in (self.f, self.g))),)
 
-        return self.over([c.shape[-1] for c in C], visit)
+        return self.over([c.shape[-1] for c in C], visit)[0]
 
-    def _pairs(self, C11: Blocks, C12: Blocks, C22: Blocks) -> Callable[[list[Array], list[Array]], list[tuple[list[Array], list[Array]]]]:
-        def side(a: Blocks, across: Blocks, b: Blocks) -> Callable[..., tuple[list[Array], list[Array]]]:
-            made = []
-            for here, k, there in zip(a, across, b):
-                root, inverse = _square_root(here)
-                onto = inverse @ k
-                made.append((root, onto, _square_root(there - k.T @ onto)[0]))
+    def between(self, C11: Blocks, C12: Blocks, C22: Blocks, dets: Any, change: Blocks | None = None) -> tuple[Array, ...]:
+        """One function of each of two examples; and the derivative as C12 moves by `change`."""
+        first, second = _given(C11, C12, C22), _given(C22, [k.T for k in C12], C11)
 
-            def draw(one: list[Array], two: list[Array]) -> tuple[list[Array], list[Array]]:
-                u = [e @ root for e, (root, _, _) in zip(one, made)]
-                return u, [z @ onto + e @ left for z, e, (_, onto, left) in zip(u, two, made)]
-
-            return draw
-
-        first, second = side(C11, C12, C22), side(C22, [k.T for k in C12], C11)
-        return lambda one, two: [first(one, two), second(one, two)[::-1]]
-
-    def between(self, C11: Blocks, C12: Blocks, C22: Blocks, dets: Any) -> Array:
-        """One function of each of two examples."""
-        pairs = self._pairs(C11, C12, C22)
-
-        def visit(one: list[Array], two: list[Array]) -> Array:
-            return sum(
-                self._met(jax.vmap(self.f, (0, None))(u, dets[0]), jax.vmap(self.g, (0, None))(v, dets[1]), 0.5) for u, v in pairs(one, two)
-            )  # type: ignore[return-value]
-
-        return self.over([c.shape[-1] for c in C11], visit)
-
-    def slopes(self, C11: Blocks, C12: Blocks, C22: Blocks, dets: Any, change: Blocks) -> Array:
-        """The derivative as C12 moves by `change`."""
-        pairs = self._pairs(C11, C12, C22)
-
-        def gradients(h: Values, z: list[Array], known: Any) -> list[Array]:
-            found = jax.vmap(jax.jacfwd(h), (0, None))(z, known)
-            return [j.reshape(j.shape[0], -1, *j.shape[-2:]) for j in found]
-
-        def visit(one: list[Array], two: list[Array]) -> Array:
+        def visit(one: list[Array], two: list[Array]) -> tuple[Array, ...]:
+            (u, v), (w, z) = first(one, two), second(one, two)
+            both = [jnp.concatenate([a, b]) for a, b in zip(u, z)], [jnp.concatenate([a, b]) for a, b in zip(v, w)]
+            f, g = (jax.vmap(h, (0, None))(each, known) for h, each, known in zip((self.f, self.g), both, dets))
+            if change is None:
+                return (self._met(f, g) / 2,)
             total: Any = 0.0
-            for u, v in pairs(one, two):
-                for df, dg, d in zip(gradients(self.f, u, dets[0]), gradients(self.g, v, dets[1]), change):
-                    moved = jnp.einsum("sicp,pq->sicq", df, d, precision=jax.lax.Precision.HIGHEST)
-                    form = "sicq,sicq->i" if self.diag else "sicq,sjcq->ij"
-                    total = total + jnp.einsum(form, moved, dg, precision=jax.lax.Precision.HIGHEST) / 2
-            return total
+            slopes = [jax.vmap(jax.jacfwd(h), (0, None))(each, known) for h, each, known in zip((self.f, self.g), both, dets)]
+            for df, dg, d in zip(*slopes, change):
+                moved = jnp.einsum("sicp,pq->sicq", df, d, precision=jax.lax.Precision.HIGHEST)
+                form = "sicq,sicq->i" if self.diag else "sicq,sjcq->ij"
+                total = total + jnp.einsum(form, moved, dg, precision=jax.lax.Precision.HIGHEST) / 2
+            return self._met(f, g) / 2, total
 
         return self.over([c.shape[-1] for c in C11], visit)
+
+
+def _given(C11: Blocks, C12: Blocks, C22: Blocks) -> Callable[[list[Array], list[Array]], tuple[list[Array], list[Array]]]:
+    """Draws of u, and of v given u, from standard normal numbers."""
+    made = []
+    for here, k, there in zip(C11, C12, C22):
+        root, inverse = _square_root(here)
+        onto = inverse @ k
+        made.append((root, onto, _square_root(there - k.T @ onto)[0]))
+
+    def draw(one: list[Array], two: list[Array]) -> tuple[list[Array], list[Array]]:
+        u = [e @ root for e, (root, _, _) in zip(one, made)]
+        return u, [z @ onto + e @ left for z, e, (_, onto, left) in zip(u, two, made)]
+
+    return draw
 
 
 def second(run: Runs, u: Wide, v: Wide, s: int, t: int, diag: bool) -> Array:
@@ -337,14 +330,17 @@ def _covariances(run: Runs, group: Sequence[Wide], s: int, t: int) -> Array:
     return jnp.concatenate(rows, 0)
 
 
-def _no_gradient(fn: Callable[..., Array]) -> Callable[..., Array]:
+NO_GRADIENT = "pj.limit: kernels that are drawn by Monte Carlo have no gradients with respect to examples."
+
+
+def _no_gradient(fn: Callable[..., Any]) -> Callable[..., Any]:
     call = jax.custom_jvp(fn)
 
     def refuse(primals: Any, tangents: Any) -> Any:
         if _moves(tangents):
-            raise NotImplementedError("pj.limit: kernels that are drawn by Monte Carlo have no gradients with respect to examples here.")
+            raise NotImplementedError(NO_GRADIENT)
         out = fn(*primals)
-        return out, jnp.zeros_like(out)
+        return out, jax.tree.map(jnp.zeros_like, out)
 
     call.defjvp(refuse, symbolic_zeros=True)
     return call
@@ -356,14 +352,13 @@ def _moves(tangents: Any) -> bool:
 
 
 def _between(drawing: Drawing) -> Callable[..., Array]:
-    value, slopes = jax.custom_jvp(drawing.between), _no_gradient(drawing.slopes)
+    value, moved = jax.custom_jvp(lambda *args: drawing.between(*args)[0]), _no_gradient(drawing.between)
 
     def rule(primals: Any, tangents: Any) -> Any:
-        C11, C12, C22, dets = primals
         if _moves((tangents[0], tangents[2], tangents[3])):
-            raise NotImplementedError("pj.limit: kernels that are drawn by Monte Carlo have no gradients with respect to examples here.")
-        change = [jnp.zeros_like(k) if not _moves([d]) else d for k, d in zip(C12, tangents[1])]
-        return value(*primals), slopes(C11, C12, C22, dets, change).reshape(jax.eval_shape(drawing.between, *primals).shape)
+            raise NotImplementedError(NO_GRADIENT)
+        change = [d if _moves([d]) else jnp.zeros_like(k) for k, d in zip(primals[1], tangents[1])]
+        return moved(*primals, change)
 
     value.defjvp(rule, symbolic_zeros=True)
     return value

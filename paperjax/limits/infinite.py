@@ -161,8 +161,8 @@ def limit(
     widths = _widths(fam, dict(sizes or {}), wide, dict(at or {}))
     if parametrization is not None and base is None:
         raise ValueError("a parametrization needs base=dict(width=...), the network that was tuned; see pj.plan.")
-    groups = _groups(key, samples)
-    program, wider = _programs(fam, batch_form(x1), dict(sizes or {}), widths, parametrization, base, optimizer, laws, gaussian, groups[0])
+    draws = _draws(key, samples)
+    program, wider = _programs(fam, batch_form(x1), dict(sizes or {}), widths, parametrization, base, optimizer, laws, gaussian, draws)
     wants = ntk and any(program.rates)
     if wants and program.shared:
         raise ValueError(
@@ -175,38 +175,41 @@ def limit(
     _check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
     with pg.told(program.traced):
         _audit_noise(program, wider, x1)
-        each = [
-            kernels(program.drawn(draws) if draws else program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
-            for draws in groups
-        ]
-        _refuse_not_finite(each[0])
-        _audit(program, wider, x1, x2, wants, each[0] if per is None else None, dtype)
-    found, error = _estimate(each)
-    found, error = _for_the_user(found), error and _for_the_user(error)
-    nngp, tangent = found if wants else (found[0], None)
-    if per == "leaf" and tangent is not None:
-        tangent = {path: tangent[:, :, i] for i, path in enumerate(program.paths) if program.rates[i]}
-    return Limit(nngp, tangent, program, error)
+        found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
+        _refuse_not_finite(found)
+        _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
+
+    def told(two: tuple[Any, ...]) -> tuple[Any, Any]:
+        nngp, tangent = two if wants else (two[0], None)
+        if per == "leaf" and tangent is not None:
+            tangent = {path: tangent[:, :, i] for i, path in enumerate(program.paths) if program.rates[i]}
+        return nngp, tangent
+
+    if program.draws is None:
+        return Limit(*told(_for_the_user(found)), program)
+    means, errors = map(_for_the_user, _estimates(found, program, per == "leaf"))
+    return Limit(*told(means), program, told(errors))
 
 
-def _groups(key: Any, samples: int | None) -> list[Draws | None]:
-    """Independent parts of what is drawn; one of none if nothing is."""
+def _draws(key: Any, samples: int | None) -> Draws | None:
     if (key is None) != (samples is None):
         raise ValueError("pj.limit: Monte Carlo needs both key= and samples=.")
     if key is None or samples is None:
-        return [None]
+        return None
     if samples < 2 * GROUPS:
         raise ValueError(f"pj.limit: samples = {samples}; for a standard error give at least {2 * GROUPS}, and thousands for a percent.")
-    return [Draws(each, samples // GROUPS) for each in jax.random.split(key, GROUPS)]
+    return Draws(jax.random.split(key, GROUPS), samples // GROUPS)
 
 
-def _estimate(each: list[tuple[Any, ...]]) -> tuple[tuple[Any, ...], tuple[Any, ...] | None]:
-    """Means of several estimates, and their standard errors."""
-    if len(each) == 1:
-        return each[0], None
+def _estimates(found: tuple[Any, ...], program: Program, leaves: bool) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Means over groups of draws, and their standard errors."""
+    means, errors = [], []
     with nd.usual(True):
-        stacked = [jnp.stack(several) for several in zip(*each)]
-        return tuple(jnp.mean(k, 0) for k in stacked), tuple(jnp.std(k, 0, ddof=1) / len(each) ** 0.5 for k in stacked)
+        for k, lead in zip(found, ((), (-1,) if leaves else ())):
+            each = jnp.reshape(k, (*k.shape[:2], *lead, GROUPS, *program.shape * 2))
+            means.append(jnp.mean(each, 2 + len(lead)))
+            errors.append(jnp.std(each, 2 + len(lead), ddof=1) / GROUPS**0.5)
+    return tuple(means), tuple(errors)
 
 
 def _for_the_user(found: tuple[Any, ...]) -> tuple[Any, ...]:

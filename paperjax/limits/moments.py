@@ -281,8 +281,8 @@ class Run:
                 at = t if b else s
                 found = _placed(self.second(one, other, at, at, True), not b, shape_u, shape_v, diag)
             elif self.draws is not None and any(fl.joins_positions(w) for _, w in group):
-                whole = [product_of(side) or _ones(other[0]) for side, other in ((a, b), (b, a))]
-                found = draws.second(self, *whole, s, t, diag)
+                left_one, right_one = (product_of(side) or _ones(other[0]) for side, other in ((a, b), (b, a)))
+                found = draws.second(self, left_one, right_one, s, t, diag)
             else:
                 found = expected_product(self, product_of(a), product_of(b), s, t, diag)
             total = None if total is None or found is None else total * found

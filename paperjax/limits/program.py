@@ -1,7 +1,6 @@
 """The program of a limit: from examples to kernels, read from the trace of a family at two widths."""
 
 import contextlib
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -128,17 +127,18 @@ class Program:
 
     def noise(self, x: Any) -> list[tuple[str, float]]:
         """The size of what the law of large numbers neglects, at every place where it is used, for an example."""
-        run = self._run(x)
+        run = self._run(None, x)
         return [(where, float(run.det(size, 0))) for where, size in self.noises]
 
     def asked(self, x: Any, ntk: bool) -> tuple[Any, ...]:
         """What the kernel of two examples asks of each of them alone."""
         found: dict[Any, None] = {}
+        draws = self.draws and self.draws._replace(key=self.draws.key[0])
 
         def dry(x: Any) -> Any:
-            alone = self._run(x)
+            alone = self._run(draws, x)
             shift = self._shift(jnp.zeros(len(self.paths))) if ntk else None
-            both = self._pair_run(x, x, (_OnDemand(alone), _OnDemand(alone)), shift)
+            both = self._run(draws, x, x, shift=shift, tapes=(_OnDemand(alone), _OnDemand(alone)))
             both.second(self.output, self.output, 0, 1)
             found.update(both.asked)
             return x
@@ -147,35 +147,48 @@ class Program:
         return tuple(found)
 
     def tape(self, x: Array, asked: Sequence[Any]) -> tuple[Any, ...]:
-        """Those moments of one example."""
-        found = _OnDemand(self._run(x))
-        return tuple(found[key] for key in asked)
+        """Those moments of one example; where they are drawn, of each group of draws along a first axis."""
+
+        def one(draws: Draws | None) -> tuple[Any, ...]:
+            found = _OnDemand(self._run(draws, x))
+            return tuple(found[key] for key in asked)
+
+        return one(None) if self.draws is None else self.draws.each(one)
 
     def pair(self, x1: Array, x2: Array, tape1: Tape, tape2: Tape, shift: Array | None) -> Array:
-        """``E f_p(x1) f_q(x2)`` for all positions p and q of the output, ``(*out, *out)``, with leaves' variances shifted in between."""
-        run = self._pair_run(x1, x2, (tape1, tape2), None if shift is None else self._shift(shift))
-        found = run.second(self.output, self.output, 0, 1)
-        return jnp.zeros(self.output.shape * 2) if found is None else found
+        """``E f_p(x1) f_q(x2)`` for all positions p and q of the output, `pair_shape`, with leaves' variances shifted in between."""
+
+        def one(draws: Draws | None, tape1: Tape, tape2: Tape) -> Array:
+            run = self._run(draws, x1, x2, shift=None if shift is None else self._shift(shift), tapes=(tape1, tape2))
+            found = run.second(self.output, self.output, 0, 1)
+            return jnp.zeros(self.output.shape * 2) if found is None else found
+
+        if self.draws is None:
+            found = one(None, tape1, tape2)
+        else:
+            names = list(tape1)
+            found = self.draws.each(
+                lambda draws, a, b: one(draws, dict(zip(names, a)), dict(zip(names, b))),
+                [tape1[name] for name in names],
+                [tape2[name] for name in names],
+            )
+        return found.reshape(self.pair_shape)
 
     def _shift(self, shift: Array) -> Callable[[Any], Any]:
         return lambda leaf: shift[leaf] * self.rates[leaf]
 
-    def _pair_run(self, x1: Any, x2: Any, tapes: Any, shift: Any) -> Run:
-        return Run((x1[None], x2[None]), self._variance, shift, tapes, self.cache, drawn=self.draws)
-
-    def _run(self, x: Any) -> Run:
-        return Run((x[None],), self._variance, cache=self.cache, drawn=self.draws)
-
-    def drawn(self, draws: Draws) -> "Program":
-        """The same with other random numbers."""
-        other = copy.copy(self)
-        other.draws = draws
-        return other
+    def _run(self, draws: Draws | None, *xs: Any, shift: Any = None, tapes: Any = ()) -> Run:
+        return Run(tuple(x[None] for x in xs), self._variance, shift, tapes, self.cache, drawn=draws)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Positions of the output that the kernel keeps: those along which it is not independent; size 1 axes are dropped."""
         return tuple(n for n in self.output.shape if n > 1)
+
+    @property
+    def pair_shape(self) -> tuple[int, ...]:
+        """Of the kernel of two examples: positions of both, behind an axis for the groups of draws if there are any."""
+        return (() if self.draws is None else (len(self.draws.key),)) + self.shape * 2
 
 
 class _OnDemand:

@@ -26,7 +26,7 @@ Step = Callable[..., tuple[Any, ...]]
 
 def pair_step(program: Program, asked: Sequence[Any], ntk: bool, leaves: bool) -> Callable[..., tuple[Array, ...]]:
     """``(x1, x2, tape1, tape2) -> (nngp,)`` or ``(nngp, ntk)`` of two examples, as arrays over the positions of the output."""
-    shape = program.shape * 2
+    shape = program.pair_shape
     n = len(program.paths)
 
     def step(x1: Array, x2: Array, tape1: Any, tape2: Any) -> tuple[Array, ...]:
@@ -37,7 +37,7 @@ def pair_step(program: Program, asked: Sequence[Any], ntk: bool, leaves: bool) -
         if not ntk:
             return (kernel(None),)
         if leaves:
-            return kernel(zero), jnp.moveaxis(jax.jacfwd(kernel)(zero), -1, 0)
+            return kernel(zero), jnp.moveaxis(jax.jacfwd(kernel)(zero), -1, 0).reshape(-1, *program.shape * 2)
         return jax.jvp(kernel, (zero,), (jnp.ones(n),))
 
     return step

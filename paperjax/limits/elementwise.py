@@ -166,4 +166,20 @@ def multiplied(u: Wide, v: Wide, axes: Axes) -> Wide:
         return con.product([u, v], axes)
     if len({z for form in forms for z in form.fields if not fl.is_still(z)}) <= 1 and not any(form.dets for form in forms):
         return function(lambda a, b: a * b, [u, v], axes)
+    for one, two in ((u, v), (v, u)):
+        parts = _by_dependence(one, two)
+        if parts:
+            # relu(h) (h + g): a function of h, and a product with g.
+            met, free = parts
+            return nd.Add(axes, multiplied(one, st.same(met, axes), axes), con.product([one, st.same(free, axes)], axes))
     return con.product([u, v], axes)
+
+
+def _by_dependence(u: Wide, v: Wide) -> tuple[Wide, Wide] | None:
+    """A Gaussian v as a sum of what shares random numbers with u and of what shares none, if there is some of both."""
+    if not fl.is_gaussian(v):
+        return None
+    moving, still = fl.moving_and_still(v)
+    free = [term for term in (*moving, *still) if fl.independent(term, u)]
+    met = [term for term in (*moving, *still) if term not in free]
+    return (fl.total(met), fl.total(free)) if free and met else None

@@ -1,5 +1,6 @@
 """What is known of the values of `paperjax.limits.nodes` before anything is computed: which are Gaussian, centred, independent."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -153,15 +154,25 @@ def times(u: Wide, number: float) -> Scale:
 
 def total(terms: Sequence[Wide]) -> Wide:
     """One node for a sum, whoever asks for it."""
-    terms = sorted(terms, key=id)
-    made = terms[0].__dict__.setdefault("_sums", {})
-    rest = tuple(terms[1:])
-    if rest not in made:
-        node = terms[0]
+    first, *rest = first_order(terms)
+    made = first.__dict__.setdefault("_sums", {})
+    if tuple(rest) not in made:
+        node = first
         for term in rest:
             node = Add(node.axes, node, term)
-        made[rest] = node
-    return made[rest]
+        made[tuple(rest)] = node
+    return made[tuple(rest)]
+
+
+def first_order(terms: Sequence[Wide]) -> tuple[Wide, ...]:
+    """Values in the order in which they were met first, whoever asks: one that is the same in every process, unlike their addresses'."""
+    together = frozenset(collections.Counter(terms).items())
+    for term in terms:
+        known = term.__dict__.get("_orders", {}).get(together)
+        if known:
+            return known
+    terms[0].__dict__.setdefault("_orders", {})[together] = tuple(terms)
+    return tuple(terms)
 
 
 def multiple(terms: Mapping[Wide, float]) -> tuple[Wide, float]:
@@ -169,12 +180,12 @@ def multiple(terms: Mapping[Wide, float]) -> tuple[Wide, float]:
 
     Fields that are multiples of each other must be one, for their joint covariance is singular.
     """
-    order = sorted(terms, key=id)
+    order = first_order(list(terms))
     unit = terms[order[0]]
     made = order[0].__dict__.setdefault("_multiples", {})
     key = tuple((z, float(f"{terms[z] / unit:.12g}")) for z in order)
     if key not in made:
-        made[key] = total([z if n == 1 else times(z, n) for z, n in terms.items()]), unit
+        made[key] = total([z if terms[z] == 1 else times(z, terms[z]) for z in order]), unit
     field, first = made[key]
     return field, unit / first
 

@@ -230,11 +230,15 @@ def not_gaussian(here: Traced, leaf: int) -> str:
 
 
 def _output(node: Any) -> Wide:
+    if isinstance(node, Det) and node.noise is not None:
+        raise NotImplementedError(
+            "the output is a sum over a growing axis without weights of its own (a mean, or a bilinear form x'Wx of wide values): its mean is "
+            "deterministic at infinite width, and how it fluctuates about it is not followed. End in a layer with weights."
+        )
     if isinstance(node, Det):
         raise NotImplementedError(
-            "the output is deterministic at infinite width (a mean over a growing axis), or the network has no width: "
-            "no axis of its leaves grows. "
-            "Let the family take the width, and end in a layer with weights."
+            "the output is deterministic at infinite width, or the network has no width: no axis of its leaves grows. Let the family take "
+            "the width, and end in a layer with weights."
         )
     assert isinstance(node, Wide)
     if any(atom.grows for axis in node.axes for atom in axis):

@@ -1,5 +1,6 @@
 """`limit`: the infinite-width limit of any network, from its trace."""
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -170,10 +171,11 @@ def limit(
             f"the tangent kernel is the "
             "square of a random function and does not settle at infinite width. Ask for ntk=False, or freeze it (pj.Frozen)."
         )
-
     budget = max_bytes if max_bytes is not None else device_budget(jax.local_devices())
     _check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
-    with pg.told(program.traced):
+    traced = any(isinstance(x, Tracer) for x in (x1, x2))
+    # Examples that are known are numbers in a function that is being traced, too.
+    with pg.told(program.traced), contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
         _audit_noise(program, wider, x1)
         found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
         _refuse_not_finite(found)
@@ -198,7 +200,8 @@ def _draws(key: Any, samples: int | None) -> Draws | None:
         return None
     if samples < 2 * GROUPS:
         raise ValueError(f"pj.limit: samples = {samples}; for a standard error give at least {2 * GROUPS}, and thousands for a percent.")
-    return Draws(jax.random.split(key, GROUPS), samples // GROUPS)
+    with jax.ensure_compile_time_eval():
+        return Draws(jax.random.split(key, GROUPS), samples // GROUPS)
 
 
 def _estimates(found: tuple[Any, ...], program: Program, leaves: bool) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

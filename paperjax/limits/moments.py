@@ -22,6 +22,9 @@ from paperjax.limits import nodes as nd
 from paperjax.limits.gaussians import expected_product, mean_of
 from paperjax.limits.nodes import Det, Moment, Node, Wide
 
+LARGEST = 100.0
+"""Unless more is known."""
+
 # A moment that is 0 whatever the data is not computed.
 Moments = Array | None
 
@@ -37,6 +40,8 @@ class Run:
         The variance of each leaf's entries, by the first part of a key.
     shift
         What is added to it between the two examples, see above.
+    largest
+        The largest variance for which expectations without a closed form are made; they are NaN beyond.
     """
 
     def __init__(
@@ -49,13 +54,14 @@ class Run:
         state: Callable[..., Any] | None = None,
         rows: Mapping[Det, Any] | None = None,
         drawn: draws.Draws | None = None,
+        largest: float = LARGEST,
     ) -> None:
         self.xs, self.variance, self.shift, self.draws = xs, variance, shift, drawn
         self.state, self.rows = state, dict(rows or {})
         self.cache = {} if cache is None else cache
         self.known: dict[Any, Any] = {}
         self.asked: dict[Any, None] = {}
-        self.tapes = tapes
+        self.tapes, self.largest = tapes, largest
 
     # Deterministic values.
 
@@ -103,7 +109,7 @@ class Run:
     def inner(self, which: Sequence[int], tapes: tuple[Any, ...], state: Callable[..., Any], rows: Mapping[Det, Any]) -> "Run":
         """A run of a step of a loop."""
         xs = tuple(self.xs[s] for s in which)
-        return Run(xs, self.variance, self.shift, tapes, self.cache, state, {**self.rows, **rows}, self.draws)
+        return Run(xs, self.variance, self.shift, tapes, self.cache, state, {**self.rows, **rows}, self.draws, self.largest)
 
     # Means and second moments.
 

@@ -1,6 +1,7 @@
 """The program of a limit: from examples to kernels, read from the trace of a family at two widths."""
 
 import contextlib
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,8 @@ from paperjax.limits.draws import Draws
 from paperjax.limits.functions import NotGaussianError
 from paperjax.limits.interpreter import Interpreter
 from paperjax.limits.laws import Law, leaf_laws
-from paperjax.limits.moments import Run
+from paperjax.limits.levels import LEVELS, finite
+from paperjax.limits.moments import LARGEST, Run
 from paperjax.limits.nodes import Det, Wide
 from paperjax.model import Family, Model, split
 from paperjax.trace import primitives as prim
@@ -120,15 +122,26 @@ class Program:
             self.output = _output(reader.node(outputs[0]))
         self.noises = reader.noises
         self.shared = tuple(here.paths[i] for i in sorted(reader.shared) if here.rates[i])
-        self.cache, self.draws = cache, draws
+        self.cache, self.draws, self.largest = cache, draws, LARGEST
 
     def _variance(self, leaf: Any) -> float:
         return self.variances[leaf]
 
     def noise(self, x: Any) -> list[tuple[str, float]]:
         """The size of what the law of large numbers neglects, at every place where it is used, for an example."""
-        run = self._run(None, x)
-        return [(where, float(run.det(size, 0))) for where, size in self.noises]
+        found: list[float] = []
+        for level in LEVELS[LEVELS.index(LARGEST) :]:
+            run = self.up_to(level)._run(None, x)
+            found = [float(run.det(size, 0)) for _, size in self.noises]
+            if finite(found):
+                break
+        return [(where, size) for (where, _), size in zip(self.noises, found)]
+
+    def up_to(self, largest: float) -> "Program":
+        """The same for variances up to this one, see `paperjax.limits.moments.Run`."""
+        other = copy.copy(self)
+        other.largest = largest
+        return other
 
     def asked(self, x: Any, ntk: bool) -> tuple[Any, ...]:
         """What the kernel of two examples asks of each of them alone."""
@@ -178,7 +191,7 @@ class Program:
         return lambda leaf: shift[leaf] * self.rates[leaf]
 
     def _run(self, draws: Draws | None, *xs: Any, shift: Any = None, tapes: Any = ()) -> Run:
-        return Run(tuple(x[None] for x in xs), self._variance, shift, tapes, self.cache, drawn=draws)
+        return Run(tuple(x[None] for x in xs), self._variance, shift, tapes, self.cache, drawn=draws, largest=self.largest)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -232,8 +245,8 @@ def not_gaussian(here: Traced, leaf: int) -> str:
 def _output(node: Any) -> Wide:
     if isinstance(node, Det) and node.noise is not None:
         raise NotImplementedError(
-            "the output is a sum over a growing axis without weights of its own (a mean, or a bilinear form x'Wx of wide values): its mean is "
-            "deterministic at infinite width, and how it fluctuates about it is not followed. End in a layer with weights."
+            "the output is a sum over a growing axis without weights of its own (a mean, or a bilinear form x'Wx of wide values): its mean "
+            "is deterministic at infinite width, and how it fluctuates about it is not followed. End in a layer with weights."
         )
     if isinstance(node, Det):
         raise NotImplementedError(

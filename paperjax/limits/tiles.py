@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from paperjax.layout import peak_bytes
 from paperjax.limits import nodes as nd
+from paperjax.limits.levels import settled
 from paperjax.limits.program import Program, as_tape
 from paperjax.limits.roll import roll, rolled
 from paperjax.progress import progress_bar
@@ -53,8 +54,8 @@ def kernels(
     with nd.usual(dtype == np.float64):
         given = [_in(x, dtype) for x in ((x1,) if x2 is None else (x1, x2))]
         asked = program.asked(given[0][0], ntk)
+        program, tapes = settled(program, asked, lambda which: [_tapes(which, asked, x) for x in given])
         step = pair_step(program, asked, ntk, leaves)
-        tapes = [_tapes(program, asked, x) for x in given]
         if any(isinstance(x, Tracer) for x in given):
             a, b = (given * 2)[:2], (tapes * 2)[:2]
             return _grid(step)(*a, *b)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from paperjax.binding import argument_names, nearest
@@ -19,6 +20,7 @@ from paperjax.limits import program as pg
 from paperjax.limits.draws import GROUPS, Draws
 from paperjax.limits.laws import Law
 from paperjax.limits.program import Program
+from paperjax.limits.spread import devices_of
 from paperjax.limits.tiles import kernels
 from paperjax.model import Family, batch_form, family
 from paperjax.parametrization import Parametrization, plan
@@ -78,6 +80,7 @@ def limit(
     samples: int | None = None,
     dtype: str = "float64",
     max_bytes: int | None = None,
+    mesh: Mesh | None = None,
     progress: bool | None = None,
 ) -> Limit:
     """NNGP and NTK of a network at infinite width, read from its trace; nothing of the network is rewritten or annotated.
@@ -122,6 +125,8 @@ def limit(
         ``"float64"``, whatever the user's flag, or ``"float32"``.
     max_bytes
         Memory for the work besides the result; half of the device's by default. Pairs of examples are computed in tiles.
+    mesh
+        A `jax.sharding.Mesh` of this process's devices: tiles are spread over them, and kernels are the same.
     progress
         Whether to show a bar; on a terminal if ``None``.
 
@@ -162,6 +167,7 @@ def limit(
     widths = _widths(fam, dict(sizes or {}), wide, dict(at or {}))
     if parametrization is not None and base is None:
         raise ValueError("a parametrization needs base=dict(width=...), the network that was tuned; see pj.plan.")
+    devices = devices_of(mesh, x1, x2)
     draws = _draws(key, samples)
     program, wider = _programs(fam, batch_form(x1), dict(sizes or {}), widths, parametrization, base, optimizer, laws, gaussian, draws)
     wants = ntk and any(program.rates)
@@ -171,13 +177,13 @@ def limit(
             f"the tangent kernel is the "
             "square of a random function and does not settle at infinite width. Ask for ntk=False, or freeze it (pj.Frozen)."
         )
-    budget = max_bytes if max_bytes is not None else device_budget(jax.local_devices())
+    budget = max_bytes if max_bytes is not None else device_budget(devices or jax.local_devices())
     _check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
     traced = any(isinstance(x, Tracer) for x in (x1, x2))
     # Examples that are known are numbers in a function that is being traced, too.
     with pg.told(program.traced), contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
         _audit_noise(program, wider, x1)
-        found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
+        found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress, devices)
         _refuse_not_finite(found)
         _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
 

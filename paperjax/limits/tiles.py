@@ -17,6 +17,7 @@ from paperjax.limits import nodes as nd
 from paperjax.limits.levels import settled
 from paperjax.limits.program import Program, as_tape
 from paperjax.limits.roll import roll, rolled
+from paperjax.limits.spread import computed, enough
 from paperjax.progress import progress_bar
 
 TILE = 256
@@ -45,7 +46,15 @@ def pair_step(program: Program, asked: Sequence[Any], ntk: bool, leaves: bool) -
 
 
 def kernels(
-    program: Program, x1: Any, x2: Any | None, ntk: bool, leaves: bool, dtype: Any, max_bytes: int, progress: bool | None
+    program: Program,
+    x1: Any,
+    x2: Any | None,
+    ntk: bool,
+    leaves: bool,
+    dtype: Any,
+    max_bytes: int,
+    progress: bool | None,
+    devices: Sequence[Any] = (),
 ) -> tuple[Any, ...]:
     """The kernels between all examples of `x1` and of `x2` (or of `x1` itself), ``(N, M, ...)``; the trailing axes are those of a pair.
 
@@ -59,7 +68,7 @@ def kernels(
         if any(isinstance(x, Tracer) for x in given):
             a, b = (given * 2)[:2], (tapes * 2)[:2]
             return _grid(step)(*a, *b)
-        return _tiled(step, given, tapes, x2 is None, max_bytes, progress)
+        return _tiled(step, given, tapes, x2 is None, max_bytes, progress, devices)
 
 
 def _in(x: Any, dtype: Any) -> Any:
@@ -82,7 +91,13 @@ def _tapes(program: Program, asked: Sequence[Any], x: Any) -> Any:
 
 
 def _tiled(
-    step: Callable[..., Any], given: list[Any], tapes: list[Any], symmetric: bool, max_bytes: int, progress: bool | None
+    step: Callable[..., Any],
+    given: list[Any],
+    tapes: list[Any],
+    symmetric: bool,
+    max_bytes: int,
+    progress: bool | None,
+    devices: Sequence[Any],
 ) -> tuple[Any, ...]:
     rows, columns = given[0], given[-1]
     one = _part(rows, columns, tapes[0], tapes[-1], range(1), range(1))
@@ -90,14 +105,17 @@ def _tiled(
     traced, form = jax.make_jaxpr(step, return_shape=True)(*pair)
     traced = roll(traced)
     step = lambda *args: tuple(jex.jaxpr_as_fun(traced)(*jax.tree.leaves(args)))  # noqa: E731
-    side = _side(step, pair, max_bytes)
+
+    def tiles_of(side: int) -> list[tuple[range, range]]:
+        heights, widths = (_edges(len(x), side) for x in (rows, columns))
+        return [(a, b) for a in heights for b in widths if not symmetric or b.start >= a.start]
+
+    side = enough(_side(step, pair, max_bytes // max(1, len(devices))), tiles_of, devices)
     out = [np.empty((len(rows), len(columns), *a.shape), a.dtype) for a in form]
-    heights, widths = (_edges(len(x), side) for x in (rows, columns))
     run = jax.jit(_grid(step) if side > 1 else _one_by_one(step))
-    tiles = [(a, b) for a in heights for b in widths if not symmetric or b.start >= a.start]
+    tiles = tiles_of(side)
     with progress_bar("infinite width", float(len(tiles)), progress) as bar:
-        for a, b in tiles:
-            made = run(*_part(rows, columns, tapes[0], tapes[-1], a, b))
+        for (a, b), made in computed(run, lambda tile: _part(rows, columns, tapes[0], tapes[-1], *tile), tiles, devices):
             for whole, tile in zip(out, made):
                 whole[a.start : a.stop, b.start : b.stop] = tile
             bar.advance(1.0)

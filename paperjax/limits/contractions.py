@@ -12,6 +12,7 @@ from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.dependence import refuse_own
+from paperjax.limits.heads import paired
 from paperjax.limits.nodes import Axes, Axis, Det, Node, Wide, coordinates, rep_shape, rep_size
 from paperjax.limits.views import View
 from paperjax.limits.windows import Window, joint_sum, window_taps
@@ -127,16 +128,15 @@ def dot_values(u: Node, v: Node, eqn_axes: tuple[Any, Any]) -> Node:
     return nd.Linear(axes, wide, lambda k, d: product(d.astype(k.dtype), k), (known,), False)
 
 
-def _inner(u: Wide, v: Wide, axes: Axes, numbers: tuple[Any, Any], count: int) -> Det:
+def _inner(u: Wide, v: Wide, axes: Axes, numbers: tuple[Any, Any], count: int) -> Node:
     (inside, v_inside), (batch, v_batch) = numbers
     if not any(atom.grows for i in inside for atom in u.axes[i]):
-        raise NotImplementedError(
-            "a product of two wide values that sums over no growing axis (attention logits of heads whose size is "
-            "fixed, or an outer product), "
-            "which stays random at infinite width."
-        )
+        return paired(u, v, axes, numbers, count)
     if any(atom.grows for axis in axes for atom in axis):
-        raise NotImplementedError("a product of two wide values that sums over one of two growing axes.")
+        raise NotImplementedError(
+            "a product of two wide values that sums over one of two growing axes. (Attention whose heads grow in number and in size: give "
+            "their size a finite value, sizes=...)"
+        )
     n, m = len(u.axes), len(v.axes)
     left, right = list(range(n)), list(range(n, n + m))
     for i, j in (*zip(inside, v_inside), *zip(batch, v_batch)):

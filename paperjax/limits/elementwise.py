@@ -1,5 +1,6 @@
 """Primitives that act entry by entry."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from paperjax.limits import contractions as con
 from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
-from paperjax.limits.functions import form_of, function
+from paperjax.limits.functions import NotGaussianError, form_of, function
 from paperjax.limits.nodes import Axes, Det, Node, Wide
 
 SCALED = ("mul", "div")
@@ -39,8 +40,8 @@ def broadcasting(eqn: Any, **changed: Any) -> Callable[..., Any]:
     return fn
 
 
-def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axes: Axes) -> Node:
-    """A primitive of values whose axes are `axes`, or scalars; linear ones stay linear."""
+def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axes: Axes, draws: bool = False) -> Node:
+    """A primitive of values whose axes are `axes`, or scalars; linear ones stay linear, and what has no form is drawn if it may be."""
     if all(isinstance(node, Det) for node in operands):
         return _known(name, fn, operands, axes)  # type: ignore[arg-type]
     wide = [isinstance(node, Wide) for node in operands]
@@ -58,7 +59,7 @@ def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axe
         by = operands[1]
         assert isinstance(by, Det)
         return scaled(operands[0], st.det(by.axes, lambda a: 1 / a, by), axes)
-    if name == "select_n" and not wide[0]:
+    if name == "select_n" and not wide[0] and not (draws and any(map(_infinite, operands[1:]))):
         which = operands[0]
         assert isinstance(which, Det)
         total: Node | None = None
@@ -74,7 +75,35 @@ def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axe
         return multiplied(operands[0], operands[0], axes)  # type: ignore[arg-type]
     if name == "stop_gradient":
         raise NotImplementedError("a gradient that is stopped at wide values: the tangent kernel of the rest is not followed.")
+    if name in ("max", "min") and all(wide) and all(map(fl.is_gaussian, operands)) and live_fields(operands) > 1:  # type: ignore[arg-type]
+        # max(u, v) = (u + v + |u - v|) / 2, whose terms have closed forms.
+        u, v = (st.same(node, axes) for node in operands)  # type: ignore[arg-type]
+        sign = 1.0 if name == "max" else -1.0
+        apart = function(jnp.abs, [nd.Add(axes, u, scaled(v, -1.0, axes))], axes)
+        return scaled(nd.Add(axes, nd.Add(axes, u, v), scaled(apart, sign, axes)), 0.5, axes)
+    if draws and (live_fields(operands) > 2 or (name in ("max", "min") and all(wide))):
+        return drawn(fn, operands, axes)
     return function(fn, operands, axes)
+
+
+def drawn(fn: Callable[..., Any], operands: Sequence[Node], axes: Axes) -> nd.Drawn:
+    """A function entry by entry whose moments are drawn."""
+    return nd.Drawn(axes, fn, tuple(st.same(node, axes) if isinstance(node, Wide) else node for node in operands))
+
+
+def live_fields(operands: Sequence[Node]) -> float:
+    """Of how many Gaussian fields values are functions; infinitely many if of several positions, or of numbers that the data give."""
+    try:
+        forms = [form_of(node) for node in operands]
+    except NotGaussianError:
+        raise
+    except NotImplementedError:
+        return math.inf
+    return math.inf if any(form.dets for form in forms) else len({z for form in forms for z in form.fields if not fl.is_still(z)})
+
+
+def _infinite(node: Node) -> bool:
+    return isinstance(node, Det) and node.const is not None and not bool(np.all(np.isfinite(node.const)))
 
 
 def _power(fn: Callable[..., Any], name: str) -> int | None:
@@ -137,4 +166,20 @@ def multiplied(u: Wide, v: Wide, axes: Axes) -> Wide:
         return con.product([u, v], axes)
     if len({z for form in forms for z in form.fields if not fl.is_still(z)}) <= 1 and not any(form.dets for form in forms):
         return function(lambda a, b: a * b, [u, v], axes)
+    for one, two in ((u, v), (v, u)):
+        parts = _by_dependence(one, two)
+        if parts:
+            # relu(h) (h + g): a function of h, and a product with g.
+            met, free = parts
+            return nd.Add(axes, multiplied(one, st.same(met, axes), axes), con.product([one, st.same(free, axes)], axes))
     return con.product([u, v], axes)
+
+
+def _by_dependence(u: Wide, v: Wide) -> tuple[Wide, Wide] | None:
+    """A Gaussian v as a sum of what shares random numbers with u and of what shares none, if there is some of both."""
+    if not fl.is_gaussian(v):
+        return None
+    moving, still = fl.moving_and_still(v)
+    free = [term for term in (*moving, *still) if fl.independent(term, u)]
+    met = [term for term in (*moving, *still) if term not in free]
+    return (fl.total(met), fl.total(free)) if free and met else None

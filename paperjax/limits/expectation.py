@@ -91,11 +91,9 @@ def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance
     phi, psi = sampled(phi), sampled(phi if psi is phi else psi)
     psi = phi if psi.phi is phi.phi else psi
     names = name_of(phi) if psi is phi else f"{name_of(phi)}, {name_of(psi)}"
-    forms = [recognised(f, "pair") for f in ((phi,) if psi is phi else (phi, psi))]
-    if forms[0] and forms[-1]:
-        closed = pair_of(forms[0], forms[-1])
-        if closed:
-            return closed
+    exact = closed(phi, psi)
+    if exact:
+        return exact
     plan = planner(phi, psi, names, variance, tolerance)
 
     def value(k11: Array, k12: Array, k22: Array) -> Array:
@@ -110,6 +108,22 @@ def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance
     # Refused here rather than at the first covariance.
     plan(*(np.ones((), jnp.result_type(float)),) * 3)
     return Dual(checked(value), checked(derivative), checked(error), names)
+
+
+def closed(phi: Phi, psi: Phi) -> Dual | None:
+    """The closed form of `pair`, if there is one.
+
+    Examples
+    --------
+    >>> closed(jnp.tanh, jnp.tanh), closed(jnp.abs, jnp.abs)
+    (None, <dual of signed 1(1 h)>)
+    """
+    forms = [recognised(f, "pair") for f in ((phi,) if psi is phi else (phi, psi))]
+    return pair_of(forms[0], forms[-1]) if forms[0] and forms[-1] else None
+
+
+BENDS = ((), (0.0,), (-5.0, 0.0, 5.0), (-12.0, -3.0, 0.0, 3.0, 12.0))
+"""Where panels are cut besides breaks, each tried where the one before does not do: functions bend near 0, sharply at large variances."""
 
 
 def mean(phi: Phi, *, variance: float = 100.0, tolerance: float = 1e-10) -> Mean:
@@ -241,11 +255,12 @@ def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -
             grid, off = hermite.choose(phi, psi, largest, target)
             if off <= accepted:
                 return _by_series(phi, psi, grid, f"{names}: {grid}")
-        # A bend too sharp for a series is most often at 0.
-        f, g = (Pieces(h, b or (0.0,)) for h, b in zip((phi, psi), breaks()))
-        order, reached = choose_order(f, g, largest, target, accepted)
-        if reached <= accepted:
-            return _by_panels(f, g, order, f"{names}: {order}, breaks {f.breaks}, {g.breaks}")
+        reached = math.inf
+        for bends in BENDS:
+            f, g = (Pieces(h, tuple(sorted({*b, *bends})) or (0.0,)) for h, b in zip((phi, psi), breaks()))
+            order, reached = choose_order(f, g, largest, target, accepted)
+            if reached <= accepted:
+                return _by_panels(f, g, order, f"{names}: {order}, breaks {f.breaks}, {g.breaks}")
         raise ValueError(
             f"expectation of {names}: off by {min(off, reached):.1e} of its size at variance {largest:g}, more than tolerance = "
             f"{accepted:g}. Does it grow faster than exponentials do, oscillate, have more than {panels.MOST_BREAKS} breaks or one beyond "

@@ -1,5 +1,6 @@
 """What is known of the values of `paperjax.limits.nodes` before anything is computed: which are Gaussian, centred, independent."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from paperjax.limits.nodes import (
     Carried,
     Const,
     Det,
+    Drawn,
     Entries,
     Field,
     Func,
@@ -20,6 +22,7 @@ from paperjax.limits.nodes import (
     Linear,
     Lookup,
     Mixed,
+    Paired,
     Part,
     Prod,
     Scale,
@@ -68,6 +71,8 @@ def centred(node: Wide) -> bool:
         return centred(node.u)
     if isinstance(node, (Stacked, Mixed)):
         return all(map(centred, node.parts))
+    if isinstance(node, Paired):
+        return (centred(node.u) or centred(node.v)) and independent(node.u, node.v)
     return isinstance(node, Prod) and any(
         centred(f) and all(j == i or independent(f, g) for j, g in enumerate(node.factors)) for i, f in enumerate(node.factors)
     )
@@ -88,8 +93,37 @@ def sources(node: Wide) -> frozenset[Key]:
         return frozenset((*key, node.which) for key in sources(node.u))
     if isinstance(node, (Carried, Scanned)):
         return node.sources
+    if isinstance(node, Paired):
+        return sources(node.u) | sources(node.v)
+    if isinstance(node, Drawn):
+        return frozenset().union(*(sources(arg) for arg in node.args if isinstance(arg, Wide)))
     parts = {Func: "fields", Prod: "factors", Stacked: "parts", Mixed: "parts"}[type(node)]
     return frozenset().union(*(sources(part) for part in getattr(node, parts)))
+
+
+@memoized
+def joins_positions(node: Wide) -> bool:
+    """Whether a value is a function of several positions, or of several coordinates, that is not linear: a `Paired` or `Drawn` is in it."""
+    return isinstance(node, (Paired, Drawn)) or any(map(joins_positions, _parts(node)))
+
+
+@memoized
+def is_drawn(node: Wide) -> bool:
+    """Whether moments of a value are found by Monte Carlo."""
+    return isinstance(node, Drawn) or any(map(is_drawn, _parts(node)))
+
+
+def _parts(node: Wide) -> tuple[Wide, ...]:
+    """What a value is made of at a coordinate."""
+    if isinstance(node, (Add, Paired)):
+        return node.u, node.v
+    if isinstance(node, (Scale, Linear, Part)):
+        return (node.u,)
+    if isinstance(node, (Stacked, Mixed)):
+        return node.parts
+    if isinstance(node, Drawn):
+        return tuple(arg for arg in node.args if isinstance(arg, Wide))
+    return node.factors if isinstance(node, Prod) else node.fields if isinstance(node, Func) else ()
 
 
 def scale(u: Wide, by: Det, axes: Axes) -> Scale:
@@ -120,15 +154,25 @@ def times(u: Wide, number: float) -> Scale:
 
 def total(terms: Sequence[Wide]) -> Wide:
     """One node for a sum, whoever asks for it."""
-    terms = sorted(terms, key=id)
-    made = terms[0].__dict__.setdefault("_sums", {})
-    rest = tuple(terms[1:])
-    if rest not in made:
-        node = terms[0]
+    first, *rest = first_order(terms)
+    made = first.__dict__.setdefault("_sums", {})
+    if tuple(rest) not in made:
+        node = first
         for term in rest:
             node = Add(node.axes, node, term)
-        made[rest] = node
-    return made[rest]
+        made[tuple(rest)] = node
+    return made[tuple(rest)]
+
+
+def first_order(terms: Sequence[Wide]) -> tuple[Wide, ...]:
+    """Values in the order in which they were met first, whoever asks: one that is the same in every process, unlike their addresses'."""
+    together = frozenset(collections.Counter(terms).items())
+    for term in terms:
+        known = term.__dict__.get("_orders", {}).get(together)
+        if known:
+            return known
+    terms[0].__dict__.setdefault("_orders", {})[together] = tuple(terms)
+    return tuple(terms)
 
 
 def multiple(terms: Mapping[Wide, float]) -> tuple[Wide, float]:
@@ -136,12 +180,12 @@ def multiple(terms: Mapping[Wide, float]) -> tuple[Wide, float]:
 
     Fields that are multiples of each other must be one, for their joint covariance is singular.
     """
-    order = sorted(terms, key=id)
+    order = first_order(list(terms))
     unit = terms[order[0]]
     made = order[0].__dict__.setdefault("_multiples", {})
     key = tuple((z, float(f"{terms[z] / unit:.12g}")) for z in order)
     if key not in made:
-        made[key] = total([z if n == 1 else times(z, n) for z, n in terms.items()]), unit
+        made[key] = total([z if terms[z] == 1 else times(z, terms[z]) for z in order]), unit
     field, first = made[key]
     return field, unit / first
 

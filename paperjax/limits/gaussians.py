@@ -12,7 +12,8 @@ from jaxtyping import Array
 
 from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
-from paperjax.limits.expectation import mean, pair
+from paperjax.limits.closed_forms import Dual
+from paperjax.limits.expectation import closed, mean, pair
 from paperjax.limits.functions import Form, form_of
 from paperjax.limits.joint import expect
 from paperjax.limits.nodes import Det, Wide
@@ -34,6 +35,11 @@ class Moments2(Protocol):
 
     @property
     def cache(self) -> dict[Any, Any]:
+        """See there."""
+        ...
+
+    @property
+    def largest(self) -> float:
         """See there."""
         ...
 
@@ -142,10 +148,16 @@ def _pair(
         k11 = k11.reshape(*k11.shape, *(1,) * len(b.shape))
     if not diag and k22.ndim:
         k22 = k22.reshape(*(1,) * len(a.shape), *k22.shape)
-    key = ("pair", _fingerprint(run, g), _fingerprint(run, h))
+    names = _fingerprint(run, g), _fingerprint(run, h)
+    if ("closed", *names) not in run.cache:
+        run.cache["closed", *names] = closed(g, h)
+    exact = run.cache["closed", *names]
+    if not exact:
+        run.cache.setdefault("bounded", {}).update({a: None, b: None})
+    key = ("pair", *names, None if exact else run.largest)
     if key not in run.cache:
         try:
-            run.cache[key] = trained(g, h)
+            run.cache[key] = trained(exact or pair(g, h, variance=run.largest))
         except ValueError as error:
             raise ValueError(
                 f"pj.limit: a function of wide values has no expectation, or none that is found here (is its mean infinite?): {error}"
@@ -171,9 +183,8 @@ def _remembered(run: Moments2, node: Wide, form: Form, live: Sequence[int]) -> C
     return run.cache[key]
 
 
-def trained(g: Callable[..., Any], h: Callable[..., Any]) -> Callable[[Array, Array, Array], Array]:
+def trained(both: Dual) -> Callable[[Array, Array, Array], Array]:
     """``E g(u) h(v)``, whose derivative in ``k12`` is ``E g'(u) h'(v)`` with derivatives almost everywhere, which is what training sees."""
-    both = pair(g, h)
     # Traced once, however many layers there are.
     plain, slopes = jax.jit(both.value), jax.jit(both.derivative)
 
@@ -214,9 +225,9 @@ def mean_form(run: Moments2, form: Form, node: Wide, s: int) -> Moments:
 def _mean(run: Moments2, fn: Callable[..., Any], fields: Sequence[Wide], s: int) -> Array:
     if len(fields) == 1:
         k = run.second(fields[0], fields[0], s, s, True)
-        key = ("mean", _fingerprint(run, fn))
+        key = ("mean", _fingerprint(run, fn), run.largest)
         if key not in run.cache:
-            run.cache[key] = mean(fn)
+            run.cache[key] = mean(fn, variance=run.largest)
         return run.cache[key].value(jnp.zeros(fields[0].shape) if k is None else k)
     shape = fields[0].shape
     rows = []

@@ -1,5 +1,6 @@
 """`limit`: the infinite-width limit of any network, from its trace."""
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -9,14 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key
 
 from paperjax.binding import argument_names, nearest
 from paperjax.devices import device_budget
 from paperjax.limits import nodes as nd
 from paperjax.limits import program as pg
+from paperjax.limits.draws import GROUPS, Draws
 from paperjax.limits.laws import Law
 from paperjax.limits.program import Program
+from paperjax.limits.spread import devices_of
 from paperjax.limits.tiles import kernels
 from paperjax.model import Family, batch_form, family
 from paperjax.parametrization import Parametrization, plan
@@ -37,6 +41,8 @@ class Limit(NamedTuple):
         The neural tangent kernel, of the same form; with ``per="leaf"`` one for each path. ``None`` if it was not asked for.
     program
         What was read; see `paperjax.limits.program.Program`.
+    error
+        Standard errors of `nngp` and of `ntk`, of their forms, where expectations were drawn by Monte Carlo; else ``None``.
 
     Notes
     -----
@@ -52,6 +58,7 @@ class Limit(NamedTuple):
     nngp: Float[Array | np.ndarray, "..."]
     ntk: Any
     program: Any
+    error: Any = None
 
 
 def limit(
@@ -69,8 +76,11 @@ def limit(
     gaussian: bool = False,
     ntk: bool = True,
     per: str | None = None,
+    key: Key[Array, ""] | None = None,
+    samples: int | None = None,
     dtype: str = "float64",
     max_bytes: int | None = None,
+    mesh: Mesh | None = None,
     progress: bool | None = None,
 ) -> Limit:
     """NNGP and NTK of a network at infinite width, read from its trace; nothing of the network is rewritten or annotated.
@@ -107,11 +117,18 @@ def limit(
         Whether to compute the tangent kernel.
     per
         ``"leaf"``: the contribution of each leaf to the tangent kernel.
+    key, samples
+        Given both, expectations that have no exact rule are drawn: of attention with logits over ``sqrt(d)`` as the number of heads grows
+        (the size of a head being fixed; Hron et al., arXiv 2006.10540), of max pooling and of maxout. `samples` draws in eight
+        independent parts, whose mean is returned, with its standard error. Exact rules stay exact. Drawn kernels are symmetric, and
+        definite up to that error; they have no gradients with respect to examples.
     dtype
         ``"float64"``, whatever the user's flag, or ``"float32"`` for speed and half the memory. There, what is of one example alone and
         pairs whose outputs have a correlation above 0.999, itself among them, are still computed in double precision.
     max_bytes
         Memory for the work besides the result; half of the device's by default. Pairs of examples are computed in tiles.
+    mesh
+        A `jax.sharding.Mesh` of this process's devices: tiles are spread over them, and kernels are the same.
     progress
         Whether to show a bar; on a terminal if ``None``.
 
@@ -141,7 +158,7 @@ def limit(
     >>> K.nngp.round(4).tolist(), K.ntk.round(4).tolist()  # 1 and 1/pi; twice 1 and 1/pi
     ([[1.0, 0.3183], [0.3183, 1.0]], [[2.0, 0.3183], [0.3183, 2.0]])
     """
-    described = dict(sizes=sizes, wide=wide, at=at, parametrization=parametrization, base=base, laws=laws)
+    described = dict(sizes=sizes, wide=wide, at=at, parametrization=parametrization, base=base, laws=laws, key=key, samples=samples)
     _check(x1, "x1", None)
     if x2 is not None:
         _check(x2, "x2", x1)
@@ -149,6 +166,7 @@ def limit(
         raise ValueError(f'per = {per!r}: it is None or "leaf".')
     if dtype not in ("float64", "float32"):
         raise ValueError(f'dtype = {dtype!r}: "float64", or "float32" for speed.')
+    devices = devices_of(mesh, x1, x2)
     if isinstance(fam, Program):
         program, wider = _again(fam, x1, described), None
     else:
@@ -156,7 +174,8 @@ def limit(
         widths = _widths(fam, dict(sizes or {}), wide, dict(at or {}))
         if parametrization is not None and base is None:
             raise ValueError("a parametrization needs base=dict(width=...), the network that was tuned; see pj.plan.")
-        program, wider = _programs(fam, batch_form(x1), dict(sizes or {}), widths, parametrization, base, optimizer, laws, gaussian)
+        forms, draws = batch_form(x1), _draws(key, samples)
+        program, wider = _programs(fam, forms, dict(sizes or {}), widths, parametrization, base, optimizer, laws, gaussian, draws)
     wants = ntk and any(program.rates)
     if wants and program.shared:
         raise ValueError(
@@ -164,20 +183,50 @@ def limit(
             f"the tangent kernel is the "
             "square of a random function and does not settle at infinite width. Ask for ntk=False, or freeze it (pj.Frozen)."
         )
-    budget = max_bytes if max_bytes is not None else device_budget(jax.local_devices())
+    budget = max_bytes if max_bytes is not None else device_budget(devices or jax.local_devices())
     _check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
-    with pg.told(program.traced):
+    traced = any(isinstance(x, Tracer) for x in (x1, x2))
+    # Examples that are known are numbers in a function that is being traced, too.
+    with pg.told(program.traced), contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
         if wider is not None:
             _audit_noise(program, wider, x1)
-        found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress)
+        found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress, devices)
         _refuse_not_finite(found)
         if wider is not None:
             _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
-    found = _for_the_user(found)
-    nngp, tangent = found if wants else (found[0], None)
-    if per == "leaf" and tangent is not None:
-        tangent = {path: tangent[:, :, i] for i, path in enumerate(program.paths) if program.rates[i]}
-    return Limit(nngp, tangent, program)
+
+    def told(two: tuple[Any, ...]) -> tuple[Any, Any]:
+        nngp, tangent = two if wants else (two[0], None)
+        if per == "leaf" and tangent is not None:
+            tangent = {path: tangent[:, :, i] for i, path in enumerate(program.paths) if program.rates[i]}
+        return nngp, tangent
+
+    if program.draws is None:
+        return Limit(*told(_for_the_user(found)), program)
+    means, errors = map(_for_the_user, _estimates(found, program, per == "leaf"))
+    return Limit(*told(means), program, told(errors))
+
+
+def _draws(key: Any, samples: int | None) -> Draws | None:
+    if (key is None) != (samples is None):
+        raise ValueError("pj.limit: Monte Carlo needs both key= and samples=.")
+    if key is None or samples is None:
+        return None
+    if samples < 2 * GROUPS:
+        raise ValueError(f"pj.limit: samples = {samples}; for a standard error give at least {2 * GROUPS}, and thousands for a percent.")
+    with jax.ensure_compile_time_eval():
+        return Draws(jax.random.split(key, GROUPS), samples // GROUPS)
+
+
+def _estimates(found: tuple[Any, ...], program: Program, leaves: bool) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Means over groups of draws, and their standard errors."""
+    means, errors = [], []
+    with nd.usual(True):
+        for k, lead in zip(found, ((), (-1,) if leaves else ())):
+            each = jnp.reshape(k, (*k.shape[:2], *lead, GROUPS, *program.shape * 2))
+            means.append(jnp.mean(each, 2 + len(lead)))
+            errors.append(jnp.std(each, 2 + len(lead), ddof=1) / GROUPS**0.5)
+    return tuple(means), tuple(errors)
 
 
 def _again(program: Program, x: Any, described: Mapping[str, Any]) -> Program:
@@ -228,7 +277,7 @@ def _widths(fam: Family, sizes: dict[str, Any], wide: Sequence[str] | None, at: 
 
 def _programs(
     fam: Family, x: Any, sizes: dict[str, Any], widths: dict[str, int], scheme: Parametrization | None, base: Mapping[str, Any] | None,
-    optimizer: Any, laws: Mapping[str, Law] | None, gaussian: bool,
+    optimizer: Any, laws: Mapping[str, Law] | None, gaussian: bool, draws: Draws | None,
 ) -> tuple[Program, Program]:  # fmt: skip
     def traced(times: int) -> pg.Traced:
         target = {**sizes, **{name: n * times for name, n in widths.items()}}
@@ -251,7 +300,7 @@ def _programs(
         samples, at = [*sampled, four.laws], [first, 2 * first, 4 * first]
     cache: dict[Any, Any] = {}
     made = [
-        Program(t, other, pg.effective_variances(samples, at, first * k), gaussian, cache)
+        Program(t, other, pg.effective_variances(samples, at, first * k), gaussian, cache, draws)
         for t, other, k in ((here, twice, 1), (twice, four, 2))
     ]
     return made[0], made[1]
@@ -288,7 +337,8 @@ def _audit_noise(program: Program, wider: Program, x1: Any) -> None:
             if here > 1e-12 and not there < 0.85 * here:
                 raise ValueError(
                     f"pj.limit: what a {where} takes for its mean at infinite width fluctuates by {here:.3g} at one width and {there:.3g} "
-                    "at twice that, so it stays random. Attention logits scaled by 1/sqrt(d) do; scaled by 1/d they settle."
+                    "at twice that, so it stays random. Attention logits scaled by 1/sqrt(d) do; scaled by 1/d they settle. (Or let heads "
+                    "grow in number and not in size: that limit is known, Hron et al., arXiv 2006.10540; see key= and samples=.)"
                 )
 
 

@@ -15,6 +15,7 @@ from jax.extend import core as jex
 
 from paperjax.limits import contractions as con
 from paperjax.limits import fields as fl
+from paperjax.limits import maxima as mx
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.dependence import refuse_shared
@@ -36,10 +37,12 @@ class Interpreter:
     ----------
     laws
         Of each leaf, by number.
+    draws
+        Whether what has no exact rule is to be drawn by Monte Carlo.
     """
 
-    def __init__(self, laws: Sequence[con.LeafLaw]) -> None:
-        self.laws = laws
+    def __init__(self, laws: Sequence[con.LeafLaw], draws: bool = False) -> None:
+        self.laws, self.draws = laws, draws
         self.shared: set[int] = set()
         """Leaves that all coordinates share (a learned scalar): what training does to them stays random."""
         self.kept_alive: list[object] = []
@@ -161,8 +164,7 @@ class Interpreter:
         given = [self.node(value, like if len(value.axes) == len(sizes) else None, last) for value in operands]
         if name not in ("add", "add_any", "sub", "neg", "mul", "div") or (name == "div" and isinstance(given[1], Det)):
             given = [node if name == "div" and i == 0 else self._settled_unless_number(node, name) for i, node in enumerate(given)]
-        made = elementwise(name, broadcasting(eqn), [aligned(node, like) for node in given], like)
-        return made
+        return elementwise(name, broadcasting(eqn), [aligned(node, like) for node in given], like, self.draws)
 
     def _settled_unless_number(self, node: Node, where: str) -> Node:
         return node if isinstance(node, Det) and node.const is not None and node.noise is None else self.settled(node, where)
@@ -177,6 +179,8 @@ class Interpreter:
         shapes = [(tuple(a.aval.shape), tuple(b.aval.shape)) for a, b in zip(eqn.outvars, twin.outvars)]
         along = any(coordinates(axis) > 1 for node in given for axis in node.axes)
         reducing = name in ("reduce_max", "reduce_min", "argmax", "argmin")
+        if wide and name in mx.EXTREMES:
+            return [mx.extreme(self, eqn, twin, given[0])]
         if wide or (along and not (reducing and name.startswith("reduce"))) or any(n != m for n, m in shapes if not reducing):
             raise NotImplementedError(_about(name, bool(wide)))
         axes = [tuple(axis_of(n, m) for n, m in zip(*both)) for both in shapes]
@@ -254,8 +258,6 @@ def aligned(node: Node, axes: Axes) -> Node:
 
 def _about(name: str, wide: bool) -> str:
     known = {
-        "reduce_max": "the maximum over positions of wide values (max pooling) is an integral over as many fields as there are positions",
-        "reduce_window_max": "max pooling is an integral over as many fields as there are positions of the window",
         "argmax": "a choice among wide values", "sort": "an ordering of wide values",
         "while": "a loop whose number of steps is known only when it runs", "cond": "a branch that the data choose",
         "random_bits": "numbers drawn in the network (dropout); switch it off",

@@ -13,20 +13,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from paperjax.limits import covariances as cov
+from paperjax.limits import draws, heads, loops
 from paperjax.limits import fields as fl
-from paperjax.limits import loops
 from paperjax.limits import nodes as nd
 from paperjax.limits.gaussians import expected_product, mean_of
-from paperjax.limits.nodes import Det, Moment, Node, Wide
+from paperjax.limits.nodes import Det, Moment, Wide
 
-# A moment that is 0 whatever the data is not computed.
-Moments = Array | None
+LARGEST = 100.0
+"""Unless more is known."""
 
 
 class Run:
-    """Moments at one or two examples.
+    """cov.Moments at one or two examples.
 
     Parameters
     ----------
@@ -39,6 +41,8 @@ class Run:
     unit
         The number 1, if XLA is not to know it. It computes a cheap value again for each of its uses, and a whole layer is cheap to it, so
         that a layer takes as long as all those below it; but a quotient is computed once.
+    largest
+        The largest variance for which expectations without a closed form are made; they are NaN beyond.
     """
 
     def __init__(
@@ -51,14 +55,15 @@ class Run:
         state: Callable[..., Any] | None = None,
         rows: Mapping[Det, Any] | None = None,
         unit: Any = None,
+        drawn: draws.Draws | None = None,
+        largest: float = LARGEST,
     ) -> None:
-        self.xs, self.variance, self.shift = xs, variance, shift
+        self.xs, self.variance, self.shift, self.draws = xs, variance, shift, drawn
         self.state, self.rows = state, dict(rows or {})
         self.cache = {} if cache is None else cache
         self.known: dict[Any, Any] = {}
         self.asked: dict[Any, None] = {}
-        self.tapes = tapes
-        self.unit = unit
+        self.tapes, self.unit, self.largest = tapes, unit, largest
 
     # Deterministic values.
 
@@ -106,11 +111,13 @@ class Run:
 
     def inner(self, which: Sequence[int], tapes: tuple[Any, ...], state: Callable[..., Any], rows: Mapping[Det, Any]) -> "Run":
         """A run of a step of a loop."""
-        return Run(tuple(self.xs[s] for s in which), self.variance, self.shift, tapes, self.cache, state, {**self.rows, **rows}, self.unit)
+        xs = tuple(self.xs[s] for s in which)
+        rows = {**self.rows, **rows}
+        return Run(xs, self.variance, self.shift, tapes, self.cache, state, rows, self.unit, self.draws, self.largest)
 
     # Means and second moments.
 
-    def mean(self, u: Wide, s: int) -> Moments:
+    def mean(self, u: Wide, s: int) -> cov.Moments:
         """``E u`` over a coordinate; ``None`` for 0."""
         if fl.centred(u):
             return None
@@ -119,7 +126,7 @@ class Run:
             self.known[key] = self._taped(key, s) if self.tapes else self._mean(u, s)
         return self.known[key]
 
-    def second(self, u: Wide, v: Wide, s: int, t: int, diag: bool = False) -> Moments:
+    def second(self, u: Wide, v: Wide, s: int, t: int, diag: bool = False) -> cov.Moments:
         """``(*u.shape, *v.shape)``, or ``u.shape`` if `diag`; ``None`` for 0."""
         if (s == t or self.shift is None) and (fl.is_still(u) or fl.is_still(v)):
             return None
@@ -132,13 +139,13 @@ class Run:
                 self.known[key] = self._second(u, v, s, t, diag)
         return self.known[key]
 
-    def _mean(self, u: Wide, s: int) -> Moments:
+    def _mean(self, u: Wide, s: int) -> cov.Moments:
         if isinstance(u, nd.Const):
             return self.det(u.value, s)
         if isinstance(u, nd.Add):
-            return _plus(self.mean(u.u, s), self.mean(u.v, s))
+            return cov.plus(self.mean(u.u, s), self.mean(u.v, s))
         if isinstance(u, nd.Scale):
-            return _times(self.mean(u.u, s), self.det(u.by, s))
+            return cov.times(self.mean(u.u, s), self.det(u.by, s))
         if isinstance(u, nd.Linear):
             below = self.mean(u.u, s)
             return None if below is None else u.fn(below, *(self.det(d, s) for d in u.dets))
@@ -148,28 +155,32 @@ class Run:
             parts = [self.mean(part, s) for part in u.parts]
             return jnp.concatenate([jnp.zeros(p.shape) if m is None else m for p, m in zip(u.parts, parts)], u.axis)
         if isinstance(u, nd.Mixed):
-            terms = [_times(self.mean(part, s), weight) for part, weight in zip(u.parts, u.weights)]
-            return _sum(terms)
+            terms = [cov.times(self.mean(part, s), weight) for part, weight in zip(u.parts, u.weights)]
+            return cov.total_of(terms)
         if isinstance(u, nd.Func):
             return mean_of(self, u, s)
+        if isinstance(u, nd.Drawn):
+            return draws.mean(self, u, s)
+        if isinstance(u, nd.Paired):
+            return heads.mean(self, u, s)
         if isinstance(u, nd.Prod):
             return self._of_products(u.factors, (), s, s, True)
         raise NotImplementedError(f"the mean of {type(u).__name__} at infinite width is not known.")
 
-    def _second(self, u: Wide, v: Wide, s: int, t: int, diag: bool) -> Moments:
+    def _second(self, u: Wide, v: Wide, s: int, t: int, diag: bool) -> cov.Moments:
         if fl.independent(u, v):
             if fl.centred(u) or fl.centred(v):
                 return None
             a, b = self.mean(u, s), self.mean(v, t)
-            return None if a is None or b is None else (a * b if diag else _outer(a, b))
+            return None if a is None or b is None else (a * b if diag else cov.outer(a, b))
         if s == t and ("second", v, u, diag, s, s) in self.known:
-            return _swapped(self.known["second", v, u, diag, s, s], v, diag)
+            return cov.swapped(self.known["second", v, u, diag, s, s], v, diag)
         if isinstance(u, nd.Add):
-            return _plus(self.second(u.u, v, s, t, diag), self.second(u.v, v, s, t, diag))
+            return cov.plus(self.second(u.u, v, s, t, diag), self.second(u.v, v, s, t, diag))
         if isinstance(v, nd.Add):
-            return _plus(self.second(u, v.u, s, t, diag), self.second(u, v.v, s, t, diag))
+            return cov.plus(self.second(u, v.u, s, t, diag), self.second(u, v.v, s, t, diag))
         if isinstance(u, nd.Mixed) and isinstance(v, nd.Mixed) and u.weights == v.weights:
-            return _sum([_times(self.second(a, b, s, t, diag), w) for a, b, w in zip(u.parts, v.parts, u.weights)])
+            return cov.total_of([cov.times(self.second(a, b, s, t, diag), w) for a, b, w in zip(u.parts, v.parts, u.weights)])
         for left in (True, False):
             here, other = (u, v) if left else (v, u)
             at = s if left else t
@@ -187,13 +198,13 @@ class Run:
             if isinstance(u, nd.Stacked) and isinstance(v, nd.Stacked) and u.axis == v.axis and _alike(u, v):
                 parts = [self.second(a, b, s, t, True) for a, b in zip(u.parts, v.parts)]
                 return jnp.concatenate([jnp.zeros(p.shape) if m is None else m for p, m in zip(u.parts, parts)], u.axis)
-            return _diagonal(self.second(u, v, s, t), u)
+            return cov.diagonal(self.second(u, v, s, t), u)
         if isinstance(u, nd.Linear):
             below, dets = self.second(u.u, v, s, t), [self.det(d, s) for d in u.dets]
-            return None if below is None else on_left(lambda k: u.fn(k, *dets), below, len(u.u.shape))
+            return None if below is None else cov.on_left(lambda k: u.fn(k, *dets), below, len(u.u.shape))
         if isinstance(v, nd.Linear):
             below, dets = self.second(u, v.u, s, t), [self.det(d, t) for d in v.dets]
-            return None if below is None else on_right(lambda k: v.fn(k, *dets), below, len(u.shape))
+            return None if below is None else cov.on_right(lambda k: v.fn(k, *dets), below, len(u.shape))
         if isinstance(u, nd.Stacked):
             parts = [self.second(part, v, s, t) for part in u.parts]
             return jnp.concatenate([jnp.zeros(p.shape + v.shape) if m is None else m for p, m in zip(u.parts, parts)], u.axis)
@@ -205,7 +216,7 @@ class Run:
             return self.second(u.u, v.u, s, t, diag)
         return self._at_the_bottom(u, v, s, t, diag)
 
-    def _at_the_bottom(self, u: Wide, v: Wide, s: int, t: int, diag: bool) -> Moments:
+    def _at_the_bottom(self, u: Wide, v: Wide, s: int, t: int, diag: bool) -> cov.Moments:
         if isinstance(u, nd.Field) and isinstance(v, nd.Field):
             return self._of_fields(u, v, s, t, diag)
         if isinstance(u, nd.Entries) and isinstance(v, nd.Entries):
@@ -216,6 +227,9 @@ class Run:
             i, j = self.det(u.index, s), self.det(v.index, t)
             same = i == j if diag else i.reshape(*i.shape, *(1,) * j.ndim) == j.reshape(*(1,) * i.ndim, *j.shape)
             return same * (self._variance(u.key, s, t) * (u.scale * v.scale))
+        if any(map(fl.joins_positions, (u, v))) and not any(isinstance(w, nd.Prod) for w in (u, v)):
+            exact = self.draws is None or heads.exact(u, v)
+            return (heads if exact else draws).second(self, u, v, s, t, diag)
         if isinstance(u, (nd.Func, nd.Prod)) or isinstance(v, (nd.Func, nd.Prod)):
             factors = [w.factors if isinstance(w, nd.Prod) else (w,) for w in (u, v)]
             if isinstance(u, nd.Prod) or isinstance(v, nd.Prod):
@@ -236,17 +250,17 @@ class Run:
         there = self.variance(key[0])
         return there if s == t or self.shift is None else there + self.shift(key[0])
 
-    def _of_fields(self, u: nd.Field, v: nd.Field, s: int, t: int, diag: bool) -> Moments:
+    def _of_fields(self, u: nd.Field, v: nd.Field, s: int, t: int, diag: bool) -> cov.Moments:
         variance = self._variance(u.key, s, t) * (u.scale * v.scale)
         if isinstance(u.source, Det) or isinstance(v.source, Det):
             if not (isinstance(u.source, Det) and isinstance(v.source, Det)):
                 return None
             a, b = self.det(u.source, s), self.det(v.source, t)
             left, right = (jnp.concatenate([f(x) for f in w.taps], -1) for w, x in ((u, a), (v, b)))
-            total = _contracted(left, right, diag)
+            total = cov.contracted(left, right, diag)
             if s != t and u is v:
                 total = self._met(total, u, s, t, diag, left.shape[-1])
-            return _own_matrices(variance * total, u, diag)
+            return cov.own_matrices(variance * total, u, diag)
         assert isinstance(u.source, Wide)
         assert isinstance(v.source, Wide)
         # Where nothing is left but the trace, or each position is a sum over taps of itself, positions only meet themselves.
@@ -255,16 +269,18 @@ class Run:
         if below is None:
             return None
         if alone:
-            total = _sum([f(below).sum(-1) for f in u.taps])
+            total = cov.total_of([f(below).sum(-1) for f in u.taps])
             total = total if diag else total.reshape(u.shape + v.shape)
         elif u is v and u.joint is not None:
             total = u.joint(below, self.unit)
         else:
             n = len(u.source.shape)
-            total = _sum([_trace(on_right(g, on_left(f, below, n), len(u.shape) + 1), len(u.shape)) for f, g in zip(u.taps, v.taps)])
+            total = cov.total_of(
+                [cov.trace(cov.on_right(g, cov.on_left(f, below, n), len(u.shape) + 1), len(u.shape)) for f, g in zip(u.taps, v.taps)]
+            )
         if self.unit is not None:
             total = total / self.unit
-        return _own_matrices(variance * total, u, diag)
+        return cov.own_matrices(variance * total, u, diag)
 
     def _met(self, total: Array, u: nd.Field, s: int, t: int, diag: bool, terms: int) -> Array:
         """Products of equal or opposite examples as their squares are, summed in another order: a kink makes the root of rounding."""
@@ -280,24 +296,27 @@ class Run:
         off = equal - jax.lax.stop_gradient(jnp.abs(total))
         return total + jnp.where(off <= room * equal, jnp.sign(jax.lax.stop_gradient(total)) * off, jnp.zeros_like(off))
 
-    def _of_products(self, left: tuple[Wide, ...], right: tuple[Wide, ...], s: int, t: int, diag: bool) -> Moments:
+    def _of_products(self, left: tuple[Wide, ...], right: tuple[Wide, ...], s: int, t: int, diag: bool) -> cov.Moments:
         """The expectation of a product: that of each group of factors that depend on each other, by itself."""
         groups: list[list[tuple[int, Wide]]] = []
         for item in [(0, w) for w in left] + [(1, w) for w in right]:
             touching = [g for g in groups if any(not fl.independent(item[1], w) for _, w in g)]
             groups = [g for g in groups if g not in touching] + [[*(x for g in touching for x in g), item]]
         shape_u, shape_v = (left or right)[0].shape, (right or left)[0].shape
-        total: Moments = jnp.ones(())
+        total: cov.Moments = jnp.ones(())
         for group in groups:
             a, b = [w for side, w in group if side == 0], [w for side, w in group if side == 1]
             if len(a) == len(b) == 1:
                 found = self.second(a[0], b[0], s, t, diag)
             elif len(group) == 1:
-                found = _placed(self.mean(group[0][1], t if b else s), not b, shape_u, shape_v, diag)
+                found = cov.placed(self.mean(group[0][1], t if b else s), not b, shape_u, shape_v, diag)
             elif not (a and b) and len(group) == 2:
                 (_, one), (_, other) = group
                 at = t if b else s
-                found = _placed(self.second(one, other, at, at, True), not b, shape_u, shape_v, diag)
+                found = cov.placed(self.second(one, other, at, at, True), not b, shape_u, shape_v, diag)
+            elif self.draws is not None and any(fl.joins_positions(w) for _, w in group):
+                left_one, right_one = (product_of(side) or _ones(other[0]) for side, other in ((a, b), (b, a)))
+                found = draws.second(self, left_one, right_one, s, t, diag)
             else:
                 found = expected_product(self, product_of(a), product_of(b), s, t, diag)
             total = None if total is None or found is None else total * found
@@ -309,92 +328,9 @@ def product_of(factors: list[Wide]) -> Wide | None:
     return None if not factors else factors[0] if len(factors) == 1 else nd.Prod(factors[0].axes, tuple(factors))
 
 
-def _placed(moment: Moments, left: bool, shape_u: tuple[int, ...], shape_v: tuple[int, ...], diag: bool) -> Moments:
-    """A moment of one side, in the shape of moments of two."""
-    if moment is None or diag:
-        return moment
-    return moment.reshape(*shape_u, *(1,) * len(shape_v)) if left else moment.reshape(*(1,) * len(shape_u), *shape_v)
+def _ones(like: Wide) -> Wide:
+    return nd.Const(like.axes, Det(like.axes, const=np.ones(like.shape)))
 
 
 def _alike(u: nd.Stacked, v: nd.Stacked) -> bool:
     return [p.shape for p in u.parts] == [p.shape for p in v.parts]
-
-
-def _swapped(moment: Moments, v: Node, diag: bool) -> Moments:
-    if moment is None or diag:
-        return moment
-    n = len(v.shape)
-    return moment.transpose(*range(n, moment.ndim), *range(n))
-
-
-def _outer(a: Array, b: Array) -> Array:
-    return a.reshape(*a.shape, *(1,) * b.ndim) * b
-
-
-def _plus(a: Moments, b: Moments) -> Moments:
-    return b if a is None else a if b is None else a + b
-
-
-def _times(a: Moments, b: Any) -> Moments:
-    return None if a is None else a * b
-
-
-def _sum(terms: Sequence[Moments]) -> Any:
-    total = None
-    for term in terms:
-        total = _plus(total, term)
-    return total
-
-
-def _own_matrices(k: Any, u: nd.Field, diag: bool) -> Any:
-    """No covariance between positions with different matrices."""
-    n = len(u.shape)
-    for axis in () if diag else u.alone:
-        same = jnp.eye(u.shape[axis], dtype=k.dtype)
-        k = k * jnp.expand_dims(same, [i for i in range(2 * n) if i not in (axis, n + axis)])
-    return k
-
-
-def _diagonal(full: Moments, u: Node) -> Moments:
-    if full is None:
-        return None
-    n = math.prod(u.shape)
-    return jnp.diagonal(full.reshape(n, n)).reshape(u.shape)
-
-
-def _contracted(a: Array, b: Array, diag: bool) -> Array:
-    """``sum_c a[..., c] b[..., c]`` over the last axes."""
-    if diag and math.prod(a.shape[:-1]) > 1:
-        return (a * b).sum(-1)
-    if diag:
-        # So that over many pairs it is a product of matrices.
-        return (a.reshape(-1) @ b.reshape(-1)).reshape(a.shape[:-1])
-    flat = a.reshape(-1, a.shape[-1]) @ b.reshape(-1, b.shape[-1]).T
-    return flat.reshape(a.shape[:-1] + b.shape[:-1])
-
-
-def _trace(k: Array, n: int) -> Array:
-    """Of ``(*u, c, *v, c)`` over both c."""
-    return jnp.trace(k, axis1=n, axis2=k.ndim - 1) if k.shape[-1] > 1 else k[(*(slice(None),) * n, 0)][..., 0]
-
-
-def on_left(fn: nd.Fn, k: Array, n: int) -> Array:
-    """A function of the first `n` axes, for every entry along the others."""
-    rest = k.shape[n:]
-    size = math.prod(rest)
-    if size == 1:
-        out = fn(k.reshape(k.shape[:n]))
-        return out.reshape(out.shape + rest)
-    out = jax.vmap(fn, in_axes=n, out_axes=-1)(k.reshape(*k.shape[:n], size))
-    return out.reshape(out.shape[:-1] + rest)
-
-
-def on_right(fn: nd.Fn, k: Array, n: int) -> Array:
-    """A function of the axes after the first `n`, for every entry along those."""
-    rest = k.shape[:n]
-    size = math.prod(rest)
-    if size == 1:
-        out = fn(k.reshape(k.shape[n:]))
-        return out.reshape(rest + out.shape)
-    out = jax.vmap(fn)(k.reshape(size, *k.shape[n:]))
-    return out.reshape(rest + out.shape[1:])

@@ -231,6 +231,27 @@ class Prod(Wide):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Paired(Wide):
+    """``sum u v`` over finite axes of two values that have the growing axes in common: attention, head by head.
+
+    `numbers` are those of ``dot_general`` of two representatives; besides, the sum is over `count` coordinates.
+    """
+
+    u: Wide
+    v: Wide
+    numbers: Any
+    count: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawn(Wide):
+    """``fn(*args)`` of whole representatives, a coordinate of the growing axes at a time: its moments are found by Monte Carlo."""
+
+    fn: Fn
+    args: tuple[Node, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Part(Wide):
     """Some of the coordinates of `u`, which are independent of all the others: a range of one of the parts of its growing axes."""
 

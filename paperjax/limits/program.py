@@ -1,6 +1,7 @@
 """The program of a limit: from examples to kernels, read from the trace of a family at two widths."""
 
 import contextlib
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +14,12 @@ from jaxtyping import Array
 
 from paperjax.limits import nodes as nd
 from paperjax.limits.contractions import LeafLaw
+from paperjax.limits.draws import Draws
 from paperjax.limits.functions import NotGaussianError
 from paperjax.limits.interpreter import Interpreter
 from paperjax.limits.laws import Law, leaf_laws
-from paperjax.limits.moments import Run
+from paperjax.limits.levels import LEVELS, finite
+from paperjax.limits.moments import LARGEST, Run
 from paperjax.limits.nodes import Det, Wide
 from paperjax.model import Family, Model, split
 from paperjax.trace import primitives as prim
@@ -105,10 +108,12 @@ class Program:
         Leaves that all coordinates share, whose part of the tangent kernel stays random.
     """
 
-    def __init__(self, here: Traced, other: Traced, variances: Sequence[float], gaussian: bool, cache: dict[Any, Any]) -> None:
+    def __init__(
+        self, here: Traced, other: Traced, variances: Sequence[float], gaussian: bool, cache: dict[Any, Any], draws: Draws | None
+    ) -> None:
         self.paths, self.variances, self.rates = here.paths, tuple(variances), here.rates
         laws = [_leaf_law(path, law, v, gaussian) for path, law, v in zip(here.paths, here.laws, variances)]
-        reader = Interpreter(laws)
+        reader = Interpreter(laws, draws is not None)
         self.traced = here
         with told(here):
             outputs = reader.network(here.jaxpr, other.jaxpr, len(laws))
@@ -118,7 +123,7 @@ class Program:
         self.noises = reader.noises
         self.made: dict[Any, Any] = {}
         self.shared = tuple(here.paths[i] for i in sorted(reader.shared) if here.rates[i])
-        self.cache = cache
+        self.cache, self.draws, self.largest = cache, draws, LARGEST
 
     def _variance(self, leaf: Any) -> float:
         return self.variances[leaf]
@@ -131,17 +136,35 @@ class Program:
 
     def noise(self, x: Any) -> list[tuple[str, float]]:
         """The size of what the law of large numbers neglects, at every place where it is used, for an example."""
-        run = Run((x[None],), self._variance, cache=self.cache)
-        return [(where, float(run.det(size, 0))) for where, size in self.noises]
+        found: list[float] = []
+        for level in LEVELS[LEVELS.index(LARGEST) :]:
+            run = self.up_to(level)._run(None, x)
+            found = [float(run.det(size, 0)) for _, size in self.noises]
+            if finite(found):
+                break
+        return [(where, size) for (where, _), size in zip(self.noises, found)]
+
+    def up_to(self, largest: float) -> "Program":
+        """The same for variances up to this one, see `paperjax.limits.moments.Run`."""
+
+        def made() -> Program:
+            other = copy.copy(self)
+            other.largest = largest
+            # What examples are asked does not depend on it, what was compiled does.
+            other.made = {key: value for key, value in self.made.items() if key[0] == "asked"}
+            return other
+
+        return self if largest == self.largest else self.kept(("up to", largest), made)
 
     def asked(self, x: Any, ntk: bool) -> tuple[Any, ...]:
         """What the kernel of two examples asks of each of them alone."""
         found: dict[Any, None] = {}
+        draws = self.draws and self.draws._replace(key=self.draws.key[0])
 
         def dry(x: Any) -> Any:
-            alone = Run((x[None],), self._variance, cache=self.cache)
+            alone = self._run(draws, x)
             shift = self._shift(jnp.zeros(len(self.paths))) if ntk else None
-            both = self._pair_run(x, x, (_OnDemand(alone), _OnDemand(alone)), shift)
+            both = self._run(draws, x, x, shift=shift, tapes=(_OnDemand(alone), _OnDemand(alone)))
             both.second(self.output, self.output, 0, 1)
             found.update(both.asked)
             return x
@@ -150,27 +173,49 @@ class Program:
         return tuple(found)
 
     def tape(self, x: Array, asked: Sequence[Any], unit: Array | None = None) -> tuple[Any, ...]:
-        """Those moments of one example; `unit` is that of `Run`."""
-        found = _OnDemand(Run((x[None],), self._variance, cache=self.cache, unit=unit))
-        return tuple(found[key] for key in asked)
+        """Those moments of one example; where they are drawn, of each group of draws along a first axis. `unit` is that of `Run`."""
+
+        def one(draws: Draws | None) -> tuple[Any, ...]:
+            found = _OnDemand(self._run(draws, x, unit=unit))
+            return tuple(found[key] for key in asked)
+
+        return one(None) if self.draws is None else self.draws.each(one)
 
     def pair(self, x1: Array, x2: Array, tape1: Tape, tape2: Tape, shift: Array | None, unit: Array | None = None) -> Array:
-        """``E f_p(x1) f_q(x2)`` for all positions p and q of the output, ``(*out, *out)``, with leaves' variances shifted in between."""
-        run = self._pair_run(x1, x2, (tape1, tape2), None if shift is None else self._shift(shift))
-        run.unit = unit
-        found = run.second(self.output, self.output, 0, 1)
-        return jnp.zeros(self.output.shape * 2) if found is None else found
+        """``E f_p(x1) f_q(x2)`` for all positions p and q of the output, `pair_shape`, with leaves' variances shifted in between."""
+
+        def one(draws: Draws | None, tape1: Tape, tape2: Tape) -> Array:
+            run = self._run(draws, x1, x2, shift=None if shift is None else self._shift(shift), tapes=(tape1, tape2), unit=unit)
+            found = run.second(self.output, self.output, 0, 1)
+            return jnp.zeros(self.output.shape * 2) if found is None else found
+
+        if self.draws is None:
+            found = one(None, tape1, tape2)
+        else:
+            names = list(tape1)
+            found = self.draws.each(
+                lambda draws, a, b: one(draws, dict(zip(names, a)), dict(zip(names, b))),
+                [tape1[name] for name in names],
+                [tape2[name] for name in names],
+            )
+        return found.reshape(self.pair_shape)
 
     def _shift(self, shift: Array) -> Callable[[Any], Any]:
         return lambda leaf: shift[leaf] * self.rates[leaf]
 
-    def _pair_run(self, x1: Any, x2: Any, tapes: Any, shift: Any) -> Run:
-        return Run((x1[None], x2[None]), self._variance, shift, tapes, self.cache)
+    def _run(self, draws: Draws | None, *xs: Any, shift: Any = None, tapes: Any = (), unit: Any = None) -> Run:
+        xs = tuple(x[None] for x in xs)
+        return Run(xs, self._variance, shift, tapes, self.cache, unit=unit, drawn=draws, largest=self.largest)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Positions of the output that the kernel keeps: those along which it is not independent; size 1 axes are dropped."""
         return tuple(n for n in self.output.shape if n > 1)
+
+    @property
+    def pair_shape(self) -> tuple[int, ...]:
+        """Of the kernel of two examples: positions of both, behind an axis for the groups of draws if there are any."""
+        return (() if self.draws is None else (len(self.draws.key),)) + self.shape * 2
 
 
 class _OnDemand:
@@ -212,11 +257,15 @@ def not_gaussian(here: Traced, leaf: int) -> str:
 
 
 def _output(node: Any) -> Wide:
+    if isinstance(node, Det) and node.noise is not None:
+        raise NotImplementedError(
+            "the output is a sum over a growing axis without weights of its own (a mean, or a bilinear form x'Wx of wide values): its mean "
+            "is deterministic at infinite width, and how it fluctuates about it is not followed. End in a layer with weights."
+        )
     if isinstance(node, Det):
         raise NotImplementedError(
-            "the output is deterministic at infinite width (a mean over a growing axis), or the network has no width: "
-            "no axis of its leaves grows. "
-            "Let the family take the width, and end in a layer with weights."
+            "the output is deterministic at infinite width, or the network has no width: no axis of its leaves grows. Let the family take "
+            "the width, and end in a layer with weights."
         )
     assert isinstance(node, Wide)
     if any(atom.grows for axis in node.axes for atom in axis):

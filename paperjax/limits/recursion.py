@@ -64,7 +64,8 @@ def mlp_kernels(
     Raises
     ------
     ValueError
-        If `gram` is not symmetric, has a NaN or is no Gram matrix, `depth` is below 1, or a variance is negative.
+        If `gram` is not symmetric, has a NaN or is no Gram matrix, `depth` is below 1, or a variance is negative; or if variances grow too
+        large for an expectation without a closed form (under a trace kernels are NaN then).
     TypeError
         If `gram` is not floating point.
 
@@ -93,14 +94,23 @@ def mlp_kernels(
     rows, columns = np.triu_indices(gram.shape[0])
     (diagonal,) = np.nonzero(rows == columns)
 
+    room = 1e-6 if gram.dtype == jnp.float64 else 1e-3
+
     def layer(triangles: Kernels, _: None) -> tuple[Kernels, None]:
         q = triangles.nngp[diagonal]
         covariances = q[rows], triangles.nngp, q[columns]
-        nngp = w * expectations.value(*covariances) + b
+        # Nodes of a quadrature are as many at all variances.
+        fine = jnp.max(expectations.error(q, q, q)) <= room * jnp.max(jnp.abs(expectations.value(q, q, q)))
+        nngp = jnp.where(fine, w * expectations.value(*covariances) + b, jnp.nan)
         return Kernels(nngp, nngp + w * expectations.derivative(*covariances) * triangles.ntk), None
 
     first = w * gram[rows, columns] + b
     last, _ = jax.lax.scan(layer, Kernels(first, first), length=depth)
+    if not isinstance(last.nngp, Tracer) and not bool(jnp.all(jnp.isfinite(last.nngp))):
+        raise ValueError(
+            f"mlp_kernels: expectations of {expectations.name} are not found to {room:g} at the variances that the layers reach, the first "
+            f"of which is {float(jnp.max(first)):g}. Too large for a function without a closed form? Scale the inputs, or use pj.limit."
+        )
     return Kernels(*(jnp.zeros_like(gram).at[rows, columns].set(k).at[columns, rows].set(k) for k in last))
 
 

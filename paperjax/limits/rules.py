@@ -3,6 +3,7 @@
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jax import lax
 
 from paperjax.limits import contractions as con
 from paperjax.limits import moves as st
@@ -20,6 +21,7 @@ class Reader(Protocol):
     """What is needed of `paperjax.limits.interpreter.Interpreter`."""
 
     laws: Any
+    draws: bool
 
     def node(self, value: Value, like: Axes | None = None) -> Node:
         """See there."""
@@ -223,6 +225,8 @@ def _gather(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: A
 def _stop_gradient(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
     node = reader.node(operands[0])
     if isinstance(node, Wide):
+        if reader.draws:
+            return nd.Drawn(node.axes, lax.stop_gradient, (node,))
         raise NotImplementedError("a gradient that is stopped at wide values: the tangent kernel of the rest is not followed.")
     return node
 

@@ -1,5 +1,6 @@
 """Kernels between two sets of examples, from programs of two: tapes first, then tiles of pairs."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -17,8 +18,10 @@ from jaxtyping import Array
 
 from paperjax.layout import peak_bytes
 from paperjax.limits import nodes as nd
+from paperjax.limits.levels import settled
 from paperjax.limits.program import Program, as_tape
 from paperjax.limits.roll import roll, rolled
+from paperjax.limits.spread import enough
 from paperjax.progress import progress_bar
 
 TILE, CACHE = 256, 1 << 24
@@ -30,7 +33,7 @@ PAIRS, NEAR = 256, 1e-3
 
 def pair_step(program: Program, asked: Sequence[Any], ntk: bool, leaves: bool) -> Callable[..., tuple[Array, ...]]:
     """``(x1, x2, tape1, tape2) -> (nngp,)`` or ``(nngp, ntk)`` of two examples, as arrays over the positions of the output."""
-    shape = program.shape * 2
+    shape = program.pair_shape
     n = len(program.paths)
 
     def step(x1: Array, x2: Array, tape1: Any, tape2: Any, unit: Array | None = None) -> tuple[Array, ...]:
@@ -41,28 +44,37 @@ def pair_step(program: Program, asked: Sequence[Any], ntk: bool, leaves: bool) -
         if not ntk:
             return (kernel(None),)
         if leaves:
-            return kernel(zero), jnp.moveaxis(jax.jacfwd(kernel)(zero), -1, 0)
+            return kernel(zero), jnp.moveaxis(jax.jacfwd(kernel)(zero), -1, 0).reshape(-1, *program.shape * 2)
         return jax.jvp(kernel, (zero,), (jnp.ones(n),))
 
     return step
 
 
 def kernels(
-    program: Program, x1: Any, x2: Any | None, ntk: bool, leaves: bool, dtype: Any, max_bytes: int, progress: bool | None
+    program: Program,
+    x1: Any,
+    x2: Any | None,
+    ntk: bool,
+    leaves: bool,
+    dtype: Any,
+    max_bytes: int,
+    progress: bool | None,
+    devices: Sequence[Any] = (),
 ) -> tuple[Any, ...]:
     """The kernels between all examples of `x1` and of `x2` (or of `x1` itself), ``(N, M, ...)``; the trailing axes are those of a pair.
 
     In double precision, whatever the user's flag; in single precision what is of one example alone is in double, and so are pairs of
-    outputs that are almost the same.
+    outputs that are almost the same, and all that is drawn.
     """
     with nd.usual(True):
         given = [_in(x) for x in ((x1,) if x2 is None else (x1, x2))]
-        tapes = [_tapes(program, x, ntk) for x in given]
+        asked = _asked(program, given[0], ntk)
+        program, tapes = settled(program, asked, lambda which: [_tapes(which, x, ntk) for x in given])
         if any(isinstance(x, Tracer) for x in given):
-            step = pair_step(program, _asked(program, given[0], ntk), ntk, leaves)
+            step = pair_step(program, asked, ntk, leaves)
             a, b = (given * 2)[:2], (tapes * 2)[:2]
             return tuple(k.astype(dtype) for k in _grid(step)(*map(_double, a), *b, None))
-        return _tiled(program, given, tapes, x2 is None, ntk, leaves, dtype, max_bytes, progress)
+        return _tiled(program, given, tapes, x2 is None, ntk, leaves, dtype, max_bytes, progress, devices)
 
 
 def _in(x: Any) -> Any:
@@ -113,23 +125,26 @@ def _tapes(program: Program, x: Any, ntk: bool) -> Any:
 
 def _tiled(
     program: Program, given: list[Any], tapes: list[Any], symmetric: bool, ntk: bool, leaves: bool, dtype: Any, max_bytes: int,
-    progress: bool | None,
+    progress: bool | None, devices: Sequence[Any],
 ) -> tuple[Any, ...]:  # fmt: skip
     rows, columns = given[0], given[-1]
+    single = dtype == np.float32 and program.draws is None
     args = rows, columns, tapes[0], tapes[-1]
-    made = _Made(program, args, ntk, leaves, np.dtype(dtype), max_bytes)
-    height, width, forms, run = made.tile(dtype == np.float32)
+    made = _Made(program, args, ntk, leaves, np.dtype(dtype), max_bytes, symmetric, max(1, len(devices)))
+    everywhere = [made.on(device) for device in devices] or [made]
+    height, width, forms, _ = everywhere[0].tile(single)
     out = [_empty((len(rows), len(columns), *form.shape), form.dtype) for form in forms]
     tiles = list(itertools.product(range(0, len(rows), height), range(0, len(columns), width)))
     tiles = [(a, b) for a, b in tiles if not symmetric or b >= a]
-    own = [made.own(x, tape) for x, tape in zip(given, tapes)] * 2 if dtype == np.float32 else None
+    own = [made.own(x, tape) for x, tape in zip(given, tapes)] * 2 if single else None
 
-    def fill(tile: tuple[int, int]) -> None:
+    def fill(number: int, tile: tuple[int, int]) -> None:
+        made = everywhere[number % len(everywhere)]
         # The last ones reach back, so that all have one shape; what another one has made is left out.
         (a, b), starts = tile, [min(at, len(x) - side) for at, x, side in zip(tile, (rows, columns), (height, width))]
         # A thread has JAX's flags of its own.
         with nd.usual(True):
-            parts = [np.asarray(part) for part in run(*starts)]
+            parts = [np.asarray(part) for part in made.tile(single)[-1](*starts)]
             if own is not None:
                 parts = made.repaired(parts, starts, own)
         for whole, part in zip(out, parts):
@@ -146,20 +161,23 @@ def _tiled(
                 whole[a : a + n, b : b + m] = part
                 whole[b : b + m, a : a + n] = _turned(part)
 
-    with progress_bar("infinite width", float(len(tiles)), progress) as bar, ThreadPoolExecutor(_workers(len(tiles))) as pool:
-        for _ in pool.map(fill, tiles):
+    with progress_bar("infinite width", float(len(tiles)), progress) as bar, ThreadPoolExecutor(_workers(len(tiles), len(devices))) as pool:
+        for _ in pool.map(fill, itertools.count(), tiles):
             bar.advance(1.0)
     return tuple(out)
 
 
-def _workers(tiles: int) -> int:
-    """Tiles under way at once: one a core, or enough to keep another device busy."""
-    return min(tiles, (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 2)
+def _workers(tiles: int, devices: int = 0) -> int:
+    """Tiles under way at once: one a core, or enough to keep other devices busy."""
+    return min(tiles, max(devices, (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 2 * max(1, devices)))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
-    """Compiled programs for two sets of examples, ``args = (x1, x2, tapes1, tapes2)``; each is made where it is first needed, and kept."""
+    """Compiled programs for two sets of examples, ``args = (x1, x2, tapes1, tapes2)``; each is made where it is first needed, and kept.
+
+    There are at least as many tiles as `devices`; a device of `None` is JAX's own choice.
+    """
 
     program: Program
     args: tuple[Any, ...]
@@ -167,9 +185,22 @@ class _Made:
     leaves: bool
     dtype: Any
     max_bytes: int
+    symmetric: bool
+    devices: int
+    device: Any = None
+
+    def on(self, device: Any) -> "_Made":
+        """The same on a device, where the tapes then are."""
+        x1, x2, *tapes = self.args
+        return dataclasses.replace(self, args=(x1, x2, *jax.device_put(tapes, device)), device=device)
 
     def kept(self, what: str, make: Callable[[], Any]) -> Any:
-        return self.program.kept((what, self.ntk, self.leaves, self.dtype, self.max_bytes, *_form(self.args)), make)
+        key = what, self.ntk, self.leaves, self.dtype, self.max_bytes, self.symmetric, self.devices, self.device, *_form(self.args)
+        return self.program.kept(key, make)
+
+    def compiled(self, fn: Callable[..., Any], *forms: Any) -> Any:
+        with jax.default_device(self.device) if self.device is not None else contextlib.nullcontext():
+            return jax.jit(fn).lower(*forms).compile()
 
     def step(self, single: bool) -> tuple[Callable[..., Any], Any, Any]:
         """``(x1, x2, tape1, tape2) -> kernels`` of a pair, in single or double precision; its arguments' and results' form."""
@@ -193,7 +224,7 @@ class _Made:
 
     def _tile(self, single: bool) -> tuple[int, int, Any, Any]:
         step, pair, forms = self.step(single)
-        side = _side(step, pair[:4], self.max_bytes)
+        side = enough(_side(step, pair[:4], self.max_bytes // self.devices), self._tiles, self.devices)
         # Of one size, rather than a small one at the end.
         height, width = (math.ceil(n / math.ceil(n / side)) for n in (len(self.args[0]), len(self.args[1])))
 
@@ -204,8 +235,11 @@ class _Made:
                 return jax.tree.map(lambda k: k[None, None], step(*jax.tree.map(lambda x: x[0], (x1, x2, tape1, tape2)), unit))
             return _grid(step)(x1, x2, tape1, tape2, unit)
 
-        compiled = jax.jit(tile).lower(*self.part(height, width, 0, 0)).compile()
-        return height, width, forms, compiled
+        return height, width, forms, self.compiled(tile, *self.part(height, width, 0, 0))
+
+    def _tiles(self, side: int) -> int:
+        n, m = (math.ceil(len(x) / side) for x in self.args[:2])
+        return n * (n + 1) // 2 if self.symmetric else n * m
 
     def part(self, height: int, width: int, row: int, column: int) -> tuple[Any, ...]:
         """The arguments of a tile. Rows of what may be large are taken here, which is no copy."""
@@ -220,7 +254,7 @@ class _Made:
             # As many at once as fit a cache.
             n = max(1, min(PAIRS, len(i), CACHE // max(1, peak_bytes(step, *pair))))
             forms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), self.args)
-            return n, jax.jit(jax.vmap(step, (0, 0, 0, 0, None))).lower(*forms, np.float64(1)).compile()
+            return n, self.compiled(jax.vmap(step, (0, 0, 0, 0, None)), *forms, np.float64(1))
 
         (n, run), found = self.kept("pairs", compiled), []
         # Rows are taken by NumPy, as XLA on CPU takes them entry by entry.

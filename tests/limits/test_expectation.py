@@ -307,3 +307,14 @@ def test_a_deep_relu_in_float32(depth):
         assert np.linalg.eigvalsh(K).min() > -1e-6 * np.trace(K)
         # Equal inputs have equal rows.
         np.testing.assert_allclose(K[:6], K[6:12], atol=1e-6 * np.abs(K).max())
+
+
+@pytest.mark.slow
+def test_sharp_bends_at_large_variances(x64):
+    cuts = (-300.0, -50.0, -12.0, -3.0, 0.0, 3.0, 12.0, 50.0, 300.0)
+    found = limits.pair(jnp.tanh).value(400.0, 120.0, 200.0)
+    # Cubature's own accuracy.
+    assert float(found) == pytest.approx(adaptive(np.tanh, np.tanh, 400.0, 120.0, 200.0, cuts, cuts), rel=1e-11)
+    # At large ones it is a sign, up to E |sign - tanh| of order 1 / s.
+    far = float(limits.pair(jnp.tanh).value(1e6, 3e5, 1e6))
+    assert far == pytest.approx(2 / math.pi * math.asin(0.3), abs=1e-5)

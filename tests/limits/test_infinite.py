@@ -12,6 +12,7 @@ import pytest
 import paperjax as pj
 from paperjax import limits
 from paperjax.interop import neural_tangents as nt
+from tests.limits.gaussian import adaptive
 from tests.limits.ntk_networks import IMAGES, QUICK, SLOW, VECTORS, B, W, conv, dense, perceptron, plain
 
 GRAM = VECTORS @ VECTORS.T / 5
@@ -138,6 +139,49 @@ def test_functions_without_closed_form(name):
         nngp, ntk = summed(phi, depth)
     assert relative(ours.nngp, nngp) < 1e-10
     assert relative(ours.ntk, ntk) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [0.3, 30.0])
+def test_variances_from_one_to_a_thousand(scale):
+    # Integrals for the variances that there are; against adaptive quadrature in the plane.
+    x = VECTORS[:2] * scale
+    k, cuts = W**2 * x @ x.T / 5 + B**2, (-200, -50, -12, -3, 0, 3, 12, 50, 200)
+    assert (k.max() < 1) if scale < 1 else (k.max() > 100)
+    ours = limit(mlp(jnp.tanh, 1), x)
+
+    def expected(f):
+        return np.array([[adaptive(f, f, k[i, i], k[i, j], k[j, j], cuts, cuts) for j in range(2)] for i in range(2)])
+
+    nngp = W**2 * expected(np.tanh) + B**2
+    assert relative(ours.nngp, nngp) < 1e-10
+    assert relative(ours.ntk, nngp + W**2 * expected(lambda h: 1 / np.cosh(np.clip(h, -300, 300)) ** 2) * k) < 1e-10
+
+
+def test_a_gate_that_shares_a_field():
+    # relu(h) (h + g) = relu(h)² + relu(h) g, whose products have mean 0; h and g have one covariance.
+    def forward(draw, x, n):
+        h, g = dense(draw, x, n), dense(draw, x, n)
+        return dense(draw, jax.nn.relu(h) * (h + g), 1)
+
+    ours = limit(forward, VECTORS)
+    with jax.enable_x64(True):
+        k = jnp.asarray(W**2 * GRAM + B**2)
+        covariances = jnp.diag(k)[:, None], k, jnp.diag(k)[None]
+        square, relu = limits.rectified_monomial(2), limits.relu
+        nngp = W**2 * (square.value(*covariances) + relu.value(*covariances) * k) + B**2
+        slopes = square.derivative(*covariances) + relu.derivative(*covariances) * k + relu.value(*covariances)
+        ntk = nngp + W**2 * slopes * k
+    assert relative(ours.nngp, nngp) < 1e-12
+    assert relative(ours.ntk, ntk) < 1e-12
+
+
+def test_known_examples_in_a_function_that_is_traced():
+    forward = mlp(jax.nn.relu, 1)
+    wanted = limit(forward, VECTORS).ntk
+    found = jax.jit(lambda s: limit(forward, VECTORS).ntk * s)(1.0)
+    # Single precision outside.
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 SPECIAL = np.stack([VECTORS[0], VECTORS[0], -VECTORS[0], 2 * VECTORS[0], np.zeros(5), VECTORS[1]])

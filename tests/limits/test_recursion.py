@@ -143,3 +143,10 @@ def test_gradients_in_the_inputs_are_finite_at_repeated_antipodal_and_zero_input
 def test_what_is_refused(arguments, message, x64):
     with pytest.raises(Exception, match=message):
         mlp_kernels(*arguments)
+
+
+def test_variances_too_large_for_a_quadrature_are_refused(x64):
+    with pytest.raises(ValueError, match=r"expectations of tanh are not found to 1e-06.*the first of which is 1000.*Scale the inputs"):
+        mlp_kernels(1000.0 * jnp.eye(2), 1, jnp.tanh)
+    traced = jax.jit(lambda gram: mlp_kernels(gram, 1, jnp.tanh).nngp)(1000.0 * jnp.eye(2))
+    assert np.isnan(traced).all()

@@ -1,0 +1,56 @@
+"""How large variances are: integrals without a closed form are made for a range of them, and cost the more the larger it is."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from paperjax.limits.moments import LARGEST
+
+LEVELS = (1.0, 4.0, 16.0, LARGEST, 1e3, 1e4, 1e5, 1e6)
+"""Largest variances."""
+
+
+def settled(program: Any, asked: Sequence[Any], tapes_of: Callable[[Any], list[Any]]) -> tuple[Any, list[Any]]:
+    """A program for variances as large as they are, and what it asks of each example.
+
+    What examples ask is computed for variances up to 100, and up to a million if that does not do; pairs of them need no more than was
+    found. Examples that are traced cannot be looked at.
+    """
+    tapes = tapes_of(program)
+    if any(isinstance(a, Tracer) for a in jax.tree.leaves(tapes)):
+        return program, tapes
+    bounded = program.cache.get("bounded", {})
+    for level in LEVELS[LEVELS.index(LARGEST) + 1 :]:
+        if not bounded or finite(tapes):
+            break
+        program = program.up_to(level)
+        tapes = tapes_of(program)
+    if bounded and finite(tapes):
+        most = max((_largest(asked, tape, bounded, program) for tape in tapes), default=0.0)
+        program = program.up_to(next((level for level in LEVELS if most <= level), program.largest))
+    return program, tapes
+
+
+def finite(values: Any) -> bool:
+    """Whether all numbers are."""
+    return all(bool(np.all(np.isfinite(np.asarray(a)))) for a in jax.tree.leaves(values))
+
+
+def _largest(asked: Sequence[Any], tape: Any, bounded: dict[Any, None], program: Any) -> float:
+    """Of the variances of fields whose functions have no closed form."""
+    found = 0.0
+    for key, values in zip(asked, tape):
+        if key[0] == "second" and key[1] is key[2] and key[1] in bounded:
+            whole = np.asarray(values)
+            found = max(found, float(np.max(whole, initial=0.0)))
+        elif key[0] == "loop":
+            need = next(n for (kind, loop, first, cross, _), n in _needs(program.cache) if loop is key[1] and first == key[2] and cross)
+            found = max(found, _largest(need.asked, values, bounded, program))
+    return found
+
+
+def _needs(cache: dict[Any, Any]) -> list[tuple[Any, Any]]:
+    return [(key, value) for key, value in cache.items() if isinstance(key, tuple) and key[0] == "needs"]

@@ -1,0 +1,156 @@
+"""Attention with logits over sqrt(d) as the number of heads grows, against neural-tangents, by hand, one simulated head, finite widths."""
+
+import functools
+import importlib.util
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import paperjax as pj
+from paperjax.interop import neural_tangents as nt
+from tests.limits.ntk_networks import SENTENCES, W, dense, plain
+
+SIZE = 2
+KEY = jax.random.key(0)
+limit = functools.partial(pj.limit, progress=False)
+
+
+def identity(logits):
+    return logits
+
+
+def softmax(logits):
+    return jax.nn.softmax(logits, -1)
+
+
+def causal(logits):
+    seen = np.tril(np.ones((3, 3), bool))
+    return jax.nn.softmax(jnp.where(jnp.broadcast_to(seen, logits.shape), logits, -jnp.inf), -1)
+
+
+def attention(mechanism, tied=False, heads=None):
+    """Heads of two coordinates, a mean over positions, a readout."""
+
+    def forward(draw, x, n):
+        shape = (*x.shape[:2], heads or n // SIZE, SIZE)
+        q = dense(draw, x, math.prod(shape[2:]), b=None).reshape(shape)
+        k = q if tied else dense(draw, x, math.prod(shape[2:]), b=None).reshape(shape)
+        v = dense(draw, x, math.prod(shape[2:]), b=None).reshape(shape)
+        weights = mechanism(jnp.einsum("bthd,bshd->bhts", q, k) / SIZE**0.5)
+        h = jnp.einsum("bhts,bshd->bthd", weights, v).reshape(*x.shape[:2], -1)
+        return dense(draw, jnp.mean(dense(draw, h, n, b=None), 1), 1, b=None)
+
+    return plain(forward)
+
+
+@pytest.mark.filterwarnings("ignore:`FanIn` layers assume")
+def test_without_a_softmax_it_is_that_of_neural_tangents():
+    if importlib.util.find_spec("neural_tangents") is None:
+        pytest.skip(f"neural-tangents is not installed: {nt.INSTALL}")
+    ours = limit(attention(identity), SENTENCES[:1], SENTENCES[1:])
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(True):
+        stds = dict(W_key_std=W, W_query_std=W, W_value_std=W, W_out_std=W)
+        heads = nt.stax.GlobalSelfAttention(8, SIZE, SIZE, 64, linear_scaling=False, attention_mechanism="IDENTITY", **stds)
+        layers = nt.stax.serial(heads, nt.stax.GlobalAvgPool(), nt.stax.Dense(1, W))
+        theirs = layers[2](jnp.asarray(SENTENCES[:1]), jnp.asarray(SENTENCES[1:]), ("nngp", "ntk"))
+    # Float64 rounding.
+    np.testing.assert_allclose(ours.nngp, theirs.nngp, rtol=1e-10)
+    np.testing.assert_allclose(ours.ntk, theirs.ntk, rtol=1e-10)
+
+
+def test_keys_that_are_queries():
+    # Isserlis, by hand: E (q_i q_j)(q'_k q'_l) summed over d coordinates of each is d (ik jl + il jk) + d² ij kl.
+    gram = W**2 / 5 * np.einsum("nid,mjd->nimj", SENTENCES, SENTENCES)
+    own = np.einsum("ninj->nij", gram)
+    logits = np.einsum("nimk,njml->nijmkl", gram, gram) + np.einsum("niml,njmk->nijmkl", gram, gram)
+    logits = logits + SIZE * own[:, :, :, None, None, None] * own[None, None, None]
+    wanted = W**4 * np.einsum("nijmkl,njml->nm", logits, gram) / 9
+    np.testing.assert_allclose(limit(attention(identity, tied=True), SENTENCES, ntk=False).nngp, wanted, rtol=1e-12)
+
+
+def simulated(mechanism, draws=100_000):
+    """The covariance of the output of one head times that of the readout, from draws in numpy."""
+    rng = np.random.default_rng(1)
+    q, k = (W / 5**0.5 * np.einsum("nid,sda->nsia", SENTENCES, rng.normal(size=(draws, 5, SIZE))) for _ in range(2))
+    with jax.enable_x64(True):
+        weights = np.asarray(mechanism(jnp.asarray(np.einsum("nsia,nsja->nsij", q, k) / SIZE**0.5)))
+    mean = weights.mean(2)
+    return W**6 / 5 * np.einsum("nsj,msk,njd,mkd->nm", mean, mean, SENTENCES, SENTENCES) / draws
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", [softmax, causal])
+def test_a_softmax_is_drawn(mechanism):
+    ours = limit(attention(mechanism), SENTENCES, key=KEY, samples=2048, ntk=False)
+    error = np.asarray(ours.error[0])
+    # Five standard errors of 2,048 draws; those of 100,000 are a seventh.
+    assert (np.abs(ours.nngp - simulated(mechanism)) < 5 * error).all()
+    assert (error < 0.03 * np.sqrt(np.outer(*[np.diag(ours.nngp)] * 2))).all()
+
+
+@functools.cache
+def drawn():
+    return limit(attention(softmax), SENTENCES, key=KEY, samples=256)
+
+
+@pytest.mark.slow
+def test_drawn_kernels_are_symmetric_and_do_not_depend_on_the_others():
+    whole, order = drawn(), np.array([2, 0, 1])
+    turned = limit(attention(softmax), SENTENCES[order], key=KEY, samples=256)
+    for name in ("nngp", "ntk"):
+        k = np.asarray(getattr(whole, name))
+        np.testing.assert_array_equal(k, k.T)
+        # Draws are the same: the rest is rounding.
+        np.testing.assert_allclose(getattr(turned, name), k[np.ix_(order, order)], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_the_tangent_kernel_is_that_of_finite_width():
+    ours = limit(attention(softmax), SENTENCES, key=KEY, samples=2048)
+    init, apply = attention(softmax)(256)
+    x = jnp.asarray(SENTENCES, jnp.float32)
+
+    @jax.jit
+    def kernel(key):
+        gradients = jax.jacobian(lambda p: apply(p, x)[:, 0])(init(key, x))
+        return sum(jnp.einsum("i...,j...->ij", g, g) for g in gradients)
+
+    found = np.stack([kernel(key) for key in jax.random.split(jax.random.key(1), 32)])
+    spread = np.sqrt(found.var(0, ddof=1) / len(found) + np.asarray(ours.error[1]) ** 2)
+    # 128 heads are off their limit by about a percent; five standard errors of 32 networks and of the draws.
+    assert (np.abs(found.mean(0) - ours.ntk) < 5 * spread + 0.01 * np.max(ours.ntk)).all()
+    np.testing.assert_array_less(spread, 0.03 * np.max(ours.ntk))
+
+
+def shared_keys(draw, x, n):
+    q = dense(draw, x, n, b=None).reshape(*x.shape[:2], n // SIZE, SIZE)
+    k = dense(draw, x, SIZE, b=None)
+    return dense(draw, jnp.einsum("bthd,bsd->bths", q, k).reshape(x.shape[0], -1), 1)
+
+
+REFUSED = {
+    "a softmax that is not drawn": (attention(softmax), {}, NotImplementedError, r"reduce_max.*key=jax\.random\.key\(0\), samples="),
+    "heads fixed in number": (attention(softmax, heads=4), {}, NotImplementedError, r"whose size and number are fixed.*2006\.10540"),
+    "heads that share their keys": (plain(shared_keys), {}, NotImplementedError, r"sums over no growing axis"),
+    "no samples": (attention(softmax), dict(key=KEY), ValueError, "both key= and samples="),
+    "few samples": (attention(softmax), dict(key=KEY, samples=4), ValueError, "samples = 4.*at least 16"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    family, options, kind, message = REFUSED[name]
+    with pytest.raises(kind, match=f"(?s){message}"):
+        limit(family, SENTENCES, **options)
+
+
+@pytest.mark.slow
+def test_gradients_of_what_is_drawn_are_refused():
+    def total(x):
+        return jnp.sum(limit(attention(softmax), x, key=KEY, samples=16, ntk=False).nngp)
+
+    with jax.enable_x64(True), pytest.raises(NotImplementedError, match="no gradients with respect to examples"):
+        jax.grad(total)(jnp.asarray(SENTENCES))

@@ -1,0 +1,60 @@
+"""Kernels over the devices of a mesh are those of one device; a mesh that does not fit is refused."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import paperjax as pj
+from paperjax.limits import tiles
+from paperjax.limits.spread import devices_of
+from tests.limits.ntk_networks import VECTORS, dense, plain
+
+X = np.random.default_rng(0).normal(size=(9, 5))
+limit = functools.partial(pj.limit, progress=False)
+
+
+def net(draw, x, n):
+    return dense(draw, jax.nn.relu(dense(draw, x, n)), 1)
+
+
+def mesh():
+    return jax.make_mesh((2,), ("pairs",))
+
+
+@pytest.mark.parametrize("x2", [None, VECTORS])
+def test_kernels_are_those_of_one_device(x2):
+    assert len(jax.local_devices()) == 2
+    one, two = limit(plain(net), X, x2), limit(plain(net), X, x2, mesh=mesh())
+    for name in ("nngp", "ntk"):
+        # Tiles of another size round otherwise.
+        np.testing.assert_allclose(getattr(two, name), getattr(one, name), rtol=1e-13, atol=1e-14)
+
+
+def test_tiles_are_computed_on_every_device(monkeypatch):
+    seen, part = [], tiles._Made.part
+
+    def spy(self, *args):
+        found = part(self, *args)
+        seen.append((self.device, *{next(iter(a.devices())) for a in jax.tree.leaves(found[2:4])}))
+        return found
+
+    monkeypatch.setattr(tiles._Made, "part", spy)
+    limit(plain(net), X, VECTORS, mesh=mesh())
+    # Each is compiled with a tile of its own device, and runs there.
+    assert {pair for pair in seen if pair[0] is not None} == {(device, device) for device in devices_of(mesh())}
+
+
+def test_refused(monkeypatch):
+    with pytest.raises(TypeError, match=r"mesh = 2 is no jax\.sharding\.Mesh.*make_mesh"):
+        devices_of(2)
+    with pytest.raises(TypeError, match="AbstractMesh"):
+        devices_of(mesh().abstract_mesh)
+    with pytest.raises(ValueError, match="being traced"):
+        jax.jit(lambda x: limit(plain(net), x, mesh=mesh()).nngp)(jnp.asarray(X))
+    two = mesh()
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(ValueError, match=r"2 of its 2 devices in other processes.*jax\.local_devices"):
+        devices_of(two)

@@ -20,6 +20,7 @@ from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.elementwise import broadcasting, elementwise
+from paperjax.limits.loops import Loop
 from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
 from paperjax.limits.rules import RULES, split
 from paperjax.limits.scans import scan
@@ -46,8 +47,8 @@ class Interpreter:
         self.shared: set[int] = set()
         """Leaves that all coordinates share (a learned scalar): what training does to them stays random."""
         self.kept_alive: list[object] = []
-        self.noises: list[tuple[str, Det]] = []
-        """What the law of large numbers neglects, where it is used."""
+        self.noises: list[tuple[str, Det, tuple[Loop, ...]]] = []
+        """What the law of large numbers neglects, where it is used, and the scans that it is inside of, from the outermost."""
 
     def network(self, jaxpr: jex.ClosedJaxpr, other: jex.ClosedJaxpr, leaves: int) -> list[Value]:
         """The results of ``apply`` of an example with a batch axis of size 1, its leaves first."""
@@ -128,7 +129,7 @@ class Interpreter:
     def settled(self, node: Node, where: str) -> Node:
         """A value that is used as deterministic: what that neglects is to be looked at."""
         if isinstance(node, Det) and node.noise is not None:
-            self.noises.append((where, node.noise))
+            self.noises.append((where, node.noise, ()))
             return dataclasses.replace(node, noise=None)
         return node
 

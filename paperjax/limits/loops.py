@@ -127,6 +127,18 @@ def _state(values: Mapping[Asked, Array]) -> Callable[..., Array]:
     return lambda i, j, diag, same: values[i, j, diag]
 
 
+def first_step(run: Runs, inside: Sequence[Loop]) -> Runs:
+    """A run of one example within the first step of scans, from the outermost."""
+    for loop in inside:
+        outer = run
+
+        def state(i: int, j: int, diag: bool, same: bool, loop: Loop = loop, outer: Runs = outer) -> Array:
+            return _array(outer.second(loop.starts[i], loop.starts[j], 0, 0, diag), _shape(loop, (i, j, diag)))
+
+        run = outer.inner((0,), (), state, {row: outer.det(whole, 0)[0] for row, whole in loop.rows})
+    return run
+
+
 def after(run: Runs, loop: Loop, asked: Asked, s: int) -> Array:
     """Second moments of one example after all steps."""
     return _alone(run, loop, needs(run, loop, asked, False), s)[0][asked]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from paperjax.limits import loops
 from paperjax.limits import nodes as nd
 from paperjax.limits.contractions import LeafLaw
 from paperjax.limits.draws import Draws
@@ -139,10 +140,10 @@ class Program:
         found: list[float] = []
         for level in LEVELS[LEVELS.index(LARGEST) :]:
             run = self.up_to(level)._run(None, x)
-            found = [float(run.det(size, 0)) for _, size in self.noises]
+            found = [float(loops.first_step(run, inside).det(size, 0)) for _, size, inside in self.noises]
             if finite(found):
                 break
-        return [(where, size) for (where, _), size in zip(self.noises, found)]
+        return [(where, size) for (where, *_), size in zip(self.noises, found)]
 
     def up_to(self, largest: float) -> "Program":
         """The same for variances up to this one, see `paperjax.limits.moments.Run`."""

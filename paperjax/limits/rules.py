@@ -58,7 +58,7 @@ def _reshape(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: 
 
 
 def _broadcast_in_dim(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-    places = eqn.params["broadcast_dimensions"]
+    places = tuple(map(int, eqn.params["broadcast_dimensions"]))
     value = operands[0]
     if isinstance(value, View):
         view = value.with_axes([places.index(i) if i in places else None for i in range(len(sizes))])
@@ -71,7 +71,7 @@ def _broadcast_in_dim(reader: Reader, eqn: Any, twin: Any, operands: list[Value]
 
 
 def _squeeze(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
-    gone = [d % len(operands[0].axes) for d in eqn.params["dimensions"]]
+    gone = [int(d) % len(operands[0].axes) for d in eqn.params["dimensions"]]
     return kept(reader, operands[0], [i for i in range(len(operands[0].axes)) if i not in gone])
 
 
@@ -150,7 +150,7 @@ def _iota(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any
 
 
 def _reduce_sum(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
-    return st.reduce_sum(reader.node(operands[0]), eqn.params["axes"])
+    return st.reduce_sum(reader.node(operands[0]), tuple(map(int, eqn.params["axes"])))
 
 
 def _cumsum(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:

@@ -78,8 +78,10 @@ def loop(reader: Any, eqn: Any, body: Any, other: Any, consts: list[Value], carr
         dets.append((one, Det(node.axes, const=node.const[::-1] if eqn.params["reverse"] else node.const)))
         steps.append(one)
     gaussian = {i: fl.is_gaussian(starts[i]) for i in wide}  # type: ignore[arg-type]
+    before = len(reader.noises)
     while True:
         name = object()
+        del reader.noises[before:]
         made = {i: nd.Carried(starts[i].axes, id(name), k, gaussian[i], frozenset({("scan", id(name), i)})) for k, i in enumerate(wide)}
         outputs = reader.jaxpr(body, other, [*consts, *(made.get(i, node) for i, node in enumerate(starts)), *steps])
         ends = [reader.node(value, starts[i].axes) for i, value in enumerate(outputs[: len(carry)])]
@@ -95,6 +97,7 @@ def loop(reader: Any, eqn: Any, body: Any, other: Any, consts: list[Value], carr
         tuple(as_carry(ends[i], made[i]) for i in wide), eqn.params["length"], tuple(dets),
     )  # fmt: skip
     reader.kept_alive.append(name)
+    reader.noises[before:] = [(where, size, (loop, *inside)) for where, size, inside in reader.noises[before:]]
     own = frozenset[Any]().union(*(fl.sources(node) for node in (*loop.starts, *loop.ends)))
     results: list[Value] = [nd.Scanned(loop.carried[wide.index(i)].axes, loop, wide.index(i), gaussian[i], own) if i in wide else s
                             for i, s in enumerate(starts)]  # fmt: skip

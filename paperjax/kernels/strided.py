@@ -12,11 +12,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from paperjax.trace.products import Product
-
-# Rows and columns from which on a transposed copy of a matrix is worth its time.
-LARGE = 256
-
 
 class Axis(NamedTuple):
     """One axis of the window: pixels, size of the kernel, stride, padding in front, places of the result."""
@@ -136,35 +131,3 @@ def _reach(a: Axis) -> tuple[int, int, int]:
         return a.padding, (a.places - 1) * a.stride + 1 - a.padding - a.size, 0
     most = (a.needed - a.ahead) * a.stride
     return 0, min(most, -(-a.size // a.stride) * a.stride) - a.size, 0
-
-
-def transposed(product: Product, rows: int, platform: str) -> Callable[[Sequence[Any]], list[Any]] | None:
-    """What computes a product with a copy of a large matrix that is transposed, or ``None`` where that saves nothing.
-
-    The cotangents of ``x W`` are products with ``W^T``. Eigen reads a transposed matrix by columns, a fifth slower than by rows: measured
-    for 640 x 1024 by 1024 x 1024, where the copy costs a tenth.
-
-    Parameters
-    ----------
-    product
-        A leaf's product.
-    rows
-        How many cotangents there are of each place.
-    platform
-        As JAX names it.
-    """
-    eqn = product.eqn
-    if platform != "cpu" or eqn.primitive.name != "dot_general" or rows < LARGE:
-        return None
-    contract, batch = eqn.params["dimension_numbers"]
-    shape = tuple(eqn.invars[product.operand].aval.shape)  # pyright: ignore[reportAttributeAccessIssue]
-    if len(shape) != 2 or min(shape) < LARGE or tuple(contract[product.operand]) != (0,):
-        return None
-    pair = [(1,) if n == product.operand else tuple(axes) for n, axes in enumerate(contract)]
-    params = {name: value for name, value in eqn.params.items() if name != "dimension_numbers"}
-
-    def compute(operands: Sequence[Any]) -> list[Any]:
-        changed = [lax.optimization_barrier(x.T) if n == product.operand else x for n, x in enumerate(operands)]
-        return [lax.dot_general(*changed, dimension_numbers=((pair[0], pair[1]), batch), **params)]
-
-    return compute

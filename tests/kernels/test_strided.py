@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from paperjax.kernels.strided import in_blocks, transposed
-from paperjax.trace.products import find_products
+from paperjax.kernels.strided import in_blocks
 
 pytestmark = pytest.mark.usefixtures("x64")
 CASES = [
@@ -50,24 +49,3 @@ def test_only_where_it_saves():
     dense = jax.make_jaxpr(lambda x, w: lax.conv(x, w, (1, 1), "SAME"))(jnp.ones((1, 2, 4, 4)), jnp.ones((2, 2, 3, 3))).eqns[0]
     assert in_blocks(dense, "cpu") is None
     assert in_blocks(jax.make_jaxpr(jnp.sin)(1.0).eqns[0], "cpu") is None
-
-
-@pytest.mark.parametrize(
-    ("apply", "rows", "platform", "taken"),
-    [
-        (lambda w, x: x @ w, 256, "cpu", True),
-        (lambda w, x: x @ w, 255, "cpu", False),
-        (lambda w, x: x @ w, 256, "gpu", False),
-        (lambda w, x: jnp.einsum("nk,jk->nj", x, w), 256, "cpu", False),
-        (lambda w, x: x @ w[:, :99], 256, "cpu", False),
-    ],
-    ids=["x W", "few rows", "accelerator", "transposed already", "small"],
-)
-def test_transposed(apply, rows, platform, taken):
-    rng = np.random.default_rng(0)
-    w, x = jnp.asarray(rng.normal(size=(256, 256))), jnp.asarray(rng.normal(size=(1, 256)))
-    product = find_products(jax.make_jaxpr(apply)(w, x), 1).products[0]
-    compute = transposed(product, rows, platform)
-    assert (compute is not None) is taken
-    if compute is not None:
-        np.testing.assert_allclose(compute((x, w))[0], x @ w, rtol=0, atol=1e-11)

@@ -9,7 +9,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from paperjax.kernels.factors import Factor, Term, operands, results
-from paperjax.kernels.strided import in_blocks
+from paperjax.kernels.strided import by_rows, in_blocks
 from paperjax.trace.interpret import replayed
 
 
@@ -64,7 +64,8 @@ def features(
     factors = [factor for term in (*kept, *formed) for factor in term.factors]
     taps = sorted({factor.tap for factor in factors})
     places = {factor.product.path: factor for factor in factors}
-    found = {path: in_blocks(f.product.eqn, jax.default_backend()) for path, f in places.items()}
+    platform, rows = jax.default_backend(), x.shape[0] * directions.shape[0]
+    found = {path: in_blocks(f.product.eqn, platform) or by_rows(f.product, rows, platform) for path, f in places.items()}
     instead = {path: compute for path, compute in found.items() if compute is not None}
 
     def one(x: Any) -> Features:

@@ -252,7 +252,8 @@ def _plan(model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], sam
     size = math.prod(result.shape) * result.dtype.itemsize
     most = programs.at_most(network, spec, x1.shape[0], x2.shape[0], same)
     if most <= budget:
-        return BlockPlan(*result.shape[:2], result.shape[:2], max(result.shape[:2]), same, most, size), result
+        n, m = x1.shape[0], x2.shape[0]
+        return BlockPlan(n, m, (n, m), max(n, m), same, most, size), result
     held: dict[Any, programs.Held] = {}
 
     def bytes_of(n: int, m: int, at_once: int) -> int:

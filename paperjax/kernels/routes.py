@@ -107,7 +107,7 @@ def held_forward(jaxpr: jex.ClosedJaxpr) -> float:
     """Bytes of all values that a trace computes; of all steps of its scans."""
     total = 0.0
     for eqn in jaxpr.jaxpr.eqns:
-        total += sum(var.aval.size * itemsize(var.aval.dtype) for var in eqn.outvars if hasattr(var.aval, "size"))
+        total += sum(var.aval.size * var.aval.dtype.itemsize for var in eqn.outvars if hasattr(var.aval, "size"))
         times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
         total += times * sum(map(held_forward, prim.inner_jaxprs(eqn)))
     return total

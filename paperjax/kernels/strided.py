@@ -9,8 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+
+from paperjax.trace.products import Product
+
+# Rows and columns from which on a transposed copy of a matrix is worth its time.
+LARGE = 256
 
 
 class Axis(NamedTuple):
@@ -131,3 +137,46 @@ def _reach(a: Axis) -> tuple[int, int, int]:
         return a.padding, (a.places - 1) * a.stride + 1 - a.padding - a.size, 0
     most = (a.needed - a.ahead) * a.stride
     return 0, min(most, -(-a.size // a.stride) * a.stride) - a.size, 0
+
+
+def large(shape: tuple[int, ...]) -> bool:
+    """Whether a leaf is a matrix whose transpose is worth a copy."""
+    return len(shape) == 2 and min(shape) >= LARGE
+
+
+def by_rows(product: Product, rows: int, platform: str) -> Callable[[Sequence[Any]], list[Any]] | None:
+    """What computes a product ``x W`` whose derivative by `x` reads a copy of ``W^T``, or ``None`` where that saves nothing.
+
+    Eigen reads a transposed matrix by columns, 640 cotangents against 1024 x 1024 in 17.2 ms of one core; by rows, from a copy, in 14.7 ms.
+
+    Parameters
+    ----------
+    product
+        A leaf's product.
+    rows
+        How many cotangents there are of each place.
+    platform
+        As JAX names it.
+    """
+    eqn = product.eqn
+    if platform != "cpu" or eqn.primitive.name != "dot_general" or rows < LARGE:
+        return None
+    shape = tuple(eqn.invars[product.operand].aval.shape)  # pyright: ignore[reportAttributeAccessIssue]
+    contract, batch = eqn.params["dimension_numbers"]
+    data = 1 - product.operand
+    if not large(shape) or batch != ((), ()) or tuple(contract[product.operand]) != (0,) or data != 0:
+        return None
+    if tuple(contract[data]) != (len(eqn.invars[data].aval.shape) - 1,):  # pyright: ignore[reportAttributeAccessIssue]
+        return None
+
+    @jax.custom_vjp
+    def compute(x: Any, w: Any) -> Any:
+        return eqn.primitive.bind(x, w, **eqn.params)
+
+    def backward(kept: Any, y: Any) -> tuple[Any, Any]:
+        x, w = kept
+        by_x = jnp.matmul(y, lax.optimization_barrier(w.T), precision=eqn.params["precision"]).astype(x.dtype)
+        return by_x, jax.linear_transpose(lambda w: eqn.primitive.bind(x, w, **eqn.params), w)(y)[0]
+
+    compute.defvjp(lambda x, w: (compute(x, w), (x, w)), backward)
+    return lambda operands: [compute(*operands)]

@@ -102,7 +102,8 @@ def ntk(
     -----
     A leaf that only ever meets the data in products (dense, convolution, lookup), after moves and constant factors, has the gradient
     ``sum_t a_t b_t^T``: its kernel is ``sum_ts (a_t . a_s) (b_t . b_s)``, which needs no gradient. Such leaves are found in the trace.
-    Others go by their gradients. With standard parametrization and hidden layers of width n the kernel is of order n; under `ntp` of
+    Others go by their gradients. On CPU, glibc's malloc keeps freed memory from the first kernel on (`paperjax.devices.keep_freed_memory`).
+    With standard parametrization and hidden layers of width n the kernel is of order n; under `ntp` of
     order 1.
 
     References

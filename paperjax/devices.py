@@ -71,7 +71,7 @@ def cpu_devices(n: int | None = None) -> int:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let glibc's malloc keep what is freed, up to 1 GiB; `cpu_devices` and kernels on CPU call this.
+    """Let glibc's malloc keep what is freed, up to 1 GiB; `cpu_devices` and kernels on CPU without `max_bytes` call this.
 
     A product of 256 by 256 matrices takes and frees scratch memory at every call. By default glibc gives the pages of threads' arenas back
     to the system at once, and the next call finds them missing: 160 page faults a training step, a sixth of its time on two devices, for

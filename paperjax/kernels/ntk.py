@@ -102,7 +102,8 @@ def ntk(
     -----
     A leaf that only ever meets the data in products (dense, convolution, lookup), after moves and constant factors, has the gradient
     ``sum_t a_t b_t^T``: its kernel is ``sum_ts (a_t . a_s) (b_t . b_s)``, which needs no gradient. Such leaves are found in the trace.
-    Others go by their gradients. On CPU, glibc's malloc keeps freed memory from the first kernel on (`paperjax.devices.keep_freed_memory`).
+    Others go by their gradients. On CPU and without `max_bytes`, glibc's malloc keeps freed memory from the first
+    kernel on, up to 1 GiB (`paperjax.devices.keep_freed_memory`).
     With standard parametrization and hidden layers of width n the kernel is of order n; under `ntp` of
     order 1.
 
@@ -188,8 +189,6 @@ def _kernel(
     out: str | Path | None,
     progress: bool | None,
 ) -> Mapping[str, Any]:
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
     try:
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x1, x2)))
         budget = device_budget(jax.devices()) if max_bytes is None else max_bytes
@@ -200,6 +199,9 @@ def _kernel(
             return programs.in_groups(lambda x: programs.diagonal_program(model, spec, params, weights, x), x1, at_once)
         plan, result = _plan(model, spec, *signature((params, x1, x2)), same, budget)
         if len(plan.pairs) == 1 and out is None:
+            # Kept memory adds to the peak: not where that is limited.
+            if max_bytes is None and jax.default_backend() == "cpu":
+                keep_freed_memory()
             return programs.kernel_program(model, spec, params, weights, x1, x2, same)
         store = None
         if out is not None:

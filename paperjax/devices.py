@@ -4,7 +4,7 @@ import ctypes
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,16 +65,18 @@ def cpu_devices(n: int | None = None) -> int:
             "(jax.devices(), jax.random.key(...), any array)."
         ) from error
     if n > 1:
-        _keep_freed_memory()
+        keep_freed_memory()
     return n
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc's malloc keep what is freed, up to 1 GiB.
+@functools.cache
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep what is freed, up to 1 GiB; `cpu_devices` and kernels on CPU without `max_bytes` call this.
 
     A product of 256 by 256 matrices takes and frees scratch memory at every call. By default glibc gives the pages of threads' arenas back
     to the system at once, and the next call finds them missing: 160 page faults a training step, a sixth of its time on two devices, for
-    which all threads of a process share one lock. Elsewhere than under glibc, nothing is done.
+    which all threads of a process share one lock. A kernel's intermediate arrays are tens of MiB, mapped and unmapped one by one: a
+    quarter of the time of a small CNN's. Elsewhere than under glibc, or where ``MALLOC_TRIM_THRESHOLD_`` is set, nothing is done.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     if mallopt is not None and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
@@ -96,19 +98,30 @@ def compiler_options(platform: str) -> dict[str, Any]:
     >>> compiler_options("gpu")
     {}
     """
-    return {YNNPACK: ""} if platform == "cpu" and _has_option(YNNPACK) else {}
+    return known_options({YNNPACK: ""}) if platform == "cpu" else {}
+
+
+def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those compile options that this XLA knows: one that has none of YNNPACK's products, say, has no option for them.
+
+    Examples
+    --------
+    >>> known_options({"xla_no_such_option": True, "xla_backend_optimization_level": 1})
+    {'xla_backend_optimization_level': 1}
+    """
+    return dict(_known(tuple(options.items())))
 
 
 @functools.cache
-def _has_option(name: str) -> bool:
-    """Whether this XLA knows a compile option: one that has none of those products has no option for them."""
+def _known(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
     try:
-        jax.jit(lambda: 0, compiler_options={name: ""}).lower().compile()
+        jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        if "No such compile option" not in str(error):
+        named = [pair for pair in options if f"No such compile option: '{pair[0]}'" in str(error)]
+        if not named:
             raise
-        return False
-    return True
+        return _known(tuple(pair for pair in options if pair not in named))
+    return options
 
 
 def device_budget(devices: Sequence[Any]) -> int:

@@ -20,6 +20,8 @@ OUTPUTS = {"full": ("o", "O", "noNO"), "trace": ("o", "o", "nN"), "diagonal": ("
 Pair = tuple[Any, Any]
 # Rows and columns from which on a product of a matrix with itself is cut in two; below, the cuts cost as much as they save.
 CUT_ROWS, CUT_COLUMNS = 512, 128
+# Entries from which on it is worth a copy that rows do not meet in the cache.
+APART_SIZE = 2**19
 
 
 def gram(term: Term, a: Pair, b: Pair, outputs: str) -> list[Any]:
@@ -85,14 +87,14 @@ def _matrix_product(pairs: Sequence[Pair]) -> Any:
     """``sum x y^T``."""
     pairs = [_both(_apart, pair) for pair in pairs]
     if all(x is y for x, y in pairs):
-        return _times_itself([x for x, _ in pairs], 2)
+        return _times_itself([x for x, _ in pairs])
     return sum(_times(x, y) for x, y in pairs)
 
 
 def _apart(x: Any) -> Any:
     """Rows that begin at multiples of a page fall on the same lines of a CPU's cache: one more line between them, of zeros."""
     line, page = 64 // x.dtype.itemsize, 4096 // x.dtype.itemsize
-    if jax.default_backend() != "cpu" or x.shape[0] < 64 or x.shape[1] % page:
+    if jax.default_backend() != "cpu" or x.shape[0] < 64 or x.size < APART_SIZE or x.shape[1] % page:
         return x
     return lax.optimization_barrier(jnp.pad(x, ((0, 0), (0, line))))
 
@@ -101,14 +103,15 @@ def _times(x: Any, y: Any) -> Any:
     return lax.dot_general(x, y, (((1,), (1,)), ((), ())))
 
 
-def _times_itself(parts: Sequence[Any], times: int) -> Any:
-    """``sum x x^T`` by halves of the rows, and their halves: three products for four."""
+def _times_itself(parts: Sequence[Any]) -> Any:
+    """``sum x x^T`` by halves of the rows: three products for four. Halves of halves take as long to compile as they save."""
     n = parts[0].shape[0]
-    if times == 0 or n < CUT_ROWS or max(x.shape[1] for x in parts) < CUT_COLUMNS:
+    if n < CUT_ROWS or max(x.shape[1] for x in parts) < CUT_COLUMNS:
         return sum(_times(x, x) for x in parts)
     above, below = [x[: n // 2] for x in parts], [x[n // 2 :] for x in parts]
     corner = functools.reduce(operator.add, map(_times, above, below))
-    rows = [[_times_itself(above, times - 1), corner], [corner.T, _times_itself(below, times - 1)]]
+    first, last = (functools.reduce(operator.add, (_times(x, x) for x in half)) for half in (above, below))
+    rows = [[first, corner], [corner.T, last]]
     return jnp.concatenate([jnp.concatenate(row, 1) for row in rows])
 
 
@@ -146,14 +149,19 @@ def _summed_over_k(one: Callable[..., list[Any]], a: Pair, b: Pair) -> list[Any]
 
 
 def _gram_of_one(a1: Any, a2: Any, b1: Any, b2: Any, outputs: str, lookup: bool, biased: bool) -> list[Any]:
-    o, p, out = OUTPUTS[outputs]
+    _, _, out = OUTPUTS[outputs]
     inner = _equal(a1, a2, b1.dtype) if lookup else rows_product(a1, a2, 1)
     if inner.shape[1] == inner.shape[3] == 1:
         wide = paired(*_both(lambda b: b[:, :, 0], (b1, b2)), outputs)
         found = _placed(inner[:, 0, :, 0], "nN", out) * wide
         return [found, wide] if biased else [found]
     kept = {"full": "notNOT", "trace": "ntNT", "diagonal": "ntoNT"}[outputs]
-    wide = rows_product(b1, b2, 1) if outputs == "full" else jnp.einsum(f"n{o}tj,N{p}Tj->{kept}", b1, b2)
+    if outputs == "full":
+        wide = rows_product(b1, b2, 1)
+    elif outputs == "trace":
+        wide = rows_product(*_both(lambda b: b.swapaxes(1, 2), (b1, b2)), 2)
+    else:
+        wide = jnp.einsum(f"notj,NoTj->{kept}", b1, b2)
     over = tuple(axis for axis, name in enumerate(kept) if name in "tT")
     found = (_placed(inner, "ntNT", kept) * wide).sum(over)
     # The sum over places first: it is cheaper, and what cancels in it cancels exactly (attention's key biases).

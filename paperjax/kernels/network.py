@@ -1,5 +1,6 @@
 """What is asked of a kernel, and the network it is asked of, read from its trace."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -98,18 +99,38 @@ def read(model: Model, params: Any, x: Any, which: int = 0, batch: int = 1) -> N
     batch
         Examples in the traced batch.
     """
-    leaves, fixed, paths, whole = flat(params)
+    structure, shapes = signature(params)
+    one = ((batch, *jnp.shape(x)[1:]), jnp.result_type(x))
+    # A trace is made under these settings.
+    context = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
+    return _read(model, structure, shapes, one, which, context)
+
+
+# Tracing takes longer than small kernels: a network is read once, for its plan and for its programs.
+@functools.lru_cache(maxsize=64)
+def _read(model: Model, structure: Any, shapes: tuple[Any, ...], x: Any, which: int, context: Any) -> Network:
+    leaves, fixed, paths, whole = flat(abstract(structure, shapes))
     n = len(leaves)
 
     def apply(*arguments: Any) -> Any:
         y = model.apply(whole(list(arguments[:n]), list(arguments[n:-1])), arguments[-1])
         return jax.tree.leaves(y)[which]
 
-    one = jax.ShapeDtypeStruct((batch, *jnp.shape(x)[1:]), jnp.result_type(x))
-    jaxpr = prim.trace(apply, *map(shaped, leaves), *map(shaped, fixed), one)
+    jaxpr = prim.trace(apply, *leaves, *fixed, jax.ShapeDtypeStruct(*x))
     y = jaxpr.jaxpr.outvars[0].aval
     terms = find_terms(find_products(jaxpr, n))
     return Network(jaxpr, paths, tuple(jnp.shape(leaf) for leaf in leaves), terms, tuple(y.shape[1:]), y.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def signature(tree: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Structure, shapes and dtypes of a pytree: what traces depend on."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
+def abstract(structure: Any, shapes: tuple[Any, ...]) -> Any:
+    """The pytree of shapes with a `signature`."""
+    return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
 
 
 def shaped(leaf: Any) -> Any:

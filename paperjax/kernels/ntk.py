@@ -14,10 +14,10 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from paperjax.binding import nearest
-from paperjax.devices import device_budget
+from paperjax.devices import device_budget, keep_freed_memory
 from paperjax.kernels import programs
 from paperjax.kernels.blocks import BlockPlan, Store, fingerprint, plan_blocks, run_blocks
-from paperjax.kernels.network import Spec, read, result_shape
+from paperjax.kernels.network import Spec, abstract, read, result_shape, signature
 from paperjax.model import Model, as_model, split
 from paperjax.trace.batch import coupling
 
@@ -102,7 +102,9 @@ def ntk(
     -----
     A leaf that only ever meets the data in products (dense, convolution, lookup), after moves and constant factors, has the gradient
     ``sum_t a_t b_t^T``: its kernel is ``sum_ts (a_t . a_s) (b_t . b_s)``, which needs no gradient. Such leaves are found in the trace.
-    Others go by their gradients. With standard parametrization and hidden layers of width n the kernel is of order n; under `ntp` of
+    Others go by their gradients. On CPU and without `max_bytes`, glibc's malloc keeps freed memory from the first
+    kernel on, up to 1 GiB (`paperjax.devices.keep_freed_memory`).
+    With standard parametrization and hidden layers of width n the kernel is of order n; under `ntp` of
     order 1.
 
     References
@@ -130,9 +132,9 @@ def ntk(
             "one kind. Did a batch axis go missing, or was one of them flattened?"
         )
     paths = _check_params(params)
-    results, tree = _outputs(model, *_signature((params, x1)))
+    results, tree = _outputs(model, *signature((params, x1)))
     if not coupled:
-        met = _coupling(model, *_signature((params, x1[:1])))
+        met = _coupling(model, *signature((params, jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype))))
         if met is not None:
             raise ValueError(
                 f"the examples of a batch depend on each other: {met} runs over the batch (batch statistics?). A kernel between examples "
@@ -193,10 +195,13 @@ def _kernel(
         if spec.coupled or (traced and not diagonal):
             return programs.kernel_program(model, spec, params, weights, x1, x2, same)
         if diagonal:
-            at_once = x1.shape[0] if traced else _at_once(model, spec, *_signature((params, x1)), budget)
+            at_once = x1.shape[0] if traced else _at_once(model, spec, *signature((params, x1)), budget)
             return programs.in_groups(lambda x: programs.diagonal_program(model, spec, params, weights, x), x1, at_once)
-        plan, result = _plan(model, spec, *_signature((params, x1, x2)), same, budget)
+        plan, result = _plan(model, spec, *signature((params, x1, x2)), same, budget)
         if len(plan.pairs) == 1 and out is None:
+            # Kept memory adds to the peak: not where that is limited.
+            if max_bytes is None and jax.default_backend() == "cpu":
+                keep_freed_memory()
             return programs.kernel_program(model, spec, params, weights, x1, x2, same)
         store = None
         if out is not None:
@@ -236,28 +241,22 @@ def _kernel(
         raise
 
 
-def _signature(tree: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Structure, shapes and dtypes of a pytree: what traces depend on."""
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-
-
-def _abstract(structure: Any, shapes: tuple[Any, ...]) -> Any:
-    return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
-
-
 # Traces take longer than small kernels: one for each model and shapes.
 @functools.lru_cache(maxsize=64)
 def _coupling(model: Model, structure: Any, shapes: tuple[Any, ...]) -> str | None:
-    return coupling(model.apply, *_abstract(structure, shapes))
+    return coupling(model.apply, *abstract(structure, shapes))
 
 
 @functools.lru_cache(maxsize=64)
 def _plan(model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], same: bool, budget: int) -> tuple[BlockPlan, Any]:
-    params, x1, x2 = _abstract(structure, shapes)
+    params, x1, x2 = abstract(structure, shapes)
     network = read(model, params, x1, spec.which[0])
     result = result_shape(network, spec, x1.shape[0], x2.shape[0])
     size = math.prod(result.shape) * result.dtype.itemsize
+    most = programs.at_most(network, spec, x1.shape[0], x2.shape[0], same)
+    if most <= budget:
+        n, m = x1.shape[0], x2.shape[0]
+        return BlockPlan(n, m, (n, m), max(n, m), same, most, size), result
     held: dict[Any, programs.Held] = {}
 
     def bytes_of(n: int, m: int, at_once: int) -> int:
@@ -269,7 +268,7 @@ def _plan(model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], sam
 
 @functools.lru_cache(maxsize=64)
 def _at_once(model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], budget: int) -> int:
-    params, x = _abstract(structure, shapes)
+    params, x = abstract(structure, shapes)
     return programs.examples_at_once(read(model, params, x, spec.which[0]), spec, params, x, budget, alone=True)
 
 
@@ -335,7 +334,7 @@ def leaf_is_alone(given: Any, path: Any) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _outputs(model: Model, structure: Any, shapes: tuple[Any, ...]) -> tuple[list[Any], Any]:
-    params, x = _abstract(structure, shapes)
+    params, x = abstract(structure, shapes)
     try:
         y = jax.eval_shape(model.apply, params, x)
     except TypeError as error:

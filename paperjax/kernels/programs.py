@@ -1,4 +1,4 @@
-"""The compiled programs: a kernel at once, by halves, by blocks, of examples with themselves."""
+"""The compiled programs: a kernel at once, by blocks, of examples with themselves."""
 
 import functools
 import math
@@ -7,17 +7,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.core import Tracer
 
-from paperjax.devices import compiler_options
+from paperjax.devices import compiler_options, known_options
 from paperjax.kernels.blocks import filled
 from paperjax.kernels.engine import Scale, by_vectors, coupled_kernel, pairs, record
 from paperjax.kernels.features import Features
-from paperjax.kernels.network import Network, Spec, flat, n_outputs, read, result_shape, routes, shaped, sizes_of
-from paperjax.kernels.routes import Choice
+from paperjax.kernels.network import Network, Spec, flat, read, result_shape, routes, shaped, sizes_of
+from paperjax.kernels.routes import Choice, held_forward, loops_per_product
+from paperjax.kernels.strided import large
 from paperjax.layout import peak_bytes, tree_bytes
 from paperjax.model import Model
+
+# Products and convolutions are Eigen's whatever LLVM does, and loops around them run as fast at its first level. Modules that are compiled
+# side by side cost more than two cores save from the third on.
+LIGHT = {"xla_backend_optimization_level": 1, "xla_cpu_parallel_codegen_split_count": 2}
+# XLA's newer way to write loops takes twice as long to compile. In the older one a value with many uses is written out at each, so that
+# chains of operations between products (softmax, norms) grow out of hand, and large matrices are transposed slowly.
+PLAIN_LOOPS = {"xla_cpu_use_fusion_emitters": False}
+LOOPS_PER_PRODUCT = 4.0
 
 
 def finished(spec: Spec, out: tuple[int, ...], kernels: dict[str, Any], alone: bool = False) -> dict[str, Any]:
@@ -45,14 +53,6 @@ class Task(NamedTuple):
     arguments: list[Any]
     weigh: Scale
 
-    def by_halves(self, n: int) -> bool:
-        """Whether contracting is so much of the work on ``n`` examples that half of it is worth a loop."""
-        sizes = sizes_of(self.network, self.spec, n, n, True)
-        contracting = sum(c.costs[c.route].flops for c in self.choices)
-        recording = 2 * sizes.forward * n * (1 + sizes.outputs)
-        alone = all(c.route != "ntvp" for c in self.choices)
-        return alone and self.spec.per != "layer" and n * sizes.outputs >= 256 and contracting > recording / 2
-
     def record(self, x: Any) -> Features:
         """One batch."""
         return record(self.network, self.spec, self.choices, self.arguments, x)
@@ -74,62 +74,44 @@ def task(model: Model, spec: Spec, params: Any, weights: Any, x: Any, n: int, m:
     return Task(network, spec, routes(network, spec, n, m, same=same), [*map(jnp.asarray, leaves), *fixed], weigh)
 
 
-def halves(this: Task, found: Features, x: Any) -> dict[str, Any]:
-    """The kernel of a batch with itself: pairs of parts of it, each once, one after another in one loop."""
-    n, o = x.shape[0], n_outputs(this.network, this.spec)
-    parts = 4 if n * o >= 1024 and n >= 16 else 2
-    size = -(-n // parts)
-
-    def cut(array: Any) -> Any:
-        fill = -1 if jnp.issubdtype(array.dtype, jnp.integer) else 0
-        array = jnp.pad(array, [(0, parts * size - n)] + [(0, 0)] * (array.ndim - 1), constant_values=fill)
-        return array.reshape(parts, size, *array.shape[1:])
-
-    # Examples that only fill up have gradient 0, and look up no row.
-    rows = jax.tree.map(cut, found)
-    which = [(i, j) for i in range(parts) for j in range(i, parts)]
-
-    def step(carry: None, pair: Any) -> Any:
-        def part(number: Any) -> Features:
-            return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, number, 0, False), rows)
-
-        return carry, this.pairs(part(pair[0]), part(pair[1]), x, x)
-
-    kernels = lax.scan(step, None, jnp.asarray(which, jnp.int32))[1]
-
-    def whole(blocks: Any) -> Any:
-        def block(i: int, j: int) -> Any:
-            if i <= j:
-                return blocks[which.index((i, j))]
-            return blocks[which.index((j, i))].transpose({"full": (2, 3, 0, 1), "trace": (1, 0), "diagonal": (2, 1, 0)}[this.spec.outputs])
-
-        across = {"full": 2, "trace": 1, "diagonal": 2}[this.spec.outputs]
-        rows = [jnp.concatenate([block(i, j) for j in range(parts)], across) for i in range(parts)]
-        return lax.slice_in_dim(lax.slice_in_dim(jnp.concatenate(rows, 0), 0, n, axis=0), 0, n, axis=across)
-
-    return {name: whole(blocks) for name, blocks in kernels.items()}
+def options(platform: str, network: Network | None) -> dict[str, Any]:
+    """What the programs of a network are compiled with."""
+    if platform != "cpu":
+        return compiler_options(platform)
+    simple = network is not None and loops_per_product(network.jaxpr) <= LOOPS_PER_PRODUCT and not any(map(large, network.shapes))
+    return compiler_options(platform) | known_options(LIGHT | (PLAIN_LOOPS if simple else {}))
 
 
-def program(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile a function, with what its platform needs; inside of another program it is part of that."""
+def program(batch: Callable[..., Any], *static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile a function of ``(model, spec, params, ...)``, with what its platform needs; inside of another program it is part of that.
+
+    Parameters
+    ----------
+    batch
+        Of its arguments, the examples.
+    static
+        Names of arguments that the program is made for.
+    """
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
         @functools.cache
-        def compiled(platform: str) -> Callable[..., Any]:
-            return jax.jit(fn, static_argnames=static, compiler_options=compiler_options(platform))
+        def compiled(chosen: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+            return jax.jit(fn, static_argnames=static, compiler_options=dict(chosen))
 
         @functools.wraps(fn)
         def call(*args: Any) -> Any:
             if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
                 return fn(*args)
-            return compiled(jax.default_backend())(*args)
+            model, spec, params = args[:3]
+            network = None if spec.coupled else read(model, params, batch(*args), spec.which[0])
+            return compiled(tuple(options(jax.default_backend(), network).items()))(*args)
 
         return call
 
     return decorate
 
 
-@program("model", "spec", "same")
+@program(lambda *args: args[4], "model", "spec", "same")
 def kernel_program(model: Model, spec: Spec, params: Any, weights: Any, x1: Any, x2: Any, same: bool) -> dict[str, Any]:
     """The kernel of two batches that fit in memory together."""
     if spec.coupled:
@@ -137,13 +119,11 @@ def kernel_program(model: Model, spec: Spec, params: Any, weights: Any, x1: Any,
         return finished(spec, read(model, params, x1, spec.which[0]).out, coupled_kernel(model, spec, weigh, params, x1, x2))
     this = task(model, spec, params, weights, x1, x1.shape[0], x2.shape[0], same)
     first = this.record(x1)
-    if same and this.by_halves(x1.shape[0]):
-        return finished(spec, this.network.out, halves(this, first, x1))
     second = first if same else this.record(x2)
     return finished(spec, this.network.out, this.pairs(first, second, x1, x2))
 
 
-@program("model", "spec")
+@program(lambda *args: args[4], "model", "spec")
 def diagonal_program(model: Model, spec: Spec, params: Any, weights: Any, x: Any) -> dict[str, Any]:
     """The kernel of every example with itself."""
     this = task(model, spec, params, weights, x, 1, 1)
@@ -156,13 +136,13 @@ def diagonal_program(model: Model, spec: Spec, params: Any, weights: Any, x: Any
     return jax.vmap(one)(this.record(x), x)
 
 
-@program("model", "spec", "shape")
+@program(lambda *args: args[3], "model", "spec", "shape")
 def record_program(model: Model, spec: Spec, params: Any, x: Any, shape: tuple[int, int]) -> tuple[Features, Any]:
     """What blocks of that shape need of one batch, and the batch."""
     return task(model, spec, params, None, x, *shape).record(x), x
 
 
-@program("model", "spec")
+@program(lambda *args: args[4][1], "model", "spec")
 def pair_program(model: Model, spec: Spec, params: Any, weights: Any, first: Any, second: Any) -> dict[str, Any]:
     """The kernel between two recorded batches."""
     (one, x1), (two, x2) = first, second
@@ -201,6 +181,24 @@ def bytes_of(network: Network, spec: Spec, params: Any, x: Any, n: int, m: int, 
     # What is kept is there twice while it is put together.
     kept = 2 * example.kept * (n + m)
     return kept + example.meanwhile * min(max(n, m), at_once) + contracting + 3 * math.prod(result.shape) * result.dtype.itemsize
+
+
+def at_most(network: Network, spec: Spec, n: int, m: int, same: bool) -> int:
+    """More memory than a block of ``n`` by ``m`` examples needs at work, without a trace of its program: no value is let go of."""
+    choices = routes(network, spec, n, m, same=same)
+    sizes = sizes_of(network, spec, n, m, same)
+    kept = 0.0
+    for choice in choices:
+        if choice.term is None or choice.route == "gradients":
+            kept += sizes.outputs * math.prod(network.shapes[choice.leaf])
+        if choice.term is not None:
+            kept += sum(f.k * f.t * ((1 if f.lookup else f.i) + sizes.outputs * f.j) for f in network.terms.terms[choice.term].factors)
+    # A value of the network with its residuals on the way back and its cotangents; what is kept with what it is made of.
+    meanwhile = 2 * (1 + sizes.outputs) * held_forward(network.jaxpr) + 4 * sizes.itemsize * kept
+    contracting = max((c.costs[c.route].held for c in choices), default=0.0)
+    result = result_shape(network, spec, n, m)
+    together = 2 * sizes.itemsize * kept * (n + m) + 1.5 * meanwhile * max(n, m)
+    return int(together + contracting + 3 * math.prod(result.shape) * result.dtype.itemsize)
 
 
 def examples_at_once(

@@ -103,6 +103,35 @@ def forward_flops(jaxpr: jex.ClosedJaxpr) -> float:
     return total
 
 
+def held_forward(jaxpr: jex.ClosedJaxpr) -> float:
+    """Bytes of all values that a trace computes; of all steps of its scans."""
+    total = 0.0
+    for eqn in jaxpr.jaxpr.eqns:
+        total += sum(var.aval.size * var.aval.dtype.itemsize for var in eqn.outvars if hasattr(var.aval, "size"))
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        total += times * sum(map(held_forward, prim.inner_jaxprs(eqn)))
+    return total
+
+
+def loops_per_product(jaxpr: jex.ClosedJaxpr) -> float:
+    """Equations of a trace that compute something and are no products, for each that is."""
+    counted = _counted(jaxpr)
+    return counted[0] / max(counted[1], 1)
+
+
+def _counted(jaxpr: jex.ClosedJaxpr) -> tuple[int, int]:
+    loops = products = 0
+    for eqn in jaxpr.jaxpr.eqns:
+        inside = prim.inner_jaxprs(eqn)
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            products += 1
+        elif not inside:
+            loops += eqn.primitive.name not in prim.MOVES
+        for more, others in map(_counted, inside):
+            loops, products = loops + more, products + others
+    return loops, products
+
+
 def _summed(eqn: Any) -> int:
     if eqn.primitive.name == "dot_general":
         shape = eqn.invars[0].aval.shape

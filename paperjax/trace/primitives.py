@@ -203,6 +203,16 @@ def moved_entries(eqn: jex.JaxprEqn, entries: np.ndarray) -> list[np.ndarray]:
     """Where entries of an array go under one of `MOVES`: `entries` are numbers in the places of its operand."""
     if eqn.primitive.name in IN_PLACE:
         return [entries]
+    # The most frequent ones by numpy: JAX compiles a program for each.
+    if eqn.primitive.name == "broadcast_in_dim":
+        shape, places = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+        sizes = dict(zip(places, entries.shape))
+        return [np.broadcast_to(entries.reshape([sizes.get(axis, 1) for axis in range(len(shape))]), shape)]
+    if eqn.primitive.name == "reshape":
+        order = eqn.params["dimensions"]
+        return [(entries if order is None else entries.transpose(order)).reshape(eqn.params["new_sizes"])]
+    if eqn.primitive.name == "transpose":
+        return [entries.transpose(eqn.params["permutation"])]
     with jax.ensure_compile_time_eval():
         found = eqn.primitive.bind(entries, **eqn.params)
     return [np.asarray(part) for part in (found if eqn.primitive.multiple_results else [found])]

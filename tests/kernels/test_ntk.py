@@ -160,7 +160,7 @@ def test_laws_on_random_networks(sizes, activation, n, m, seed):
 
 @pytest.mark.parametrize("n", [33, 64])
 @pytest.mark.parametrize("outputs", ["full", "diagonal"])
-def test_by_halves(n, outputs):
+def test_a_batch_with_itself_is_that_batch_with_another_like_it(n, outputs):
     model = dense((3, 16, 8))
     x = jax.random.normal(jax.random.key(0), (n, 3), jnp.float64)
     params = model.init(jax.random.key(1), x)
@@ -178,6 +178,17 @@ def test_by_halves(n, outputs):
 def test_blocks_change_nothing(outputs, second):
     whole = ntk(MODEL, PARAMS, X1, second, outputs=outputs)
     np.testing.assert_allclose(ntk(MODEL, PARAMS, X1, second, outputs=outputs, max_bytes=6000), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("outputs", ["full", "trace"])
+@pytest.mark.parametrize("route", ["auto", "jacobian"])
+def test_what_needs_no_trace_bounds_what_is_counted(outputs, route):
+    from paperjax.kernels import programs
+    from paperjax.kernels.network import Spec, read
+
+    network, spec = read(MODEL, PARAMS, X1), Spec(outputs=outputs, route=route)
+    for n in (1, 5, 100):
+        assert programs.at_most(network, spec, n, n, True) >= programs.bytes_of(network, spec, PARAMS, X1, n, n, True, n, {})
 
 
 def test_few_examples_at_a_time_go_through_the_network(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import scipy.integrate
 
 import paperjax as pj
-from tests.limits.ntk_networks import IMAGES, VECTORS, conv, dense, flat, layer_norm, plain
+from tests.limits.ntk_networks import IMAGES, SENTENCES, VECTORS, attention, conv, dense, flat, layer_norm, plain
 
 SPECIAL = np.stack([VECTORS[0], VECTORS[1], VECTORS[0], -VECTORS[0], 3 * VECTORS[0], np.zeros(5)])
 """Repeated, antipodal, parallel and zero."""
@@ -136,3 +136,23 @@ def test_ten_thousand_residual_layers_are_an_ode():
     found = (k / np.sqrt(np.outer(k.diagonal(), k.diagonal())))[np.triu_indices(3, 1)]
     # Of first order in 1 / L.
     np.testing.assert_allclose(found, ends, atol=1 / length)
+
+
+def attentive(draw, x, n):
+    return dense(draw, jnp.mean(attention(draw, dense(draw, x, n), n, lambda g: jax.nn.softmax(g, -1)), 1), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forward", [mixed, images, attentive])
+def test_gradients_at_coincident_and_opposite_examples(forward):
+    one = {mixed: VECTORS, images: IMAGES, attentive: SENTENCES}[forward][:1]
+    x = np.concatenate([one, one, -one])
+
+    def sums(x):
+        k = limit(plain(forward), x)
+        return jnp.sum(jnp.sin(k.nngp)) + jnp.sum(jnp.sin(k.ntk))
+
+    with jax.enable_x64(True):
+        gradient = np.asarray(jax.grad(sums)(jnp.asarray(x)))
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0

@@ -40,7 +40,7 @@ WORKLOADS = {
     "scan-d1000": ("scan", 1000, 200, 0),
 }
 TARGETS = {"fc-n2000-d3": 4.0, "fc-n5000-d3": 4.0, "fc-n2000-d10": 8.0, "fc-n5000-d10": 8.0, "myrtle-16": 10.0, "myrtle-32": 10.0}
-FEATURES, TOLERANCE, DIAGONAL = 784, 1e-3, 1e-6
+TOLERANCE, DIAGONAL = 1e-3, 1e-6
 ROW = "{:>14} {:>10} {:>10} {:>11} {:>11} {:>15} {:>13} {:>13} {:>12}"
 
 
@@ -84,14 +84,14 @@ class Worker:
         self.process.wait()
 
 
-def examples(kind, n, side):
-    """Normal vectors of norm sqrt(FEATURES), or normal images of three channels, two of them the same."""
+def examples(kind, n, side, features):
+    """Normal vectors of norm sqrt(features), or normal images of three channels, two of them the same."""
     rng = np.random.default_rng(0)
     if kind == "myrtle":
         x = rng.normal(size=(n, side, side, 3))
     else:
-        x = rng.normal(size=(n, FEATURES))
-        x *= FEATURES**0.5 / np.linalg.norm(x, axis=1, keepdims=True)
+        x = rng.normal(size=(n, features))
+        x *= features**0.5 / np.linalg.norm(x, axis=1, keepdims=True)
     x[-1] = x[0]
     return x.astype(np.float32)
 
@@ -119,11 +119,11 @@ def compared(ours, theirs, exact, n):
     return said
 
 
-def run_workload(name, workers, folder, rounds):
+def run_workload(name, workers, folder, rounds, features):
     """Print the row of a workload."""
     kind, depth, n, side = WORKLOADS[name]
     path = str(folder / "x.npy")
-    np.save(path, examples(kind, n, side))
+    np.save(path, examples(kind, n, side, features))
     firsts, saved, notes = {}, {}, []
     for who, worker in workers.items():
         if kind == "scan" and who == "nt":
@@ -162,6 +162,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default 7)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"workloads whose names begin so: {', '.join(WORKLOADS)}")
+    parser.add_argument("--features", type=int, default=784, help="of an example of the fully connected networks (default 784)")
     parser.add_argument("--nt-python", help="a Python that has neural-tangents 0.6.5 and jax 0.4.25 (default: an environment is made)")
     args = parser.parse_args()
     names = [name for name in WORKLOADS if not args.only or name.startswith(tuple(args.only))]
@@ -177,7 +178,7 @@ def main():
     try:
         with tempfile.TemporaryDirectory() as folder:
             for name in names:
-                run_workload(name, workers, Path(folder), args.rounds)
+                run_workload(name, workers, Path(folder), args.rounds, args.features)
     finally:
         for worker in workers.values():
             worker.stop()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from paperjax.trace.blocks import of_one_block
 from paperjax.trace.branch import CROSSED, Before, in_a_loop, inside_of, reach_of, steps_before
+from paperjax.trace.coupled import confined, coupled, joins_arms
 from paperjax.trace.graph import CONTRACTING as CONTRACTING
 from paperjax.trace.graph import Graph, Walk
 
@@ -81,35 +82,69 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
     def look(i: int, by_loops: bool) -> None:
         """Whether one of the two that an add adds is a stream, and the other its branch: of this step, or by way of the steps before."""
         node = graph.nodes[i]
-        for stream, branch in (node.parents, node.parents[::-1])[: 1 if node.op == "sub" else 2]:
+        for stream, branch in _ways(graph, i):
             members = chain(stream)
             if branch in members:
                 continue
             reach, late = reach_of(graph, branch, i, members), False
             # What is added to another stream in every block (an embedding of time) is no stream itself.
-            foreign = any(n in found and found[n][1] not in members and not reach.get(found[n][1]) for n, r in reach.items() if r)
+            other = {n for n, r in reach.items() if r and n in found and found[n][1] not in members and not reach.get(found[n][1])}
             is_made = reach.get(branch) == CROSSED
             # A gate of a recurrent cell is a sum of what came in and of what the cell made of it before: a stream is one by other adds.
             if by_loops and not is_made and any(chain(found[k][1]) & (members | onwards(i, members)) for k in found):
                 before = [one.deep for one in in_loops(i, members, branch) if one.reach.get(branch) == CROSSED]
                 is_made, late = bool(before), any(before)
-            if is_made and not foreign:
-                inside = branches[i] = inside_of(graph, i, reach)
-                writers = _writers(graph, i, branch, inside)
-                operand = node.parents.index(branch)
-                found[i] = ResidualAdd(node.path, node.op, operand, i, branch, node.repeats, (), writers, late=late), stream
+            if is_made and not other:
+                keep(i, stream, branch, reach, late)
+                return
+            if is_made:
+                foreign[i] = other
+
+    def keep(i: int, stream: int, branch: int, reach: Mapping[int, int], late: bool = False) -> None:
+        node = graph.nodes[i]
+        branches[i] = inside_of(graph, i, reach)
+        found[i] = ResidualAdd(node.path, node.op, node.parents.index(branch), i, branch, node.repeats, (), (), late=late), stream
+
+    def couple(i: int) -> None:
+        """Whether an add is one of another stream, coupled with those found: ``x += f(y); y += g(x)``."""
+        around = [n for n in found if i in branches[n]]
+        if confined(graph, i, around, branches) or not (around or i in foreign):
+            return
+        for stream, branch in _ways(graph, i):
+            members = chain(stream)
+            others = {point for n in around for point in chain(found[n][1])}.union(*(chain(n) for n in foreign.get(i, ()))) - {i}
+            reach = reach_of(graph, branch, i, members | others)
+            root = graph.root(stream)
+            begins = root in found or graph.nodes[root].op == "carry" or not reach_of(graph, stream, i, others).get(stream)
+            if begins and branch not in members and reach.get(branch) == CROSSED:
+                keep(i, stream, branch, reach)
                 return
 
+    foreign: dict[int, set[int]] = {}
     adds = [i for i, node in enumerate(graph.nodes) if node.op in ("add", "add_any", "sub") and len(node.parents) == 2]
     for i in adds:
         look(i, by_loops=False)
     for i in adds:
+        if i not in found:
+            couple(i)
+    for i in adds:
         if i not in found and in_a_loop(graph, i):
             look(i, by_loops=True)
     found = dict(sorted(found.items()))
-    for i, (add, stream) in found.items():
-        for one in in_loops(i, chain(stream), add.branch):
+    for i, (add, stream) in list(found.items()):
+        members, known = chain(stream), found.keys() - {i}
+        stops = coupled(graph, i, add.branch, members, branches[i], known, chain)
+        if stops or joins_arms(chain(add.branch), members, known):
+            reach = reach_of(graph, add.branch, i, members | stops)
+            if joins_arms(chain(add.branch), members, known) or chain(add.branch) & stops or reach.get(add.branch) != CROSSED:
+                if not add.late:
+                    del found[i], branches[i]
+                    continue
+            branches[i] = inside_of(graph, i, reach)
+        for one in in_loops(i, members | stops, add.branch):
             branches[i] = inside_of(graph, i, one.reach, branches[i])
+    for i, (add, stream) in found.items():
+        found[i] = add._replace(writers=_writers(graph, i, add.branch, branches[i])), stream
     shared = of_one_block(graph, branches)
 
     def leaves(add: int) -> tuple[int, ...]:
@@ -117,6 +152,12 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
 
     beside = {i: _beside(graph, i, stream) for i, (_, stream) in found.items()}
     return tuple(add._replace(leaves=tuple(dict.fromkeys((*leaves(i), *beside[i]))), beside=beside[i]) for i, (add, _) in found.items())
+
+
+def _ways(graph: Graph, add: int) -> tuple[tuple[int, ...], ...]:
+    """Stream and branch, either way round where nothing is subtracted."""
+    parents = graph.nodes[add].parents
+    return (parents, parents[::-1])[: 1 if graph.nodes[add].op == "sub" else 2]
 
 
 def added(graph: Graph, node: int) -> tuple[int, ...]:

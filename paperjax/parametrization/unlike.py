@@ -79,6 +79,29 @@ def refuse_on_stream(program: Program, scheme: Parametrization) -> None:
         )
 
 
+def refuse_unread(program: Program, scheme: Parametrization) -> None:
+    """Refuse a sum over layers of what is no residual branch: nothing would keep it from growing with the depth.
+
+    Raises
+    ------
+    ValueError
+        Naming where it is added, or, where the base has no residual branch, the depth.
+    """
+    if program.unread:
+        raise ValueError(
+            f"equation {program.unread[-1]} of apply adds to a sum over layers, whose number grows, what is no residual branch: it is not "
+            "made of the stream that it is added to (a condition of each layer, h + f(h) + g(c); another stream; an output of each layer, "
+            f"skips + g(h)). {scheme.name} scales branches, h + f(h). Make it a part of the branch, h + (f(h) + g(c)), which is the same "
+            "function, or use pj.mup, which does not scale with depth."
+        )
+    if any(math.isinf(growth.whole) for growth in program.growths):
+        raise ValueError(
+            f"the base, {', '.join(f'{name}={size}' for name, size in program.base.items())}, has no residual branch, and the target has "
+            f"{sum(add.repeats for add in program.adds)}: {scheme.name} scales with their ratio. Choose a base with at least one layer of "
+            "each kind."
+        )
+
+
 def _as_it_is(leaf: Leaf, site: Site) -> Use:
     """What the trace took a use for. A depthwise kernel has an entry for each channel and place: as a convolution it would be a matrix."""
     if site.kind == "convolution" and role_of(site, leaf.infinite) == "vector":

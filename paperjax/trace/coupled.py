@@ -1,4 +1,4 @@
-"""Residual streams that write into each other: ``x += f(y); y += g(x)``, as in RevNets (arXiv 1707.04585) or with cross attention both ways.
+"""Residual streams that write into each other: ``x += f(y); y += g(x)``, as in RevNets (arXiv 1707.04585) or by cross attention.
 
 Each of them gets a branch a layer, and what a branch takes from the other stream is where that branch begins.
 """
@@ -54,19 +54,36 @@ def joins_arms(branch: Set[int], stream: Set[int], found: Set[int]) -> bool:
 
 
 def _seen_beyond(graph: Graph, node: int, inside: Set[int]) -> bool:
-    return node in graph.outputs or any(child not in inside for child in graph.children[node])
+    """Whether something outside sees an activation, or what it is moved to, in this step of a loop or the next."""
+    todo, seen = [node], set[int]()
+    while todo:
+        here = todo.pop()
+        after = graph.entered.get(here)
+        onwards = [*graph.children[here], *(() if after is None else graph.children[after])]
+        moved = {child for child in onwards if graph.moves(child)}
+        if here in graph.outputs or any(child not in inside for child in onwards if child not in moved):
+            return True
+        todo.extend(moved - seen)
+        seen |= moved
+    return False
 
 
 def _goes_on(graph: Graph, add: int) -> bool:
-    """Whether another add adds a product with a leaf to the sum."""
-    todo = list(graph.children[add])
+    """Whether another add, or that of the next step of a loop, adds a product with a leaf to the sum."""
+    todo, seen = [(add, add)], set[int]()
     while todo:
-        node = todo.pop()
-        here = graph.nodes[node]
-        if graph.moves(node):
-            todo.extend(graph.children[node])
-        elif here.op in ("add", "add_any", "sub") and len(here.parents) == 2:
-            others = [parent for parent in here.parents if graph.root(parent) != add]
-            if any(graph.contracts(n) for parent in others for n in graph.behind(parent, add)):
-                return True
+        before, since = todo.pop()
+        carry = graph.entered.get(before)
+        for node, start in (
+            *((n, since) for n in graph.children[before]),
+            *(() if carry is None else ((n, carry) for n in graph.children[carry])),
+        ):
+            here = graph.nodes[node]
+            if graph.moves(node) and node not in seen:
+                seen.add(node)
+                todo.append((node, start))
+            elif here.op in ("add", "add_any", "sub") and len(here.parents) == 2:
+                others = [parent for parent in here.parents if graph.root(parent) != graph.root(before)]
+                if any(graph.contracts(n) for parent in others for n in graph.behind(parent, start)):
+                    return True
     return False

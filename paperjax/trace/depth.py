@@ -1,5 +1,6 @@
-"""How the number of residual branches grows, and whether the stream carries what they write unchanged."""
+"""How the number of residual branches grows, whether the stream carries what they write unchanged, and what else is added to it."""
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence, Set
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 from paperjax.trace.alike import Keys, Network
 from paperjax.trace.graph import Graph, Walk
 from paperjax.trace.probe import Shape, pattern_of
-from paperjax.trace.streams import ResidualAdd
+from paperjax.trace.streams import ResidualAdd, added
 
 ROUNDING = 1e-9
 
@@ -42,7 +43,7 @@ def growths(here: Network, there: Network, keys: Keys, base_keys: Keys, like: Se
 
     # A layer whose like the base has not by name (names of its own, written out) is counted with all.
     kinds = [key if key in base_keys else None for key in keys]
-    whole = [count(kind, keys, adds) / count(kind, base_keys, there.adds) if there.adds else 1.0 for kind in kinds]
+    whole = [count(kind, keys, adds) / count(kind, base_keys, there.adds) if there.adds else math.inf for kind in kinds]
     leaves = [frozenset(add.leaves) for add in adds]
     looped = {site.leaf for site in walk.sites if site.reused}
     uses = Counter(leaf for add in adds for leaf in add.leaves)
@@ -159,3 +160,43 @@ def _between_adds(graph: Graph, end: int, adds: set[int]) -> set[int]:
         if any(parent in starts or parent in reached for parent in graph.nodes[node].parents):
             reached.add(node)
     return reached
+
+
+def unread(walk: Walk, adds: Sequence[ResidualAdd]) -> dict[int, tuple[int, ...]]:
+    """Sums in a row that are no residual adds: their number, and the equation of the last.
+
+    ``h + f(h) + g(c)`` in each layer, ``skips + g(h)`` beside the stream, ``x + v`` of two streams. A stream less what is made of it alone
+    (its mean) is none.
+    """
+    graph = Graph(walk)
+    streams = {add.node: graph.nodes[add.node].parents[1 - add.operand] for add in adds}
+    row, found, entering = [0] * len(graph.nodes), dict[int, tuple[int, ...]](), dict[tuple[int, ...], list[int]]()
+    seen = _seen(graph)
+    for i, here in enumerate(graph.nodes):
+        if here.op == "carry":
+            entering.setdefault(here.path, []).append(i)
+        if here.op == "carried":
+            carries = entering[here.path]
+            before = max(row[k] for k in carries)
+            steps = graph.nodes[carries[0]].repeats // here.repeats
+            row[i] = before + max(row[here.parents[0]] - before, 0) * steps
+        elif i in streams or ((graph.moves(i) or added(graph, i)) and here.parents):
+            row[i] = row[streams.get(i, here.parents[0])]
+        elif here.op in ("add", "add_any", "sub") and len(here.parents) == 2:
+            first, second = here.parents
+            row[i] = max(row[first], row[second]) + (here.op != "sub" or not graph.made_of(second, graph.root(first)))
+        if i in seen and row[i] > 1:
+            found.setdefault(row[i], here.path)
+    return found
+
+
+def _seen(graph: Graph) -> set[int]:
+    """What an output is made of, the steps of loops among it."""
+    todo, found = list(graph.outputs), set[int]()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            after = graph.nodes[node].next
+            todo.extend((*graph.nodes[node].parents, *(() if after is None else (after,))))
+    return found

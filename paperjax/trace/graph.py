@@ -190,6 +190,7 @@ class Graph:
             self.sites.setdefault(site.node, []).append(site)
         self.children: list[list[int]] = [[] for _ in walk.nodes]
         self.outputs = {value.node for value in walk.outputs}
+        self.entered = {node.next: i for i, node in enumerate(walk.nodes) if node.next is not None}
         for i in sorted(_alive(walk.nodes, self.outputs)):
             for parent in walk.nodes[i].parents:
                 self.children[parent].append(i)

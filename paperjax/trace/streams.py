@@ -7,7 +7,7 @@ between. A branch that starts from an earlier point of the same stream counts to
 from collections.abc import Mapping, Set
 from typing import NamedTuple
 
-from paperjax.trace.blocks import of_one_block
+from paperjax.trace.blocks import kind_of, of_one_block
 from paperjax.trace.branch import CROSSED, Before, in_a_loop, inside_of, reach_of, steps_before
 from paperjax.trace.coupled import confined, coupled, joins_arms
 from paperjax.trace.graph import CONTRACTING as CONTRACTING
@@ -81,7 +81,6 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
 
     def look(i: int, by_loops: bool) -> None:
         """Whether one of the two that an add adds is a stream, and the other its branch: of this step, or by way of the steps before."""
-        node = graph.nodes[i]
         for stream, branch in _ways(graph, i):
             members = chain(stream)
             if branch in members:
@@ -108,7 +107,9 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
     def couple(i: int) -> None:
         """Whether an add is one of another stream, coupled with those found: ``x += f(y); y += g(x)``."""
         around = [n for n in found if i in branches[n]]
-        if confined(graph, i, around, branches) or not (around or i in foreign):
+        shut = confined(graph, i, around, branches)
+        # The last of a row of them may be seen by what adds the streams up alone.
+        if not (around or i in foreign) or (shut and not any(graph.root(found[n][0].branch) == i for n in around)):
             return
         for stream, branch in _ways(graph, i):
             members = chain(stream)
@@ -116,7 +117,8 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
             reach = reach_of(graph, branch, i, members | others)
             root = graph.root(stream)
             begins = root in found or graph.nodes[root].op == "carry" or not reach_of(graph, stream, i, others).get(stream)
-            if begins and branch not in members and reach.get(branch) == CROSSED:
+            goes_on = not shut or (root in found and kind_of(graph, branches[root]) == kind_of(graph, inside_of(graph, i, reach)))
+            if begins and goes_on and branch not in members and reach.get(branch) == CROSSED:
                 keep(i, stream, branch, reach)
                 return
 
@@ -135,11 +137,11 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
         members, known = chain(stream), found.keys() - {i}
         stops = coupled(graph, i, add.branch, members, branches[i], known, chain)
         if stops or joins_arms(chain(add.branch), members, known):
-            reach = reach_of(graph, add.branch, i, members | stops)
-            if joins_arms(chain(add.branch), members, known) or chain(add.branch) & stops or reach.get(add.branch) != CROSSED:
-                if not add.late:
-                    del found[i], branches[i]
-                    continue
+            reach, before = reach_of(graph, add.branch, i, members | stops), chain(add.branch)
+            # A sum of two streams is no branch of one of them.
+            if not add.late and (joins_arms(before, members, known) or before & stops or reach.get(add.branch) != CROSSED):
+                del found[i], branches[i]
+                continue
             branches[i] = inside_of(graph, i, reach)
         for one in in_loops(i, members | stops, add.branch):
             branches[i] = inside_of(graph, i, one.reach, branches[i])

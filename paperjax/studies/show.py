@@ -94,7 +94,9 @@ def coordinate_figure(check: Any) -> "Figure":
         for row, kind in enumerate(kinds):
             for column, (what, step, title) in enumerate(columns):
                 ax = axes[row, column]
-                names = _labels(list(groups[kind]))
+                # One of its kind is called by its own name.
+                alone = {name: readable(check.quantities[m[0]].name) if len(m) == 1 else name for name, m in groups[kind].items()}
+                names = _labels(list(alone.values()))
                 for k, (name, members) in enumerate(zip(names, groups[kind].values())):
                     _series(ax, check, name, members, what, step, k)
                 ax.set_xscale("log", base=2)

@@ -56,9 +56,18 @@ def growths(here: Network, there: Network, keys: Keys, base_keys: Keys, like: Se
         ours, base = (uses[leaf], base_uses[like[leaf]]) if base_uses[like[leaf]] else (sites[leaf], base_sites[like[leaf]])
         return ours > base > 0
 
+    graph = Graph(walk)
+
+    def within(i: int, k: int) -> bool:
+        """Whether a branch is a part of another, by its leaves, or, where those are all of the other's, by what that is made of."""
+        if leaves[i] != leaves[k] or i >= k:
+            return leaves[i] < leaves[k]
+        stream = graph.nodes[adds[k].node].parents[1 - adds[k].operand]
+        return graph.made_of(adds[k].branch, adds[i].node) and not graph.made_of(stream, adds[i].node)
+
     found = []
     for i, mine in enumerate(leaves):
-        around = [k for k, others in enumerate(leaves) if mine < others]
+        around = [k for k in range(len(leaves)) if within(i, k)]
         outer = min(around, key=lambda k: len(leaves[k]), default=None)
         # A loop over time uses its leaves as often at the base.
         again = [leaf for leaf in mine if leaf in looped and adds[i].repeats > 1 and steps[leaf] > base_steps[like[leaf]]]

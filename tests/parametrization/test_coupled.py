@@ -88,6 +88,12 @@ def mixed(s, p):
     return s[0] + out, s[1] + out
 
 
+def alternating(s, p):
+    """What a block changes of one stream is added to both, and they change places (AltUp, arXiv 2301.13310, with constants)."""
+    change = s[0] + f(s[0], p["a"], p["b"]) - s[0]
+    return s[1] + change, s[0] + change
+
+
 STARTS = {
     "halves": (lambda p, x: tuple(jnp.split(x @ p["u"], 2, -1)), {"u": (5, 16)}),
     "copies": (lambda p, x: (x @ p["u"], x @ p["u"]), {"u": (5, 8)}),
@@ -140,6 +146,7 @@ STEPS = {
     "mixed": (mixed, "ab", "b"),
     "swapped": (swapped, "ab", "b"),
     "packed": (packed, "abcd", "bd"),
+    "alternating": (alternating, "ab", "b"),
 }
 ROWS = [
     ("revnet", "halves", "beside each other"), ("revnet", "one copied", "summed"), ("revnet", "two stems", "beside each other"),
@@ -148,6 +155,7 @@ ROWS = [
     ("crossed in turn", "two stems", "summed"), ("towers", "one copied", "summed"), ("beside", "two stems", "the first"),
     ("beside", "halves", "beside each other"), ("own and other", "halves", "beside each other"), ("mixed", "two stems", "summed"),
     ("mixed", "one copied", "summed"), ("swapped", "halves", "beside each other"), ("packed", "whole", "whole"),
+    ("alternating", "one copied", "summed"),
 ]  # fmt: skip
 
 

@@ -53,6 +53,8 @@ def coordinate_table(check: Any) -> str:
         cells = [_exponent(start), _power(start.expected), _exponent(first), _power(first.expected)]
         table.add_row(name, start.kind, *cells, *([_exponent(end)] if last else []), end.verdict)
     lines = [render(table), f"{'passes' if check.passes else 'fails'}: every change flat to ±{check.tolerance:g} after step {check.steps}"]
+    if any(row.verdict == "undecided" for row in by_step[check.steps]):
+        lines.append(f"undecided: an interval wider than ±{check.tolerance:g} says neither; give more seeds, or a wider range of sizes")
     if not check.note and check.linear > 0.1:
         lines.append(f"the first step moved values by up to {check.linear:.2g} of themselves: too far for what is expected of small steps")
     return "\n".join([*lines, *([check.note] if check.note else [])])

@@ -161,6 +161,13 @@ def test_what_does_not_move_at_all_is_not_called_flat():
     assert not check.passes
 
 
+def test_rows_that_are_undecided_say_what_to_do():
+    data = DATA[0], DATA[1][:, :2]
+    text = str(coord_check(one_hidden_linear, None, data, widths=[4, 5, 6, 7], optimizer="sgd", steps=1, learning_rate=0.01, seeds=2))
+    assert "undecided: an interval wider than ±0.15" in text
+    assert "more seeds" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,5 +1,7 @@
 """The coordinate check: measured slopes against the table, a closed form, what must fail, and bad input."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,6 +141,19 @@ def test_table_and_figure_say_what_was_found(sp_sgd, tmp_path):
 
     assert all(path.stat().st_size > 0 for path in save_figure(figure, tmp_path))
     assert sp_sgd.data["change"].dims == ("quantity", "width", "seed", "step")
+
+
+def test_the_figure_does_not_pool_what_has_other_predictions(sp_sgd):
+    """Flax's own numbers: Dense_0 and Dense_2 are input and readout, of other exponents; layers of one prediction are drawn as one."""
+    dense = (q._replace(name=f"['Dense_{i}']", kind="preactivation", layer=None) for i, q in enumerate(sp_sgd.quantities))
+    named = dataclasses.replace(sp_sgd, quantities=tuple(dense))
+    assert _labelled(named) == ["Dense_0", "Dense_1", "Dense_2"]
+    assert _labelled(dataclasses.replace(named, predicted=((0.0, 0.0), (0.0, 0.5), (0.0, 0.5)))) == ["Dense_0", "Dense_1 and 1 more"]
+    assert _labelled(dataclasses.replace(named, predicted=((0.0, 0.5),) * 3)) == ["Dense_#"]
+
+
+def _labelled(check):
+    return [text.get_text() for ax in check.plot().axes if ax.get_legend() for text in ax.get_legend().get_texts()]
 
 
 def test_divergence_names_width_step_and_seed():

@@ -77,8 +77,9 @@ def plan(
     ValueError
         For a base that is larger, unknown sizes, an optimizer of unknown family, overrides of leaves that do not exist, a leaf
         that cannot be resolved, or that is several in one (parts of an axis that grow and parts that do not), or that starts at a constant
-        which changes with the size; under a depth parametrization a depth that grows without residual branches, and leaves of every layer
-        that act on the residual stream itself; a standard deviation that is no finite number of at least 0.
+        which changes with the size; under a depth parametrization a depth that grows without residual branches, leaves of every layer
+        that act on the residual stream itself, and sums over layers of what is no branch; a standard deviation that is no finite number of
+        at least 0.
     TypeError
         If sizes or overrides have another form.
 

@@ -85,7 +85,7 @@ def refuse_unread(program: Program, scheme: Parametrization) -> None:
     Raises
     ------
     ValueError
-        Naming where it is added, or, where the base has no residual branch, the depth.
+        Naming where it is added, or the branch that has no like at the base.
     """
     if program.unread:
         raise ValueError(
@@ -94,12 +94,15 @@ def refuse_unread(program: Program, scheme: Parametrization) -> None:
             f"skips + g(h)). {scheme.name} scales branches, h + f(h). Make it a part of the branch, h + (f(h) + g(c)), which is the same "
             "function, or use pj.mup, which does not scale with depth."
         )
-    if any(math.isinf(growth.whole) for growth in program.growths):
-        raise ValueError(
-            f"the base, {', '.join(f'{name}={size}' for name, size in program.base.items())}, has no residual branch, and the target has "
-            f"{sum(add.repeats for add in program.adds)}: {scheme.name} scales with their ratio. Choose a base with at least one layer of "
-            "each kind."
-        )
+    for add, growth in zip(program.adds, program.growths):
+        if math.isinf(growth.whole):
+            base = ", ".join(f"{name}={size}" for name, size in program.base.items())
+            named = ", ".join(program.leaves[leaf].path for leaf in add.leaves[:4])
+            raise ValueError(
+                f"the residual branch with {named} (equation {add.path} of apply) has no like at the base, {base}: "
+                f"{scheme.name} scales with how many there are over how many at the base. Choose a base with a layer of each kind, or two: "
+                "in one layer of a network of several streams it may not be seen which is which."
+            )
 
 
 def _as_it_is(leaf: Leaf, site: Site) -> Use:

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Hashable, Sequence, Set
 from typing import NamedTuple
 
-from paperjax.trace.alike import Keys, Network
-from paperjax.trace.graph import Graph, Walk
+from paperjax.trace.alike import Keys, Network, without_growing_numbers
+from paperjax.trace.graph import Graph, Walk, added
 from paperjax.trace.probe import Shape, pattern_of
-from paperjax.trace.streams import ResidualAdd, added
+from paperjax.trace.streams import ResidualAdd
 
 ROUNDING = 1e-9
 
@@ -44,6 +44,8 @@ def growths(here: Network, there: Network, keys: Keys, base_keys: Keys, like: Se
     # A layer whose like the base has not by name (names of its own, written out) is counted with all.
     kinds = [key if key in base_keys else None for key in keys]
     whole = [count(kind, keys, adds) / count(kind, base_keys, there.adds) if there.adds else math.inf for kind in kinds]
+    for i in _read_otherwise(here, there, keys, base_keys):
+        whole[i] = math.inf
     leaves = [frozenset(add.leaves) for add in adds]
     looped = {site.leaf for site in walk.sites if site.reused}
     uses = Counter(leaf for add in adds for leaf in add.leaves)
@@ -75,6 +77,16 @@ def growths(here: Network, there: Network, keys: Keys, base_keys: Keys, like: Se
         shared = [leaf for leaf in shared if not _holds_layers(walk, leaf, shapes[leaf], there.shapes)]
         found.append(Growth(whole[i], whole[i] / (1.0 if outer is None else whole[outer]), tuple(sorted(shared)) if whole[i] != 1 else ()))
     return tuple(found)
+
+
+def _read_otherwise(here: Network, there: Network, keys: Keys, base_keys: Keys) -> list[int]:
+    """Branches whose leaves are at the base in branches of other leaves, and of more kinds or fewer: one layer says less than two."""
+    named = without_growing_numbers([s.path for s in here.shapes], [s.path for s in there.shapes])
+    ours, theirs = ([{named(of.shapes[leaf].path) for leaf in add.leaves} for add in of.adds] for of in (here, there))
+    new, old = ([i for i, key in enumerate(mine) if key not in others] for mine, others in ((keys, base_keys), (base_keys, keys)))
+    unlike = [i for i in new if any(ours[i] & theirs[k] and ours[i] != theirs[k] for k in old)]
+    kinds = {keys[i] for i in unlike}
+    return unlike if len(kinds) != len({base_keys[k] for k in old if any(ours[i] & theirs[k] for i in unlike)}) else []
 
 
 def _steps(walk: Walk) -> Counter[int]:

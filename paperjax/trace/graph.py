@@ -243,3 +243,10 @@ class Graph:
             if any(parent == first or parent in found for parent in self.nodes[node].parents):
                 found.add(node)
         return found
+
+
+def added(graph: Graph, node: int) -> tuple[int, ...]:
+    """Leaves that an activation adds to its one parent, if that is all it does."""
+    here, sites = graph.nodes[node], graph.sites.get(node, ())
+    alone = len(here.parents) == 1 and here.op in ("add", "add_any", "sub") and sites and all(site.effect == "plus" for site in sites)
+    return tuple(site.leaf for site in sites) if alone else ()

@@ -40,6 +40,13 @@ def rev(s, p):
     return x, y + f(x, p["c"], p["d"])
 
 
+def conditioned_rev(s, p):
+    """With a condition that every branch looks at, and biases beside the branches."""
+    x, y, c = s
+    x = x + (jax.nn.gelu(y @ p["a"] + c) @ p["b"] + p["E"][None])
+    return x, y + jax.nn.gelu(x @ p["c"] + c) @ p["d"] + p["K"][None], c
+
+
 def packed(h, p):
     return jnp.concatenate(rev(jnp.split(h, 2, -1), p), -1)
 
@@ -94,17 +101,25 @@ def alternating(s, p):
     return s[1] + change, s[0] + change
 
 
+def two_of_two(s, p):
+    out = f(s[0], p["a"], p["b"])
+    return s[1] + out, s[0] + out
+
+
 STARTS = {
     "halves": (lambda p, x: tuple(jnp.split(x @ p["u"], 2, -1)), {"u": (5, 16)}),
     "copies": (lambda p, x: (x @ p["u"], x @ p["u"]), {"u": (5, 8)}),
     "one copied": (lambda p, x: (lambda h: (h, h))(x @ p["u"]), {"u": (5, 8)}),
     "two stems": (lambda p, x: (x @ p["u"], x @ p["t"]), {"u": (5, 8), "t": (5, 8)}),
     "whole": (lambda p, x: x @ p["u"], {"u": (5, 16)}),
+    "with a condition": (lambda p, x: (x @ p["u"], x @ p["t"], jnp.tanh(x @ p["q"])), {"u": (5, 8), "t": (5, 8), "q": (5, 8)}),
 }
 ENDS = {
     "beside each other": (lambda s: jnp.concatenate(s, -1), 16),
     "summed": (lambda s: s[0] + s[1], 8),
     "the first": (lambda s: s[0], 8),
+    "the second": (lambda s: s[1], 8),
+    "the first two": (lambda s: jnp.concatenate(s[:2], -1), 16),
     "whole": (lambda s: s, 16),
 }
 
@@ -113,12 +128,15 @@ def family(step, names, start, end, loop):
     (begin, stems), (finish, wide) = STARTS[start], ENDS[end]
 
     def make(depth, factor=lambda p: p):
-        each = {n: (depth, 8, 8) for n in names} if loop == "scan" else {f"{n}{i}": (8, 8) for n in names for i in range(depth)}
+        sizes = {n: (8,) if n.isupper() else (8, 8) for n in names}
+        each = (
+            {n: (depth, *s) for n, s in sizes.items()} if loop == "scan" else {f"{n}{i}": s for n, s in sizes.items() for i in range(depth)}
+        )
         shapes = stems | each | {"v": (wide, 3)}
 
         def init(key, x):
             keys = jax.random.split(key, len(shapes))
-            return {n: jax.random.normal(k, s) * s[-2] ** -0.5 for k, (n, s) in zip(keys, shapes.items())}
+            return {n: jax.random.normal(k, s) * (s[-2] if len(s) > 1 else 1.0) ** -0.5 for k, (n, s) in zip(keys, shapes.items())}
 
         def apply(p, x):
             s = begin(p, x)
@@ -137,6 +155,7 @@ def family(step, names, start, end, loop):
 # Step, its leaves, and those that write into a stream.
 STEPS = {
     "revnet": (rev, "abcd", "bd"),
+    "conditioned revnet": (conditioned_rev, "abcdEK", "bdEK"),
     "hamiltonian": (hamiltonian, "abcd", "bd"),
     "crossed": (crossed, "abcdek", "bd"),
     "crossed in turn": (crossed_in_turn, "abcdek", "bd"),
@@ -147,6 +166,7 @@ STEPS = {
     "swapped": (swapped, "ab", "b"),
     "packed": (packed, "abcd", "bd"),
     "alternating": (alternating, "ab", "b"),
+    "exchanged": (two_of_two, "ab", "b"),
 }
 ROWS = [
     ("revnet", "halves", "beside each other"), ("revnet", "one copied", "summed"), ("revnet", "two stems", "beside each other"),
@@ -155,7 +175,8 @@ ROWS = [
     ("crossed in turn", "two stems", "summed"), ("towers", "one copied", "summed"), ("beside", "two stems", "the first"),
     ("beside", "halves", "beside each other"), ("own and other", "halves", "beside each other"), ("mixed", "two stems", "summed"),
     ("mixed", "one copied", "summed"), ("swapped", "halves", "beside each other"), ("packed", "whole", "whole"),
-    ("alternating", "one copied", "summed"),
+    ("alternating", "one copied", "summed"), ("revnet", "two stems", "the second"),
+    ("conditioned revnet", "with a condition", "the first two"), ("exchanged", "one copied", "summed"),
 ]  # fmt: skip
 
 
@@ -183,6 +204,13 @@ def test_one_layer_at_the_base_is_counted_alike(start):
     # CompleteP: branches 1/m, SGD's learning rate m.
     assert {name: round(found[name].multiplier, 6) for name in "abcd"} == {"a": 1, "b": 0.25, "c": 1, "d": 0.25}
     assert {round(found[name].learning_rate, 6) for name in "abcd"} == {4.0}
+
+
+def test_one_layer_that_does_not_tell_its_streams_apart_is_refused_as_a_base():
+    """``y + g(x + f(y))``, and nothing else sees x: it is one branch, and of two layers it is two kinds."""
+    fam = pj.family(family(rev, "abcd", "two stems", "the second", "python"), x=X)
+    with pytest.raises(ValueError, match="has no like at the base, depth=1"):
+        pj.plan(fam, pj.depth_mup, base=dict(depth=1), target=dict(depth=4))
 
 
 def test_streams_of_a_revnet_keep_their_size_however_deep():
@@ -220,14 +248,9 @@ def leapfrog(s, p):
     return s[0] + v, v
 
 
-def two_of_two(s, p):
-    out = f(s[0], p["a"], p["b"])
-    return s[1] + out, s[0] + out
-
-
 UNREAD = {
     "a condition of each layer": (conditioned, "abc"), "a stream beside it": (lateral, "abcdek"), "skips": (skips, "abc"),
-    "leapfrog": (leapfrog, "ab"), "own and other": (own_and_other, "abcdekmn"), "exchanged": (two_of_two, "ab"),
+    "leapfrog": (leapfrog, "ab"), "own and other": (own_and_other, "abcdekmn"),
 }  # fmt: skip
 
 
@@ -272,7 +295,7 @@ def test_sums_that_the_depth_does_not_lengthen_are_none_of_it():
 
         def init(key, x):
             keys = jax.random.split(key, len(shapes))
-            return {n: jax.random.normal(k, s) * s[-2] ** -0.5 for k, (n, s) in zip(keys, shapes.items())}
+            return {n: jax.random.normal(k, s) * (s[-2] if len(s) > 1 else 1.0) ** -0.5 for k, (n, s) in zip(keys, shapes.items())}
 
         return pj.Model(init, apply)
 

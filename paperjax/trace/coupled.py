@@ -88,7 +88,9 @@ def confined(graph: Graph, add: int, around: Sequence[int], branches: Mapping[in
     """Whether an add is seen by one branch alone, or only by branches (`around`) and is no sum that goes on from add to add."""
     if not around:
         return False
-    if any(not _seen_beyond(graph, add, branches[n] | {n}) for n in around):
+    # Far down a network a branch is made of all before it, until it is known where it begins.
+    nearest = min(around, key=lambda n: len(branches[n]))
+    if not _seen_beyond(graph, add, branches[nearest] | {nearest}):
         return True
     everywhere = {node for n, nodes in branches.items() for node in (*nodes, n)}
     return not _seen_beyond(graph, add, everywhere) and not goes_on(graph, add)

@@ -354,7 +354,7 @@ def _check_finite(data: Any) -> None:
         if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
             bad = np.argwhere(~np.isfinite(value))[0]
             raise ValueError(
-                f"data {getattr(data, 'name', '')}: {name}{bad.tolist()} is not finite. Training on it would give "
+                f"Dataset {getattr(data, 'name', '')}: {name}{bad.tolist()} is not finite. Training on it would give "
                 "NaN: clean the data first."
             )
 

@@ -15,7 +15,7 @@ from paperjax.parametrization.classify import classify
 from paperjax.parametrization.factors import DECAY_MODES, Factors, column, depth_ratios, is_matrix, leaf_factors, rule_of, use_factor
 from paperjax.parametrization.plan import Plan, PlannedLeaf
 from paperjax.parametrization.scaling import Scaling, described, named
-from paperjax.parametrization.unlike import refuse_on_stream, refuse_portions
+from paperjax.parametrization.unlike import refuse_on_stream, refuse_portions, refuse_unread
 from paperjax.parametrization.unread import warn_of_numbers, warn_of_product, warn_of_sums
 from paperjax.trace.graph import Site
 from paperjax.trace.initial import Law
@@ -77,8 +77,9 @@ def plan(
     ValueError
         For a base that is larger, unknown sizes, an optimizer of unknown family, overrides of leaves that do not exist, a leaf
         that cannot be resolved, or that is several in one (parts of an axis that grow and parts that do not), or that starts at a constant
-        which changes with the size; under a depth parametrization a depth that grows without residual branches, and leaves of every layer
-        that act on the residual stream itself; a standard deviation that is no finite number of at least 0.
+        which changes with the size; under a depth parametrization a depth that grows without residual branches, leaves of every layer
+        that act on the residual stream itself, and sums over layers of what is no branch; a standard deviation that is no finite number of
+        at least 0.
     TypeError
         If sizes or overrides have another form.
 
@@ -232,6 +233,7 @@ def _check_depth(program: Program, scheme: Parametrization, fam: Family, x: Any)
                 "not scale with depth."
             )
     refuse_on_stream(program, scheme)
+    refuse_unread(program, scheme)
     if program.adds:
         return
     deeper = {n for leaf in program.leaves for site in leaf.sites for a in site.stack for n in leaf.infinite[a]}

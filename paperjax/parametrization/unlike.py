@@ -79,6 +79,32 @@ def refuse_on_stream(program: Program, scheme: Parametrization) -> None:
         )
 
 
+def refuse_unread(program: Program, scheme: Parametrization) -> None:
+    """Refuse a sum over layers of what is no residual branch: nothing would keep it from growing with the depth.
+
+    Raises
+    ------
+    ValueError
+        Naming where it is added, or the branch that has no like at the base.
+    """
+    if program.unread:
+        raise ValueError(
+            f"equation {program.unread[-1]} of apply adds to a sum over layers, whose number grows, what is no residual branch: it is not "
+            "made of the stream that it is added to (a condition of each layer, h + f(h) + g(c); another stream; an output of each layer, "
+            f"skips + g(h)). {scheme.name} scales branches, h + f(h). Make it a part of the branch, h + (f(h) + g(c)), which is the same "
+            "function, or use pj.mup, which does not scale with depth."
+        )
+    for add, growth in zip(program.adds, program.growths):
+        if math.isinf(growth.whole):
+            base = ", ".join(f"{name}={size}" for name, size in program.base.items())
+            named = ", ".join(program.leaves[leaf].path for leaf in add.leaves[:4])
+            raise ValueError(
+                f"the residual branch with {named} (equation {add.path} of apply) has no like at the base, {base}: "
+                f"{scheme.name} scales with how many there are over how many at the base. Choose a base with a layer of each kind, or two: "
+                "in one layer of a network of several streams it may not be seen which is which."
+            )
+
+
 def _as_it_is(leaf: Leaf, site: Site) -> Use:
     """What the trace took a use for. A depthwise kernel has an entry for each channel and place: as a convolution it would be a matrix."""
     if site.kind == "convolution" and role_of(site, leaf.infinite) == "vector":

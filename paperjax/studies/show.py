@@ -47,12 +47,14 @@ def coordinate_table(check: Any) -> str:
     for members in _grouped(check):
         worst = max(members, key=lambda i: _deviation(by_step[check.steps][i]))
         start, first, end = (by_step[step][worst] for step in (0, 1, check.steps))
-        name = readable(start.quantity) if start.layer is None else f"{readable(start.quantity)} layer {start.layer}"
+        name = _own_name(check.quantities[worst])
         if len(members) > 1:
             name += f" (furthest from flat of {len(members)})"
         cells = [_exponent(start), _power(start.expected), _exponent(first), _power(first.expected)]
         table.add_row(name, start.kind, *cells, *([_exponent(end)] if last else []), end.verdict)
     lines = [render(table), f"{'passes' if check.passes else 'fails'}: every change flat to ±{check.tolerance:g} after step {check.steps}"]
+    if any(row.verdict == "undecided" for row in by_step[check.steps]):
+        lines.append(f"undecided: an interval wider than ±{check.tolerance:g} says neither; give more seeds, or a wider range of sizes")
     if not check.note and check.linear > 0.1:
         lines.append(f"the first step moved values by up to {check.linear:.2g} of themselves: too far for what is expected of small steps")
     return "\n".join([*lines, *([check.note] if check.note else [])])
@@ -61,10 +63,29 @@ def coordinate_table(check: Any) -> str:
 def _grouped(check: Any) -> list[list[int]]:
     if len(check.quantities) <= ROWS:
         return [[i] for i in range(len(check.quantities))]
+    return _alike(check)
+
+
+def _alike(check: Any) -> list[list[int]]:
+    """Quantities of one kind, one name but for its numbers, and one prediction: Flax's Dense_0 and Dense_1 may be input and readout."""
     found: dict[Any, list[int]] = {}
-    for i, q in enumerate(check.quantities):
-        found.setdefault((pattern_of(q.name), q.kind), []).append(i)
+    for i, (q, predicted) in enumerate(zip(check.quantities, check.predicted)):
+        powers = tuple("none" if math.isnan(power) else round(power, 3) for power in predicted)
+        found.setdefault((pattern_of(q.name), q.kind, powers), []).append(i)
     return list(found.values())
+
+
+def _called(check: Any, members: list[int], among: list[list[int]]) -> str:
+    """The name of one, or what the names of several have in common, if no others have it too."""
+    first = check.quantities[members[0]]
+    if len(members) == 1:
+        return _own_name(first)
+    others = [m for m in among if m is not members and pattern_of(check.quantities[m[0]].name) == pattern_of(first.name)]
+    return f"{_own_name(first)} and {len(members) - 1} more" if others else readable(pattern_of(first.name))
+
+
+def _own_name(quantity: Any) -> str:
+    return readable(quantity.name) + ("" if quantity.layer is None else f" layer {quantity.layer}")
 
 
 def _deviation(row: Any) -> float:
@@ -84,9 +105,9 @@ def coordinate_figure(check: Any) -> "Figure":
     columns = [("value", 0, "size at the start"), ("change", 1, "change after step 1")]
     if check.steps > 1:
         columns.append(("change", check.steps, f"change after step {check.steps}"))
-    groups: dict[str, dict[str, list[int]]] = {}
-    for i, q in enumerate(check.quantities):
-        groups.setdefault(q.kind, {}).setdefault(readable(pattern_of(q.name)), []).append(i)
+    groups: dict[str, list[list[int]]] = {}
+    for members in _alike(check):
+        groups.setdefault(check.quantities[members[0]].kind, []).append(members)
     kinds = [kind for kind in KINDS if kind in groups]
     with style():
         figure, axes = panels(len(kinds), len(columns), (3.7, 2.7))
@@ -94,8 +115,8 @@ def coordinate_figure(check: Any) -> "Figure":
         for row, kind in enumerate(kinds):
             for column, (what, step, title) in enumerate(columns):
                 ax = axes[row, column]
-                names = _labels(list(groups[kind]))
-                for k, (name, members) in enumerate(zip(names, groups[kind].values())):
+                names = _labels([_called(check, members, groups[kind]) for members in groups[kind]])
+                for k, (name, members) in enumerate(zip(names, groups[kind])):
                     _series(ax, check, name, members, what, step, k)
                 ax.set_xscale("log", base=2)
                 ax.set_xticks(check.sizes, [str(n) for n in check.sizes])

@@ -8,9 +8,9 @@ and leaves by their place in the branch.
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
-from paperjax.trace.graph import Graph, Walk
+from paperjax.trace.graph import Graph, Walk, added
 from paperjax.trace.probe import Shape, aligned, numbers_of, pattern_of
-from paperjax.trace.streams import ResidualAdd, added
+from paperjax.trace.streams import ResidualAdd
 
 
 class Network(NamedTuple):

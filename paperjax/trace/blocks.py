@@ -32,7 +32,7 @@ def of_one_block(graph: Graph, inside: Mapping[int, Set[int]]) -> dict[int, set[
     found: dict[int, set[int]] = {add: set() for add in inside}
     for node, adds in shared.items():
         others = [served for served in like[_look(graph, node, adds)] if not served & adds]
-        kinds = {_kind(graph, inside[add]) for add in adds}
+        kinds = {kind_of(graph, inside[add]) for add in adds}
         # Stages of several blocks have a like, too: fewer stages than a stage has blocks of one kind.
         repeated = bool(others) and (len(kinds) == len(adds) or len(others) + 1 >= len(adds))
         if len(adds) == 1 or repeated or _in_a_loop_over_blocks(graph, node, adds):
@@ -61,7 +61,7 @@ def _look(graph: Graph, node: int, adds: frozenset[int]) -> object:
     return here.op, here.shape, tuple(sorted(site.kind for site in graph.sites[node])), len(adds)
 
 
-def _kind(graph: Graph, branch: Set[int]) -> object:
+def kind_of(graph: Graph, branch: Set[int]) -> object:
     """What a branch is made of."""
     return tuple(sorted((site.kind, site.op, graph.nodes[node].shape) for node in branch for site in graph.sites.get(node, ())))
 

@@ -1,11 +1,12 @@
-"""How the number of residual branches grows, and whether the stream carries what they write unchanged."""
+"""How the number of residual branches grows, whether the stream carries what they write unchanged, and what else is added to it."""
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence, Set
 from typing import NamedTuple
 
-from paperjax.trace.alike import Keys, Network
-from paperjax.trace.graph import Graph, Walk
+from paperjax.trace.alike import Keys, Network, without_growing_numbers
+from paperjax.trace.graph import Graph, Walk, added
 from paperjax.trace.probe import Shape, pattern_of
 from paperjax.trace.streams import ResidualAdd
 
@@ -42,7 +43,9 @@ def growths(here: Network, there: Network, keys: Keys, base_keys: Keys, like: Se
 
     # A layer whose like the base has not by name (names of its own, written out) is counted with all.
     kinds = [key if key in base_keys else None for key in keys]
-    whole = [count(kind, keys, adds) / count(kind, base_keys, there.adds) if there.adds else 1.0 for kind in kinds]
+    whole = [count(kind, keys, adds) / count(kind, base_keys, there.adds) if there.adds else math.inf for kind in kinds]
+    for i in _read_otherwise(here, there, keys, base_keys):
+        whole[i] = math.inf
     leaves = [frozenset(add.leaves) for add in adds]
     looped = {site.leaf for site in walk.sites if site.reused}
     uses = Counter(leaf for add in adds for leaf in add.leaves)
@@ -55,9 +58,18 @@ def growths(here: Network, there: Network, keys: Keys, base_keys: Keys, like: Se
         ours, base = (uses[leaf], base_uses[like[leaf]]) if base_uses[like[leaf]] else (sites[leaf], base_sites[like[leaf]])
         return ours > base > 0
 
+    graph = Graph(walk)
+
+    def within(i: int, k: int) -> bool:
+        """Whether a branch is a part of another, by its leaves, or, where those are all of the other's, by what that is made of."""
+        if leaves[i] != leaves[k] or i >= k:
+            return leaves[i] < leaves[k]
+        stream = graph.nodes[adds[k].node].parents[1 - adds[k].operand]
+        return graph.made_of(adds[k].branch, adds[i].node) and not graph.made_of(stream, adds[i].node)
+
     found = []
     for i, mine in enumerate(leaves):
-        around = [k for k, others in enumerate(leaves) if mine < others]
+        around = [k for k in range(len(leaves)) if within(i, k)]
         outer = min(around, key=lambda k: len(leaves[k]), default=None)
         # A loop over time uses its leaves as often at the base.
         again = [leaf for leaf in mine if leaf in looped and adds[i].repeats > 1 and steps[leaf] > base_steps[like[leaf]]]
@@ -65,6 +77,16 @@ def growths(here: Network, there: Network, keys: Keys, base_keys: Keys, like: Se
         shared = [leaf for leaf in shared if not _holds_layers(walk, leaf, shapes[leaf], there.shapes)]
         found.append(Growth(whole[i], whole[i] / (1.0 if outer is None else whole[outer]), tuple(sorted(shared)) if whole[i] != 1 else ()))
     return tuple(found)
+
+
+def _read_otherwise(here: Network, there: Network, keys: Keys, base_keys: Keys) -> list[int]:
+    """Branches whose leaves are at the base in branches of other leaves, and of more kinds or fewer: one layer says less than two."""
+    named = without_growing_numbers([s.path for s in here.shapes], [s.path for s in there.shapes])
+    ours, theirs = ([{named(of.shapes[leaf].path) for leaf in add.leaves} for add in of.adds] for of in (here, there))
+    new, old = ([i for i, key in enumerate(mine) if key not in others] for mine, others in ((keys, base_keys), (base_keys, keys)))
+    unlike = [i for i in new if any(ours[i] & theirs[k] and ours[i] != theirs[k] for k in old)]
+    kinds = {keys[i] for i in unlike}
+    return unlike if len(kinds) != len({base_keys[k] for k in old if any(ours[i] & theirs[k] for i in unlike)}) else []
 
 
 def _steps(walk: Walk) -> Counter[int]:
@@ -159,3 +181,43 @@ def _between_adds(graph: Graph, end: int, adds: set[int]) -> set[int]:
         if any(parent in starts or parent in reached for parent in graph.nodes[node].parents):
             reached.add(node)
     return reached
+
+
+def unread(walk: Walk, adds: Sequence[ResidualAdd]) -> dict[int, tuple[int, ...]]:
+    """Sums in a row that are no residual adds: their number, and the equation of the last.
+
+    ``h + f(h) + g(c)`` in each layer, ``skips + g(h)`` beside the stream, ``x + v`` of two streams. A stream less what is made of it alone
+    (its mean) is none.
+    """
+    graph = Graph(walk)
+    streams = {add.node: graph.nodes[add.node].parents[1 - add.operand] for add in adds}
+    row, found, entering = [0] * len(graph.nodes), dict[int, tuple[int, ...]](), dict[tuple[int, ...], list[int]]()
+    seen = _seen(graph)
+    for i, here in enumerate(graph.nodes):
+        if here.op == "carry":
+            entering.setdefault(here.path, []).append(i)
+        if here.op == "carried":
+            carries = entering[here.path]
+            before = max(row[k] for k in carries)
+            steps = graph.nodes[carries[0]].repeats // here.repeats
+            row[i] = before + max(row[here.parents[0]] - before, 0) * steps
+        elif i in streams or ((graph.moves(i) or added(graph, i)) and here.parents):
+            row[i] = row[streams.get(i, here.parents[0])]
+        elif here.op in ("add", "add_any", "sub") and len(here.parents) == 2:
+            first, second = here.parents
+            row[i] = max(row[first], row[second]) + (here.op != "sub" or not graph.made_of(second, graph.root(first)))
+        if i in seen and row[i] > 1:
+            found.setdefault(row[i], here.path)
+    return found
+
+
+def _seen(graph: Graph) -> set[int]:
+    """What an output is made of, the steps of loops among it."""
+    todo, found = list(graph.outputs), set[int]()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            after = graph.nodes[node].next
+            todo.extend((*graph.nodes[node].parents, *(() if after is None else (after,))))
+    return found

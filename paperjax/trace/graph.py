@@ -190,6 +190,7 @@ class Graph:
             self.sites.setdefault(site.node, []).append(site)
         self.children: list[list[int]] = [[] for _ in walk.nodes]
         self.outputs = {value.node for value in walk.outputs}
+        self.entered = {node.next: i for i, node in enumerate(walk.nodes) if node.next is not None}
         for i in sorted(_alive(walk.nodes, self.outputs)):
             for parent in walk.nodes[i].parents:
                 self.children[parent].append(i)
@@ -242,3 +243,10 @@ class Graph:
             if any(parent == first or parent in found for parent in self.nodes[node].parents):
                 found.add(node)
         return found
+
+
+def added(graph: Graph, node: int) -> tuple[int, ...]:
+    """Leaves that an activation adds to its one parent, if that is all it does."""
+    here, sites = graph.nodes[node], graph.sites.get(node, ())
+    alone = len(here.parents) == 1 and here.op in ("add", "add_any", "sub") and sites and all(site.effect == "plus" for site in sites)
+    return tuple(site.leaf for site in sites) if alone else ()

@@ -10,7 +10,7 @@ from typing import Any
 from paperjax.binding import nearest
 from paperjax.model import Family, batch_form, check_model, family
 from paperjax.trace.alike import Network, kinds, paired, parts
-from paperjax.trace.depth import Growth, growths, on_stream, stream_factors
+from paperjax.trace.depth import Growth, growths, on_stream, stream_factors, unread
 from paperjax.trace.graph import Graph, Walk
 from paperjax.trace.interactions import Interaction, interactions
 from paperjax.trace.leaf import Leaf, roles_of
@@ -58,6 +58,8 @@ class Program:
         Axes of leaves some portions of which grow and others do not, so that no one role is theirs; but for leaves that `uses` names.
     on_stream
         Leaves that act on a residual stream itself between its adds, in more layers than at the base.
+    unread
+        Equations that add to a sum that grows with the depth what is no residual branch.
     """
 
     base: Mapping[str, Any]
@@ -75,6 +77,7 @@ class Program:
     unclaimed: tuple[Number, ...] = ()
     portions: tuple[Portions, ...] = ()
     on_stream: tuple[int, ...] = ()
+    unread: tuple[tuple[int, ...], ...] = ()
 
 
 def read(
@@ -186,7 +189,7 @@ def read(
     unseen = unclaimed(there.walk, narrow.walk, numbers_of[id(there)], {a.node for a, _ in wider})
     return Program(
         dict(base), dict(target), tuple(leaves), big.adds, own, grown, fading, scaled, found, there.copies, there.wiring, unweighed,
-        unseen, tuple(unlike), on_stream(big, little),
+        unseen, tuple(unlike), on_stream(big, little), _unread(there, small, narrow, big, little),
     )  # fmt: skip
 
 
@@ -207,6 +210,13 @@ def _narrow(
     if not deep:
         return small
     return there if len(deep) == len(probe.growing) else traced(fam(**{**base, **deep}), x)
+
+
+def _unread(there: Traced, small: Traced, narrow: Traced, big: Network, little: Network) -> tuple[tuple[int, ...], ...]:
+    """Where a sum of no residual branches is longer than any at the base; at the base's widths, as heads are summed up, too."""
+    adds = big.adds if narrow is there else little.adds if narrow is small else residual_adds(narrow.walk)
+    base = unread(small.walk, little.adds)
+    return tuple(path for n, path in sorted(unread(narrow.walk, adds).items()) if n not in base)
 
 
 def _overridden_base(found: Walk, base_shapes: tuple[Shape, ...], shapes: tuple[Shape, ...], uses: Mapping[str, Use]) -> Walk:

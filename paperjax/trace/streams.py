@@ -7,10 +7,11 @@ between. A branch that starts from an earlier point of the same stream counts to
 from collections.abc import Mapping, Set
 from typing import NamedTuple
 
-from paperjax.trace.blocks import of_one_block
+from paperjax.trace.blocks import kind_of, of_one_block
 from paperjax.trace.branch import CROSSED, Before, in_a_loop, inside_of, reach_of, steps_before
+from paperjax.trace.coupled import confined, coupled, goes_on, joins_arms, loops, moved_on
 from paperjax.trace.graph import CONTRACTING as CONTRACTING
-from paperjax.trace.graph import Graph, Walk
+from paperjax.trace.graph import Graph, Walk, added
 
 
 class ResidualAdd(NamedTuple):
@@ -80,36 +81,93 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
 
     def look(i: int, by_loops: bool) -> None:
         """Whether one of the two that an add adds is a stream, and the other its branch: of this step, or by way of the steps before."""
-        node = graph.nodes[i]
-        for stream, branch in (node.parents, node.parents[::-1])[: 1 if node.op == "sub" else 2]:
+        for stream, branch in _ways(graph, i):
             members = chain(stream)
             if branch in members:
                 continue
             reach, late = reach_of(graph, branch, i, members), False
             # What is added to another stream in every block (an embedding of time) is no stream itself.
-            foreign = any(n in found and found[n][1] not in members and not reach.get(found[n][1]) for n, r in reach.items() if r)
+            other = {n for n, r in reach.items() if r and n in found and found[n][1] not in members and not reach.get(found[n][1])}
             is_made = reach.get(branch) == CROSSED
             # A gate of a recurrent cell is a sum of what came in and of what the cell made of it before: a stream is one by other adds.
             if by_loops and not is_made and any(chain(found[k][1]) & (members | onwards(i, members)) for k in found):
                 before = [one.deep for one in in_loops(i, members, branch) if one.reach.get(branch) == CROSSED]
                 is_made, late = bool(before), any(before)
-            if is_made and not foreign:
-                inside = branches[i] = inside_of(graph, i, reach)
-                writers = _writers(graph, i, branch, inside)
-                operand = node.parents.index(branch)
-                found[i] = ResidualAdd(node.path, node.op, operand, i, branch, node.repeats, (), writers, late=late), stream
+            if is_made and not other:
+                keep(i, stream, branch, reach, late)
+                return
+            if is_made:
+                foreign[i] = other
+
+    def keep(i: int, stream: int, branch: int, reach: Mapping[int, int], late: bool = False) -> None:
+        node = graph.nodes[i]
+        branches[i] = inside_of(graph, i, reach)
+        found[i] = ResidualAdd(node.path, node.op, node.parents.index(branch), i, branch, node.repeats, (), (), late=late), stream
+
+    def origin(node: int) -> int:
+        """Where a stream was last written into, or entered the step of a loop, or began."""
+        while node not in found and graph.nodes[node].op != "carry" and (graph.moves(node) or added(graph, node)):
+            node = graph.nodes[node].parents[0]
+        return node
+
+    def continues(i: int) -> bool:
+        return loops(graph, i, graph.nodes[i].path) or any(origin(parent) in found for parent in graph.nodes[i].parents)
+
+    def couple(i: int) -> None:
+        """Whether an add is one of another stream, coupled with those found: ``x += f(y); y += g(x)``."""
+        around = [n for n in found if i in branches[n]]
+        shut = confined(graph, i, around, branches)
+        # The last of a row of them may be seen by the last branch alone, or by what adds the streams up.
+        if not (around or i in foreign) or (shut and not continues(i)):
+            return
+        for stream, branch in _ways(graph, i):
+            members = chain(stream)
+            others = {point for n in around for point in chain(found[n][1])}.union(*(chain(n) for n in foreign.get(i, ())))
+            others = {point for point in moved_on(graph, others) if point < i}
+            reach = reach_of(graph, branch, i, members | others)
+            root = origin(stream)
+            begins = root in found or not reach_of(graph, stream, i, others).get(stream)
+            if graph.nodes[root].op == "carry":
+                # A state over time is no stream beside one that begins anew in every step.
+                begins = any(graph.nodes[o].op == "carry" and graph.nodes[o].path == graph.nodes[root].path for o in others)
+            mine, theirs = inside_of(graph, i, reach), branches.get(root, set())
+            like = not shut or graph.nodes[root].op == "carry" or (root in found and kind_of(graph, theirs) == kind_of(graph, mine))
+            if begins and like and branch not in members and reach.get(branch) == CROSSED:
+                keep(i, stream, branch, reach)
+                begun[i] = others - members
                 return
 
+    begun: dict[int, set[int]] = {}
+    foreign: dict[int, set[int]] = {}
     adds = [i for i, node in enumerate(graph.nodes) if node.op in ("add", "add_any", "sub") and len(node.parents) == 2]
-    for i in adds:
-        look(i, by_loops=False)
+    # A stream goes on. What does not (a condition that is added in every branch) is looked at when streams are known.
+    on = {i: goes_on(graph, i) for i in adds}
+    for some in ([i for i in adds if on[i]], adds):
+        for i in some:
+            if i not in found:
+                look(i, by_loops=False)
+        for first in (True, False):
+            for i in some:
+                if i not in found and (continues(i) or not first):
+                    couple(i)
     for i in adds:
         if i not in found and in_a_loop(graph, i):
             look(i, by_loops=True)
     found = dict(sorted(found.items()))
-    for i, (add, stream) in found.items():
-        for one in in_loops(i, chain(stream), add.branch):
+    for i, (add, stream) in list(found.items()):
+        members, known = chain(stream), found.keys() - {i}
+        stops = coupled(graph, i, add.branch, members, branches, begun.get(i, set()), chain)
+        if stops or joins_arms(chain(add.branch), members, known):
+            reach, before = reach_of(graph, add.branch, i, members | stops), chain(add.branch)
+            # A sum of two streams is no branch of one of them.
+            if not add.late and (joins_arms(before, members, known) or before & stops or reach.get(add.branch) != CROSSED):
+                del found[i], branches[i]
+                continue
+            branches[i] = inside_of(graph, i, reach)
+        for one in in_loops(i, members | stops, add.branch):
             branches[i] = inside_of(graph, i, one.reach, branches[i])
+    for i, (add, stream) in found.items():
+        found[i] = add._replace(writers=_writers(graph, i, add.branch, branches[i])), stream
     shared = of_one_block(graph, branches)
 
     def leaves(add: int) -> tuple[int, ...]:
@@ -119,11 +177,10 @@ def residual_adds(walk: Walk) -> tuple[ResidualAdd, ...]:
     return tuple(add._replace(leaves=tuple(dict.fromkeys((*leaves(i), *beside[i]))), beside=beside[i]) for i, (add, _) in found.items())
 
 
-def added(graph: Graph, node: int) -> tuple[int, ...]:
-    """Leaves that an activation adds to its one parent, if that is all it does."""
-    here, sites = graph.nodes[node], graph.sites.get(node, ())
-    alone = len(here.parents) == 1 and here.op in ("add", "add_any", "sub") and sites and all(site.effect == "plus" for site in sites)
-    return tuple(site.leaf for site in sites) if alone else ()
+def _ways(graph: Graph, add: int) -> tuple[tuple[int, ...], ...]:
+    """Stream and branch, either way round where nothing is subtracted."""
+    parents = graph.nodes[add].parents
+    return (parents, parents[::-1])[: 1 if graph.nodes[add].op == "sub" else 2]
 
 
 def _beside(graph: Graph, add: int, stream: int) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """The coordinate check: measured slopes against the table, a closed form, what must fail, and bad input."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +143,19 @@ def test_table_and_figure_say_what_was_found(sp_sgd, tmp_path):
     assert sp_sgd.data["change"].dims == ("quantity", "width", "seed", "step")
 
 
+def test_the_figure_does_not_pool_what_has_other_predictions(sp_sgd):
+    """Flax's own numbers: Dense_0 and Dense_2 are input and readout, of other exponents; layers of one prediction are drawn as one."""
+    dense = (q._replace(name=f"['Dense_{i}']", kind="preactivation", layer=None) for i, q in enumerate(sp_sgd.quantities))
+    named = dataclasses.replace(sp_sgd, quantities=tuple(dense))
+    assert _labelled(named) == ["Dense_0", "Dense_1", "Dense_2"]
+    assert _labelled(dataclasses.replace(named, predicted=((0.0, 0.0), (0.0, 0.5), (0.0, 0.5)))) == ["Dense_0", "Dense_1 and 1 more"]
+    assert _labelled(dataclasses.replace(named, predicted=((0.0, 0.5),) * 3)) == ["Dense_#"]
+
+
+def _labelled(check):
+    return [text.get_text() for ax in check.plot().axes if ax.get_legend() for text in ax.get_legend().get_texts()]
+
+
 def test_divergence_names_width_step_and_seed():
     def family(width):
         inner = tanh_mlp(width)
@@ -159,6 +174,13 @@ def test_what_does_not_move_at_all_is_not_called_flat():
                         learning_rate=1e-9, seeds=2)  # fmt: skip
     assert {row.verdict for row in check.table() if row.step == 1} <= {"rounding", "unmoved"}
     assert not check.passes
+
+
+def test_rows_that_are_undecided_say_what_to_do():
+    data = DATA[0], DATA[1][:, :2]
+    text = str(coord_check(one_hidden_linear, None, data, widths=[4, 5, 6, 7], optimizer="sgd", steps=1, learning_rate=0.01, seeds=2))
+    assert "undecided: an interval wider than ±0.15" in text
+    assert "more seeds" in text
 
 
 @pytest.mark.parametrize(

@@ -622,6 +622,55 @@ def _gpt(**options: Any) -> Callable[..., Any]:
     return lambda width, depth: GPT(width, depth, **options)
 
 
+# Streams that write into each other ----------------------------------------------------------------------------------------
+
+
+def rev_block(streams: Any, p: Any) -> Any:
+    """RevNet's (arXiv 1707.04585, eq. 6): each stream gets one branch a block, made of the other."""
+    x, y = streams
+    x = x + jax.nn.relu(y @ p["a"]) @ p["b"]
+    return x, y + jax.nn.relu(x @ p["c"]) @ p["d"]
+
+
+def rev_net(width: int, depth: int) -> Model:
+    """Halves of one array, a Python loop."""
+    shapes = {"u": (5, 2 * width), "v": (2 * width, 3)} | {f"block_{i}": dict.fromkeys("abcd", (width, width)) for i in range(depth)}
+
+    def apply(p: Any, x: Any) -> Any:
+        streams = tuple(jnp.split(x @ p["u"], 2, -1))
+        for i in range(depth):
+            streams = rev_block(streams, p[f"block_{i}"])
+        return jnp.concatenate(streams, -1) @ p["v"]
+
+    return drawn(shapes, apply)
+
+
+def rev_scan(width: int, depth: int) -> Model:
+    """Two stems, a scan, and a readout of the first stream."""
+    shapes = {"u": (5, width), "t": (5, width), "v": (width, 3), "blocks": dict.fromkeys("abcd", (depth, width, width))}
+
+    def apply(p: Any, x: Any) -> Any:
+        streams, _ = jax.lax.scan(lambda s, layer: (rev_block(s, layer), None), (x @ p["u"], x @ p["t"]), p["blocks"])
+        return streams[0] @ p["v"]
+
+    return drawn(shapes, apply)
+
+
+def drawn(shapes: Any, apply: Any) -> Model:
+    """Normal leaves of variance 1/fan_in."""
+
+    def init(key: Any, x: Any) -> Any:
+        flat, tree = jax.tree.flatten(shapes, is_leaf=lambda s: isinstance(s, tuple))
+        keys = jax.random.split(key, len(flat))
+        return jax.tree.unflatten(tree, [jax.random.normal(k, s) * s[-2] ** -0.5 for k, s in zip(keys, flat)])
+
+    return Model(init, apply)
+
+
+def rev_roles(blocks: list[str]) -> dict[str, str]:
+    return {"['u']": "input", "['v']": "output", **{f"{block}['{name}']": "hidden" for block in blocks for name in "abcd"}}
+
+
 ZOO: dict[str, Case] = {
     "linen mlp": Case(linen_mlp, *WIDTH, ROWS, LINEN_MLP),
     "dict mlp": Case(dict_mlp, *WIDTH, ROWS, DICT_MLP),
@@ -644,6 +693,22 @@ ZOO: dict[str, Case] = {
         MODULATED,
         tuple((1, tuple(f"['block_{i}_{n}']['{k}']" for k in ("bias", "kernel"))) for i in range(6) for n in ("mix", "down")),
         depth_ratio=3.0,
+    ),
+    "revnet": Case(
+        rev_net,
+        *deep(),
+        ROWS,
+        rev_roles([f"['block_{i}']" for i in range(6)]),
+        tuple((1, (f"['block_{i}']['{name}']",)) for i in range(6) for name in "bd"),
+        3.0,
+    ),
+    "revnet, scan, two stems": Case(
+        rev_scan,
+        *deep(),
+        ROWS,
+        rev_roles(["['blocks']"]) | {"['t']": "input"},
+        tuple((6, (f"['blocks']['{name}']",)) for name in "bd"),
+        3.0,
     ),
     "cnn": Case(CNN, *WIDTH, IMAGES, CNN_ROLES),
     "resnet": Case(ResNet, *WIDTH, IMAGES, RESNET, adds=((1, ("['params']['b_0']['kernel']",)), (1, ("['params']['b_1']['kernel']",)))),

@@ -224,7 +224,7 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
             yscale="log",
             xlabel=f"{axis} {'L' if axis == 'depth' else 'N'}",
             ylabel="best learning rate",
-            title="its transfer",
+            title=f"best learning rate over {axis}",
         )
         ax.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
         ax.set_xticks([], minor=True)

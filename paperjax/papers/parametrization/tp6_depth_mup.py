@@ -321,7 +321,7 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
         colour = points(best, depths, found, label)
         level = float(np.exp(np.log(found[:, 0]).mean()))
         prediction(best, depths, level * (depths / depths[0]) ** power, f"power {power:g}", color=colour)
-    best.set(xscale="log", yscale="log", xlabel="depth L", ylabel="best learning rate", title="its transfer")
+    best.set(xscale="log", yscale="log", xlabel="depth L", ylabel="best learning rate", title="best learning rate over depth")
 
     for name, label, power in (("two-layer", "1/sqrt(L)", -0.5), ("two-layer-one-over-depth", "control: 1/L", 0.0)):
         found = results[name].interaction.isel(step=-1).transpose("seed", "depth").values

@@ -115,8 +115,8 @@ def closed(phi: Phi, psi: Phi) -> Dual | None:
 
     Examples
     --------
-    >>> closed(jnp.tanh, jnp.tanh), closed(jnp.abs, jnp.abs)
-    (None, <dual of signed 1(1 h)>)
+    >>> closed(jnp.tanh, jnp.tanh) is None, closed(jnp.abs, jnp.abs) is None
+    (True, False)
     """
     forms = [recognised(f, "pair") for f in ((phi,) if psi is phi else (phi, psi))]
     return pair_of(forms[0], forms[-1]) if forms[0] and forms[-1] else None

@@ -47,8 +47,9 @@ def enough(side: int, tiles: Callable[[int], int], devices: int) -> int:
 
     Examples
     --------
-    >>> enough(256, lambda side: -(-300 // side) ** 2, 8)
-    64
+    >>> import math
+    >>> enough(256, lambda side: math.ceil(300 / side) ** 2, 8)
+    128
     """
     while side > 1 and tiles(side) < devices:
         side = max(1, side // 2)

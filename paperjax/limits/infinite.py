@@ -220,12 +220,12 @@ def _draws(key: Any, samples: int | None) -> Draws | None:
 
 def _estimates(found: tuple[Any, ...], program: Program, leaves: bool) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Means over groups of draws, and their standard errors."""
-    means, errors = [], []
+    means, errors, numpy = [], [], jnp if any(isinstance(k, Tracer) for k in found) else np
     with nd.usual(True):
         for k, lead in zip(found, ((), (-1,) if leaves else ())):
-            each = jnp.reshape(k, (*k.shape[:2], *lead, GROUPS, *program.shape * 2))
-            means.append(jnp.mean(each, 2 + len(lead)))
-            errors.append(jnp.std(each, 2 + len(lead), ddof=1) / GROUPS**0.5)
+            each = numpy.reshape(k, (*k.shape[:2], *lead, GROUPS, *program.shape * 2))
+            means.append(numpy.mean(each, 2 + len(lead)))
+            errors.append(numpy.std(each, 2 + len(lead), ddof=1) / GROUPS**0.5)
     return tuple(means), tuple(errors)
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from ntk_workers import quietly
 
 
 def median(values):
@@ -163,13 +164,8 @@ def paperjax_worker():
 def nt_worker():
     import jax  # The old one.
 
-    # TensorFlow, which neural-tangents brings along, writes greetings past Python's sys.stderr.
-    shown, hidden = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(hidden, 2)
-    try:
+    with quietly():
         from neural_tangents import stax  # pyright: ignore[reportMissingImports]
-    finally:
-        os.dup2(shown, 2)
 
     def build(kind, depth, x, now):
         layers = []

@@ -1,5 +1,6 @@
 """The contenders of `ntk.py`: processes that answer a line of JSON with a line of JSON."""
 
+import contextlib
 import json
 import math
 import os
@@ -101,17 +102,23 @@ def paperjax_worker():
     return serve_kernels(build, jax.clear_caches, {"operations": operations, "peak": peak})
 
 
+@contextlib.contextmanager
+def quietly():
+    """Without what TensorFlow, which neural-tangents brings along, writes past Python's sys.stderr."""
+    shown, hidden = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(hidden, 2)
+    try:
+        yield
+    finally:
+        os.dup2(shown, 2)
+
+
 def nt_worker():
     import jax  # The old one.
     import jax.numpy as jnp
 
-    # TensorFlow, which neural-tangents brings along, writes greetings past Python's sys.stderr.
-    shown, hidden = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(hidden, 2)
-    try:
+    with quietly():
         import neural_tangents as nt  # pyright: ignore[reportMissingImports]
-    finally:
-        os.dup2(shown, 2)
 
     def build(way, kind, outputs, params, x):
         params, x = {name: jnp.asarray(p) for name, p in params.items()}, jnp.asarray(x)

@@ -163,7 +163,7 @@ def transposed(product: Product, rows: int, platform: str) -> Callable[[Sequence
         return None
     contract, batch = eqn.params["dimension_numbers"]
     shape = tuple(eqn.invars[product.operand].aval.shape)  # pyright: ignore[reportAttributeAccessIssue]
-    if len(shape) != 2 or min(shape) < LARGE or tuple(contract[product.operand]) != (0,):
+    if not large(shape) or tuple(contract[product.operand]) != (0,):
         return None
     pair = [(1,) if n == product.operand else tuple(axes) for n, axes in enumerate(contract)]
     params = {name: value for name, value in eqn.params.items() if name != "dimension_numbers"}

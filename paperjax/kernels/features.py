@@ -9,7 +9,7 @@ from jax import lax
 from jax.extend import core as jex
 
 from paperjax.kernels.factors import Factor, Term, operands, results
-from paperjax.kernels.strided import in_blocks, transposed
+from paperjax.kernels.strided import by_rows, in_blocks
 from paperjax.trace.interpret import replayed
 
 
@@ -65,7 +65,7 @@ def features(
     taps = sorted({factor.tap for factor in factors})
     places = {factor.product.path: factor for factor in factors}
     platform, rows = jax.default_backend(), x.shape[0] * directions.shape[0]
-    found = {path: in_blocks(f.product.eqn, platform) or transposed(f.product, rows, platform) for path, f in places.items()}
+    found = {path: in_blocks(f.product.eqn, platform) or by_rows(f.product, rows, platform) for path, f in places.items()}
     instead = {path: compute for path, compute in found.items() if compute is not None}
 
     def one(x: Any) -> Features:

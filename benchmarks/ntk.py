@@ -5,7 +5,8 @@
     python benchmarks/ntk.py --only cnn --no-torch
 
 Every contender is a process of its own, warm, and they take turns (A B C A B C ...), so that a drift of the machine's speed meets all of
-them. A time is of a call from arrays to kernel, second argument left out; compilation (with tracing) is the first call less a later one.
+them. A time is of a call from arrays to kernel, second argument left out; compilation (with tracing) is a call from no program at all less a
+later one, once a round.
 Before anything is timed, kernels are compared: a way whose kernel differs by over 1e-3 of the norm is out, and if none of a library's
 ways agrees with paperjax, the workload is not timed and the run ends with an error.
 
@@ -247,11 +248,12 @@ def run_workload(name, workers, folder, rounds, patience):
             remarks = [f"left out: {failed}"]
         if remarks:
             notes.append(f"{who}: {'; '.join([ways[who] + ' it is', *remarks] if who in ways else remarks)}")
-    times, peaks = {who: [] for who in ways}, []
+    times, compiles, peaks = {who: [] for who in ways}, {who: [] for who in ways}, []
     for _ in range(rounds):
         for who, found in times.items():
             # Seconds of a call that takes that long do not depend on the moment: it is not repeated.
             long = firsts[who]["seconds"] > 30
+            compiles[who].append(firsts[who]["compile"] if long else workers[who].ask("compile"))
             found.append(firsts[who]["seconds"] if long else workers[who].ask("run"))
         peaks.append(workers["paperjax"].ask("peak"))
     ours = times["paperjax"]
@@ -262,7 +264,7 @@ def run_workload(name, workers, folder, rounds, patience):
     fraction = [median([f / t / p for t, p in zip(ours, peaks)]) for f in flops]
     row = [name, *(f"{1e3 * median(times[who]):.2f}" if who in times else "-" for who in ("paperjax", "nt", "torch"))]
     row += [f"{ratios[who]:.2f} ({TARGETS[who]})" if who in ratios else "-" for who in ("nt", "torch")]
-    row.append(", ".join(f"{firsts[who]['compile']:.2f} s" if who in firsts else "-" for who in ("paperjax", "nt")))
+    row.append(", ".join(f"{median(compiles[who]):.2f} s" if who in compiles else "-" for who in ("paperjax", "nt")))
     print(ROW.format(*row, f"{fraction[0]:.0%} ({fraction[1]:.0%})"), flush=True)
     routes = "; ".join(f"{route} {' '.join(leaves)}" for route, leaves in counted["routes"].items())
     shares = ", ".join(f"{what} {counted[what] / 1e9:.2f}" for what in ("passes", "sides", "pairs"))

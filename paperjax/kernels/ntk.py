@@ -193,8 +193,10 @@ def _kernel(
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x1, x2)))
         budget = device_budget(jax.devices()) if max_bytes is None else max_bytes
         if spec.coupled or (traced and not diagonal):
+            _check_finite(params)
             return programs.kernel_program(model, spec, params, weights, x1, x2, same)
         if diagonal:
+            _check_finite(params)
             at_once = x1.shape[0] if traced else _at_once(model, spec, *signature((params, x1)), budget)
             return programs.in_groups(lambda x: programs.diagonal_program(model, spec, params, weights, x), x1, at_once)
         plan, result = _plan(model, spec, *signature((params, x1, x2)), same, budget)
@@ -202,7 +204,11 @@ def _kernel(
             # Kept memory adds to the peak: not where that is limited.
             if max_bytes is None and jax.default_backend() == "cpu":
                 keep_freed_memory()
-            return programs.kernel_program(model, spec, params, weights, x1, x2, same)
+            kernel = programs.kernel_program(model, spec, params, weights, x1, x2, same)
+            # After the call, while the device computes: a tenth of a small kernel's time.
+            _check_finite(params)
+            return kernel
+        _check_finite(params)
         store = None
         if out is not None:
             mark = fingerprint(params, weights, x1, x2, str(spec), str(same))
@@ -311,8 +317,6 @@ def _check_params(params: Any) -> tuple[str, ...]:
                 f"parameter {name} is complex: its kernel is not defined here (real and imaginary parts would train apart). Keep them as "
                 "two real leaves and build the complex numbers inside the model."
             )
-        if not isinstance(leaf, Tracer) and not bool(np.isfinite(np.asarray(leaf)).all()):
-            raise ValueError(f"parameter {name} holds NaN or infinity: the network diverged, or was never initialized.")
     if not paths:
         raise ValueError("the model has no trained parameter, so its kernel is zero: are all of them Frozen or integers?")
     whole = [
@@ -323,6 +327,15 @@ def _check_params(params: Any) -> tuple[str, ...]:
     if whole:
         warnings.warn(f"integers among the parameters do not count in the kernel: {', '.join(whole)}.", UserWarning, stacklevel=3)
     return tuple(paths)
+
+
+def _check_finite(params: Any) -> None:
+    on = np if jax.default_backend() == "cpu" else jnp
+    leaves = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(split(params)[0]) if not isinstance(leaf, Tracer)]
+    for (path, _), finite in zip(leaves, jax.device_get([on.isfinite(on.asarray(leaf)).all() for _, leaf in leaves])):
+        if not finite:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"parameter {name} holds NaN or infinity: the network diverged, or was never initialized.")
 
 
 def leaf_is_alone(given: Any, path: Any) -> bool:

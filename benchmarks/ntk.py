@@ -5,8 +5,9 @@
     python benchmarks/ntk.py --only cnn --no-torch
 
 Every contender is a process of its own, warm, and they take turns (A B C A B C ...), so that a drift of the machine's speed meets all of
-them. A time is of a call from arrays to kernel, second argument left out; compilation (with tracing) is a call from no program at all less a
-later one, once a round.
+them. A time is of a call from arrays to kernel, second argument left out; compilation (with tracing) is a call from no program at all
+less a later one, once a round.
+
 Before anything is timed, kernels are compared: a way whose kernel differs by over 1e-3 of the norm is out, and if none of a library's
 ways agrees with paperjax, the workload is not timed and the run ends with an error.
 
@@ -80,6 +81,7 @@ class Worker:
         """Start the process and wait until it has imported what it needs."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
         env |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        self.holds = None  # What a new process was asked for last, if it answered.
         if self.name != "paperjax":
             # An old XLA ends at a flag that it does not know.
             env.pop("XLA_FLAGS", None)
@@ -180,7 +182,9 @@ class Referee:
     def first(self, worker, way, n):
         """First and second call on `n` of the examples; the kernel must be that of paperjax."""
         patience = None if worker.name == "paperjax" else self.patience
+        worker.holds = None
         found = worker.ask("first", way, self.workload, n, self.path, self.saved, patience=patience)
+        worker.holds = way, n
         kernel = np.load(self.saved) * (OUTPUTS if worker.name == "nt" and self.outputs == "trace" else 1)
         if self.kernel is None:
             self.kernel = kernel
@@ -220,7 +224,7 @@ class Referee:
             # Work grows at most with the square of the batch.
             if n < self.n and tried[best]["seconds"] * (self.n / n) ** 2 > 2 * self.patience:
                 raise Failed("; ".join([*remarks, f"about {tried[best]['seconds'] * (self.n / n) ** 2:.0f} s at N = {self.n}"]))
-        if next(reversed(tried)) != best:
+        if worker.holds != (best, self.n):
             self.first(worker, best, self.n)
         return best, tried[best], remarks
 

@@ -19,7 +19,7 @@ from paperjax.kernels.factors import Factor, Term
 OUTPUTS = {"full": ("o", "O", "noNO"), "trace": ("o", "o", "nN"), "diagonal": ("o", "o", "noN")}
 Pair = tuple[Any, Any]
 # Rows and columns from which on a product of a matrix with itself is cut in two; below, the cuts cost as much as they save.
-CUT_ROWS, CUT_COLUMNS = 512, 128
+CUT_ROWS, CUT_COLUMNS = 128, 128
 # Entries from which on it is worth a copy that rows do not meet in the cache.
 APART_SIZE = 2**19
 
@@ -104,15 +104,15 @@ def _times(x: Any, y: Any) -> Any:
 
 
 def _times_itself(parts: Sequence[Any]) -> Any:
-    """``sum x x^T`` by halves of the rows: three products for four. Halves of halves take as long to compile as they save."""
+    """``sum x x^T``: the right half and the left half's upper part, three quarters. Halves of halves take as long to compile as they save."""
     n = parts[0].shape[0]
     if n < CUT_ROWS or max(x.shape[1] for x in parts) < CUT_COLUMNS:
         return sum(_times(x, x) for x in parts)
-    above, below = [x[: n // 2] for x in parts], [x[n // 2 :] for x in parts]
-    corner = functools.reduce(operator.add, map(_times, above, below))
-    first, last = (functools.reduce(operator.add, (_times(x, x) for x in half)) for half in (above, below))
-    rows = [[first, corner], [corner.T, last]]
-    return jnp.concatenate([jnp.concatenate(row, 1) for row in rows])
+    cut = n // 2
+    right = functools.reduce(operator.add, (_times(x, x[cut:]) for x in parts))
+    corner = functools.reduce(operator.add, (_times(x[:cut], x[:cut]) for x in parts))
+    left = jnp.concatenate([corner, right[:cut].T])
+    return jnp.concatenate([left, right], 1)
 
 
 def _both(fn: Callable[[Any], Any], pair: Pair) -> Pair:

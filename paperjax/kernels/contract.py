@@ -104,7 +104,7 @@ def _times(x: Any, y: Any) -> Any:
 
 
 def _times_itself(parts: Sequence[Any]) -> Any:
-    """``sum x x^T``: the right half and the left half's upper part, three quarters. Halves of halves take as long to compile as they save."""
+    """``sum x x^T``: the right half and the upper left quarter. Halves of halves take as long to compile as they save."""
     n = parts[0].shape[0]
     if n < CUT_ROWS or max(x.shape[1] for x in parts) < CUT_COLUMNS:
         return sum(_times(x, x) for x in parts)

@@ -198,9 +198,12 @@ class _Finder:
         if name == "neg" and first is not None:
             return [first._replace(scale=-first.scale)], unknown
         if name in ("mul", "div") and len([v for v in operands if v is not None]) == 1:
-            value = next(v for v in operands if v is not None)
-            factor = numbers[1] if first is not None else numbers[0]
-            if factor is not None and not np.iscomplexobj(factor) and (name == "mul" or (first is not None and factor != 0)):
+            value, own = (first, 0) if first is not None else (operands[1], 1)
+            assert value is not None
+            factor = numbers[1 - own]
+            # One number that meets an array is copied; multiplied by 0 a leaf has no factors that a bias could share.
+            stays = eqn.invars[own].aval.shape == eqn.outvars[0].aval.shape and (name == "mul" or own == 0)
+            if stays and factor is not None and not np.iscomplexobj(factor) and factor != 0 and np.isfinite(factor):
                 factor = float(factor)
                 return [value._replace(scale=value.scale * factor if name == "mul" else value.scale / factor)], unknown
         for i, value in enumerate(operands):

@@ -58,6 +58,9 @@ CASES = {
     "both ways": (lambda w, x: (x @ w).sum() + jnp.sum(w**2), [W], [(0, "dot_general", 1.0, ())], {0: "integer_pow"}),
     "stopped": (lambda w, x: x @ jax.lax.stop_gradient(w), [W], [], {0: "stop_gradient"}),
     "own derivative": (own, [W], [], {0: "custom_vjp_call"}),
+    # A scalar that an array of one number spreads: its gradient is a sum over the copies.
+    "spread": (lambda s, x: x @ (s * jnp.full((3, 4), 2.0)), [jnp.ones(())], [], {0: "mul"}),
+    "times 0": (lambda w, b, x: x @ (w * 0.0) + b[None], [W, B], [], {0: "mul", 1: "add"}),
     "branch": (lambda w, x: jax.lax.cond(x.sum() > 0, lambda v: x @ v, lambda v: -(x @ v), w), [W], [], {0: "cond"}),
     "copied": (lambda w, x: x @ jnp.broadcast_to(w[None], (2, 3, 4)).sum(0), [W], [], {0: "reduce_sum"}),
     "returned": (lambda w, x: w, [W], [], {0: "the output"}),

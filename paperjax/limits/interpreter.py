@@ -189,6 +189,8 @@ class Interpreter:
             left = [a for i, a in enumerate(given[0].axes) if i not in eqn.params["axes"]]
             axes = [tuple(left)]
         fn = broadcasting(eqn)
+        if name in ("reduce_max", "reduce_min"):
+            fn = mx.sloped(fn, name, eqn.params["axes"])
         dets = [node for node in given if isinstance(node, Det)]
         if not eqn.primitive.multiple_results:
             return [st.det(axes[0], fn, *dets) if dets else Det(axes[0], const=nd.fold(fn))]

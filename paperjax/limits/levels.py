@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -17,11 +18,9 @@ def settled(program: Any, asked: Sequence[Any], tapes_of: Callable[[Any], list[A
     """A program for variances as large as they are, and what it asks of each example.
 
     What examples ask is computed for variances up to 100, and up to a million if that does not do; pairs of them need no more than was
-    found. Examples that are traced cannot be looked at.
+    found.
     """
     tapes = tapes_of(program)
-    if any(isinstance(a, Tracer) for a in jax.tree.leaves(tapes)):
-        return program, tapes
     bounded = program.cache.get("bounded", {})
     for level in LEVELS[LEVELS.index(LARGEST) + 1 :]:
         if not bounded or finite(tapes):
@@ -34,21 +33,32 @@ def settled(program: Any, asked: Sequence[Any], tapes_of: Callable[[Any], list[A
     return program, tapes
 
 
+def ordinary(program: Any, asked: Sequence[Any], tapes_of: Callable[[Any], list[Any]]) -> Any:
+    """Whether a program's variances do for examples that are traced and cannot be looked at; ``None`` if there are none to heed."""
+    bounded = program.cache.get("bounded", {})
+    if not bounded:
+        return None
+    most = [_largest(asked, jax.tree.map(jax.lax.stop_gradient, tape), bounded, program) for tape in tapes_of(program)]
+    # Not a number beyond what the program is for, and that is not below it.
+    return jnp.all(jnp.stack([jnp.asarray(m) for m in most]) <= program.largest)
+
+
 def finite(values: Any) -> bool:
     """Whether all numbers are."""
     return all(bool(np.all(np.isfinite(np.asarray(a)))) for a in jax.tree.leaves(values))
 
 
-def _largest(asked: Sequence[Any], tape: Any, bounded: dict[Any, None], program: Any) -> float:
+def _largest(asked: Sequence[Any], tape: Any, bounded: dict[Any, None], program: Any) -> Any:
     """Of the variances of fields whose functions have no closed form."""
-    found = 0.0
+    found: Any = 0.0
     for key, values in zip(asked, tape):
         if key[0] == "second" and key[1] is key[2] and key[1] in bounded:
-            whole = np.asarray(values)
-            found = max(found, float(np.max(whole, initial=0.0)))
+            on: Any = jnp if isinstance(values, Tracer) else np
+            found = on.maximum(found, on.max(on.asarray(values), initial=0.0))
         elif key[0] == "loop":
             need = next(n for (kind, loop, first, cross, _), n in _needs(program.cache) if loop is key[1] and first == key[2] and cross)
-            found = max(found, _largest(need.asked, values, bounded, program))
+            inside = _largest(need.asked, values, bounded, program)
+            found = (jnp if isinstance(inside, Tracer) or isinstance(found, Tracer) else np).maximum(found, inside)
     return found
 
 

@@ -2,8 +2,10 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -22,6 +24,29 @@ KNOWN = (
     "is an integral over as many fields as there are values. It can be drawn: opt in to Monte Carlo with key=jax.random.key(0), "
     "samples=4096. Or pool by means."
 )
+
+
+def sloped(extreme: Callable[[Any], Any], name: str, axes: Sequence[int]) -> Callable[[Any], Any]:
+    """A maximum or minimum of known numbers, whose derivative is that of the first entry that has it.
+
+    JAX's asks where entries equal the extreme, of which XLA may find none where it computes the entries twice and rounds them otherwise.
+
+    Examples
+    --------
+    >>> jax.grad(sloped(lambda x: jnp.max(x), "reduce_max", (0,)))(jnp.array([1.0, 2.0, 2.0])).tolist()
+    [0.0, 1.0, 0.0]
+    """
+
+    def slope(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+        (x,), (moved,) = primals, tangents
+        ends = range(-len(axes), 0)
+        flat, along = (jnp.moveaxis(a, axes, ends).reshape(*(n for i, n in enumerate(a.shape) if i not in axes), -1) for a in (x, moved))
+        at = (jnp.argmax if name == "reduce_max" else jnp.argmin)(flat, -1, keepdims=True)
+        return call(x), jnp.take_along_axis(along, at, -1)[..., 0]
+
+    call = jax.custom_jvp(extreme)
+    call.defjvp(slope)
+    return call
 
 
 def extreme(reader: Any, eqn: Any, twin: Any, node: Node) -> Node:

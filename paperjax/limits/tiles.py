@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from paperjax.layout import peak_bytes
 from paperjax.limits import nodes as nd
-from paperjax.limits.levels import settled
+from paperjax.limits.levels import LEVELS, ordinary, settled
 from paperjax.limits.program import Program, as_tape
 from paperjax.limits.roll import roll, rolled
 from paperjax.limits.spread import enough
@@ -69,11 +69,19 @@ def kernels(
     with nd.usual(True):
         given = [_in(x) for x in ((x1,) if x2 is None else (x1, x2))]
         asked = _asked(program, given[0], ntk)
-        program, tapes = settled(program, asked, lambda which: [_tapes(which, x, ntk) for x in given])
+
+        def tapes_of(which: Program) -> list[Any]:
+            return [_tapes(which, x, ntk) for x in given]
+
         if any(isinstance(x, Tracer) for x in given):
-            step = pair_step(program, asked, ntk, leaves)
-            a, b = (given * 2)[:2], (tapes * 2)[:2]
-            return tuple(k.astype(dtype) for k in _grid(step)(*map(_double, a), *b, None))
+
+            def at(which: Program) -> tuple[Any, ...]:
+                a, b = (given * 2)[:2], (tapes_of(which) * 2)[:2]
+                return tuple(k.astype(dtype) for k in _grid(pair_step(which, asked, ntk, leaves))(*map(_double, a), *b, None))
+
+            few = ordinary(program, asked, tapes_of)
+            return at(program) if few is None else jax.lax.cond(few, lambda: at(program), lambda: at(program.up_to(LEVELS[-1])))
+        program, tapes = settled(program, asked, tapes_of)
         return _tiled(program, given, tapes, x2 is None, ntk, leaves, dtype, max_bytes, progress, devices)
 
 

@@ -52,7 +52,10 @@ def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axe
         return scaled(operands[0], -1.0, axes)
     if name == "mul":
         if all(wide):
-            return multiplied(*operands, axes)  # type: ignore[arg-type]
+            made = multiplied(*operands, axes)  # type: ignore[arg-type]
+            # Functions of fields that depend on each other: a grid over four of them resolves little.
+            several = isinstance(made, nd.Prod) and not fl.independent(*operands) and not all(map(fl.is_gaussian, operands))  # type: ignore[arg-type]
+            return drawn(fn, operands, axes) if draws and several else made
         u, v = operands if wide[0] else operands[::-1]
         return scaled(u, v, axes)
     if name == "div" and not wide[1]:

@@ -119,9 +119,9 @@ def limit(
         ``"leaf"``: the contribution of each leaf to the tangent kernel.
     key, samples
         Given both, expectations that have no exact rule are drawn: of attention with logits over ``sqrt(d)`` as the number of heads grows
-        (the size of a head being fixed; Hron et al., arXiv 2006.10540), of max pooling and of maxout. `samples` draws in eight
-        independent parts, whose mean is returned, with its standard error. Exact rules stay exact. Drawn kernels are symmetric, and
-        definite up to that error; they have no gradients with respect to examples.
+        (the size of a head being fixed; Hron et al., arXiv 2006.10540), max pooling, maxout, products of functions of fields that depend
+        on each other. `samples` draws in eight independent parts, whose mean is returned, with its standard error. Exact rules stay exact.
+        Drawn kernels are symmetric, and definite up to that error; they have no gradients with respect to examples.
     dtype
         ``"float64"``, whatever the user's flag, or ``"float32"`` for speed and half the memory. There, what is of one example alone and
         pairs whose outputs have a correlation above 0.999, itself among them, are still computed in double precision.
@@ -383,8 +383,8 @@ def _refuse_not_finite(found: Sequence[Any]) -> None:
         raise ValueError(
             f"pj.limit: the {name} is not finite at infinite width, first for examples {where[0]} and {where[1]}. Either a function with "
             "infinite expectations (exp of a large variance, a division by a field, a logarithm) acts on wide values, or an integral "
-            "without a closed form does not converge: preactivations of variance above 100 (scale the examples), a kink in a product of "
-            "several fields."
+            "without a closed form does not converge: variances above a million (scale the examples), or a product of functions of several "
+            "fields, which can be drawn: opt in to Monte Carlo with key=jax.random.key(0), samples=4096."
         )
 
 

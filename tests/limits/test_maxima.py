@@ -124,3 +124,21 @@ def test_refused(name):
     family, x, message = REFUSED[name]
     with pytest.raises(NotImplementedError, match=f"(?s){message}"):
         limit(family, x)
+
+
+@pytest.mark.slow
+def test_a_product_of_functions_of_two_fields_that_one_leaf_gives():
+    def forward(draw, x, n):
+        w = draw(5, n)
+        return jnp.tanh(x @ w / 5**0.5) * jnp.tanh((2 * x + 1) @ w / 5**0.5) @ draw(n, 1) / n**0.5
+
+    x = VECTORS[:2]
+    with pytest.raises(ValueError, match=r"product of functions of several fields.*key=jax\.random\.key"):
+        pj.limit(plain(forward), x, progress=False)
+    found = pj.limit(plain(forward), x, progress=False, key=jax.random.key(0), samples=4096)
+    w = np.random.default_rng(0).normal(size=(400_000, 5))
+    f = np.tanh(w @ x.T / 5**0.5) * np.tanh(w @ (2 * x + 1).T / 5**0.5)
+    products = f[:, :, None] * f[:, None, :]
+    error = np.hypot(found.error[0], products.std(0) / len(w) ** 0.5)
+    # Drawn twice, independently: five standard errors.
+    assert np.all(np.abs(np.asarray(found.nngp) - products.mean(0)) < 5 * error)

@@ -18,6 +18,7 @@ from paperjax.binding import argument_names, call_by_name
 from paperjax.losses import resolve_loss
 from paperjax.model import Family, Model, check_model, join, split
 from paperjax.planned import planned_cell, planner
+from paperjax.sharding import Placement
 from paperjax.train import State, advance, optimizer_factory, resolve_optimizer, start
 
 
@@ -46,11 +47,12 @@ class Constants(NamedTuple):
 
 
 class CellFunctions(NamedTuple):
-    """The three functions of a cell; `axes` maps names to traced scalars, `shared` is the common Dataset or None."""
+    """The functions of a cell; `axes` maps names to traced scalars, `shared` is the common Dataset or None."""
 
     setup: Callable[[Mapping[str, Array], Any], tuple[State, Constants]]
     advance: Callable[..., State]
     measure: Callable[..., dict[str, Array]]
+    network: Callable[..., tuple[Model, Any]]
 
 
 def is_dataset(data: Any) -> bool:
@@ -90,8 +92,8 @@ def takers(experiment: Any) -> dict[str, list[str]]:
     return found
 
 
-def cell_functions(experiment: Any, static: Mapping[str, Any]) -> CellFunctions:
-    """The three functions of the cells that share the values `static`.
+def cell_functions(experiment: Any, static: Mapping[str, Any], place: Placement | None = None) -> CellFunctions:
+    """The functions of the cells that share the values `static`.
 
     Parameters
     ----------
@@ -99,6 +101,8 @@ def cell_functions(experiment: Any, static: Mapping[str, Any]) -> CellFunctions:
         An `Experiment`.
     static
         Values of the axes that are fixed in the compiled program: shapes, names, callables.
+    place
+        Where a cell's arrays lie, if it is spread over devices itself.
 
     Returns
     -------
@@ -157,15 +161,22 @@ def cell_functions(experiment: Any, static: Mapping[str, Any]) -> CellFunctions:
         if not jax.tree.leaves(trained):
             raise ValueError("the network has no parameter to train: every leaf is Frozen or not floating point.")
         state = start(model, params, tx, data.x_train.shape[0], batch)
+        state = state if place is None else place.state(state)
         return state, Constants(given, None if shared is not None else data, trained if needs_params0 else None)
 
     def take_steps(axes: Mapping[str, Any], state: State, constants: Constants, shared: Any, first: Any, n_steps: Any) -> State:
         model, data, loss_fn, tx, key = build(axes, shared, constants)
 
         def objective(trained: PyTree, x: Any, y: Any) -> Array:
+            x, y = (x, y) if place is None else place.batch((x, y))
             return loss_fn(model.apply(join(trained, constants.given), x), y)
 
+        state = state if place is None else place.state(state)
         return advance(objective, tx, data.x_train, data.y_train, batch, key(Stream.ORDER), state, first, n_steps)
+
+    def network(axes: Mapping[str, Any], shared: Any) -> tuple[Model, Any]:
+        model, data, *_ = build(axes, shared, None)
+        return model, data.x_train
 
     def measure(axes: Mapping[str, Any], state: State, constants: Constants, shared: Any, step: Any) -> dict[str, Array]:
         model, data, loss_fn, _, key = build(axes, shared, constants)
@@ -186,4 +197,4 @@ def cell_functions(experiment: Any, static: Mapping[str, Any]) -> CellFunctions:
             values[name] = jnp.asarray(value)
         return {**values, "_diverged_at": state.diverged_at}
 
-    return CellFunctions(setup, take_steps, measure)
+    return CellFunctions(setup, take_steps, measure, network)

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from paperjax.cell import CellFunctions
 from paperjax.devices import compiler_options
 from paperjax.layout import Layout, cells_sharding, lay_out, primitives, spread, tree_bytes
+from paperjax.sharding import Placement
 
 # Random number generation is most of a set-up, and LLVM takes seconds to optimize it on CPU for a program that runs once. Not
 # optimized at all it runs about ten times slower, which is nothing for small cells: 4 MiB of normals take 60 ms.
@@ -69,7 +70,16 @@ class Compiled(NamedTuple):
         return self.setup.result(), self.advance.result(), self.measure.result()
 
 
-def compile_cells(functions: CellFunctions, layout: Layout, mesh: Mesh, axes: PyTree, data: Any, pool: ThreadPoolExecutor) -> Compiled:
+def compile_cells(
+    functions: CellFunctions,
+    layout: Layout,
+    mesh: Mesh,
+    axes: PyTree,
+    data: Any,
+    pool: ThreadPoolExecutor,
+    place: Placement | None = None,
+    alike: bool = False,
+) -> Compiled:
     """Trace here, compile in the pool's threads.
 
     Parameters
@@ -85,27 +95,37 @@ def compile_cells(functions: CellFunctions, layout: Layout, mesh: Mesh, axes: Py
     pool
         XLA compiles outside Python's lock, so as many threads as there are cores are of use. Tracing stays in the caller's
         thread: JAX's settings (x64, promotion) are per thread.
+    place
+        Where the arrays of a cell lie, if each is spread over devices itself.
+    alike
+        Whether one device is to compute as each of several does: on CPU it would split products over the cores, and add up otherwise.
 
     Returns
     -------
     Compiled
     """
     device = mesh.devices.flat[0]
-    on_cpu, many = device.platform == "cpu", layout.lanes > 1
+    on_cpu, many = device.platform == "cpu", mesh.devices.size > 1
     common = compiler_options(device.platform)
 
-    def over_mesh(tree: PyTree) -> PyTree:
-        return (
-            jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=cells_sharding(mesh, a.shape)), tree) if many else tree
-        )
+    def lies(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: cells_sharding(mesh, a.shape), tree) if place is None else place.cells(tree, mesh.axis_names[0])
 
-    def program(fn: Callable[..., Any], per_cell: int, options: dict[str, Any], *args: Any, donate: tuple[int, ...] = ()) -> "Future[Any]":
+    def over_mesh(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, lies(tree)) if many else tree
+
+    def program(
+        fn: Callable[..., Any], per_cell: int, options: dict[str, Any], *args: Any, donate: tuple[int, ...] = (), out: Any = None
+    ) -> "Future[Any]":
+        # XLA would divide what comes out as it likes, and the next program takes it in as it is said here.
+        placed = {} if out is None or place is None else {"out_shardings": lies(out)}
+
         def over(layout: Layout) -> Any:
             run = lay_out(lambda cell, *shared: fn(*cell, *shared), layout, mesh)
-            return jax.jit(lambda *args: run(args[:per_cell], *args[per_cell:]), donate_argnums=donate)
+            return jax.jit(lambda *args: run(args[:per_cell], *args[per_cell:]), donate_argnums=donate, **placed)
 
         traced = over(layout).trace(*args)
-        if on_cpu and many and primitives(traced.jaxpr.jaxpr) & WAIT_IN_POOL:
+        if on_cpu and layout.lanes > 1 and place is None and primitives(traced.jaxpr.jaxpr) & WAIT_IN_POOL:
             here = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
             single = over(Layout(1, layout.lanes * layout.map, layout.vmap)).lower(*here)
             return pool.submit(lambda: _on_first(single.compile(compiler_options={**options, **common}), mesh))
@@ -118,10 +138,10 @@ def compile_cells(functions: CellFunctions, layout: Layout, mesh: Mesh, axes: Py
     small = tree_bytes((state, constants)) <= SMALL_BYTES
     level = {"xla_backend_optimization_level": SETUP_LEVELS["small" if small else "large"]} if on_cpu else {}
     # One lane per core: a lane that splits its own loops over all cores is in the others' way.
-    busy = ONE_THREAD if on_cpu and many else {}
+    busy = ONE_THREAD if on_cpu and (many or alike) else {}
     return Compiled(
-        program(functions.setup, 1, level, axes, data),
-        program(functions.advance, 3, busy, axes, state, constants, data, zero, zero, donate=(1,)),
+        program(functions.setup, 1, level, axes, data, out=(state, constants)),
+        program(functions.advance, 3, busy, axes, state, constants, data, zero, zero, donate=(1,), out=state),
         program(functions.measure, 3, busy, axes, state, constants, data, zero),
     )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh
 from jaxtyping import PyTree
 
 from paperjax.cell import FIELD_AXES, CellFunctions, cell_functions, is_dataset
@@ -26,12 +27,13 @@ from paperjax.interrupts import interruptible
 from paperjax.layout import Layout, choose_layout, mesh_of, replicate, spread, tree_bytes, work
 from paperjax.progress import Progress, progress_bar
 from paperjax.result import assemble, versions
+from paperjax.sharding import Placement, placement
 
 if TYPE_CHECKING:
     import xarray
 
 # Fields that change how a run is carried out, not what it computes: a run may be resumed with others.
-FREE_FIELDS = ("checkpoint", "save_every", "max_bytes")
+FREE_FIELDS = ("checkpoint", "save_every", "max_bytes", "mesh", "sharding")
 # A compiled call is asked to last about this long, so that Ctrl-C, the progress bar and checkpoints get their turn.
 SECONDS_PER_CALL = 1.0
 Asked = Callable[[], bool]
@@ -47,6 +49,7 @@ class Program:
     shared: bool
     layout: Layout
     flops: float
+    place: Placement | None = None
 
 
 class Prepared(NamedTuple):
@@ -124,7 +127,7 @@ class _Run:
 
     def __init__(self, experiment: Experiment, axes: Axes, clock: Clock):
         self.experiment, self.axes, self.clock = experiment, axes, clock
-        self.devices = jax.devices()
+        self.devices = jax.devices() if experiment.mesh is None else list(experiment.mesh.devices[:, 0, 0])
         self.cells = axes.cells(experiment.grid)
         self.n_cells = max(1, math.prod(len(experiment.grid.axes[name]) for name in axes.scalar))
         self.points = experiment.points
@@ -145,6 +148,9 @@ class _Run:
         data = static.get("data", self.experiment.data)
         shared = is_dataset(data)
         data = jax.tree.map(jnp.asarray, data) if shared else None
+        place = self._placement(functions, data, static)
+        if place is not None:
+            functions = cell_functions(self.experiment, static, place)
         one = {name: jax.ShapeDtypeStruct((), values.dtype) for name, values in self.cells.items()}
         state, constants = jax.eval_shape(functions.setup, one, data)
         step_flops, step_bytes = work(lambda *a: functions.advance(*a, 0, 1), one, state, constants, data)
@@ -157,7 +163,21 @@ class _Run:
             budget = self.experiment.max_bytes or device_budget(self.devices)
             kept = tree_bytes((state, constants))
             layout = choose_layout(self.n_cells, step_flops, kept, max(step_bytes, measure_bytes), budget, self.devices)
-        return Program(static, functions, data, shared, layout, step_flops)
+        return Program(static, functions, data, shared, layout, step_flops, place)
+
+    def _placement(self, functions: CellFunctions, data: Any, static: Mapping[str, Any]) -> Placement | None:
+        mesh = self.experiment.mesh
+        if mesh is None or mesh.devices.size == mesh.devices.shape[0]:
+            return None
+        model, x = functions.network({name: values[0] for name, values in self.cells.items()}, data)
+        return placement(mesh, self.experiment.sharding, model, x, static.get("batch", self.experiment.batch))
+
+    def mesh(self, program: Program) -> Mesh:
+        """The devices of a program: one a lane, or as many as a cell is spread over."""
+        if program.place is None:
+            return mesh_of(program.layout, self.devices)
+        whole = program.place.mesh
+        return Mesh(whole.devices[: program.layout.lanes], whole.axis_names, axis_types=(AxisType.Auto,) * 3)
 
     def work_left(self, programs: list[Program]) -> float:
         """FLOPs from here to the last measurement of the last program."""
@@ -174,12 +194,14 @@ class _Run:
     # Training -----------------------------------------------------------------------------------------------------
 
     def prepare(self, program: Program, pool: ThreadPoolExecutor) -> Prepared:
-        mesh = mesh_of(program.layout, self.devices)
-        many = program.layout.lanes > 1
+        mesh = self.mesh(program)
+        many = mesh.devices.size > 1
+        place = program.place and program.place._replace(mesh=mesh)
         shared = replicate(program.data, mesh) if many else program.data
         put = (lambda tree: spread(tree, mesh)) if many else (lambda tree: jax.tree.map(jnp.asarray, tree))
         _, axes = self._chunk(program, 0)
-        return Prepared(compile_cells(program.functions, program.layout, mesh, put(axes), shared, pool), shared, put)
+        alike = self.experiment.mesh is not None
+        return Prepared(compile_cells(program.functions, program.layout, mesh, put(axes), shared, pool, place, alike), shared, put)
 
     def _chunk(self, program: Program, chunk: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         first = chunk * program.layout.cells
@@ -204,7 +226,7 @@ class _Run:
             axes = put(host_axes)
             state, constants = timed(setup, axes, shared)
             if self.saved_state is not None:
-                state = _unpack(self.saved_state, state, put)
+                state = _unpack(self.saved_state, state)
                 self.saved_state = None
             at = self.position
             at.program, at.chunk = index, chunk
@@ -309,9 +331,8 @@ class _Run:
         lanes = max(layout.lanes for layout in self.layouts)
         if lanes > len(self.devices):
             warnings.warn(
-                f"the saved run used {lanes} devices and JAX now sees {len(self.devices)}: its cells are laid out on "
-                "fewer lanes, and the last "
-                "bits may differ from an uninterrupted run.",
+                f"the saved run used {lanes} devices and there are {len(self.devices)} now: its cells are laid out on fewer lanes, and the "
+                "last bits may differ from an uninterrupted run.",
                 stacklevel=2,
             )
             self.layouts = [_fewer_lanes(layout, len(self.devices)) for layout in self.layouts]
@@ -328,7 +349,7 @@ def _fewer_lanes(layout: Layout, lanes: int) -> Layout:
     return Layout(lanes, layout.cells // (lanes * layout.vmap), layout.vmap)
 
 
-def _unpack(saved: list[np.ndarray], like: PyTree, put: Callable[[PyTree], PyTree]) -> PyTree:
+def _unpack(saved: list[np.ndarray], like: PyTree) -> PyTree:
     leaves, tree = jax.tree.flatten(like)
     for old, new in itertools.zip_longest(saved, map(_bits, leaves)):
         if old is None or new is None or old.shape != new.shape or old.dtype != new.dtype:
@@ -337,7 +358,8 @@ def _unpack(saved: list[np.ndarray], like: PyTree, put: Callable[[PyTree], PyTre
         jax.random.wrap_key_data(jnp.asarray(old), impl=jax.random.key_impl(new)) if _is_key(new) else old
         for old, new in zip(saved, leaves)
     ]
-    return put(jax.tree.unflatten(tree, restored))
+    # Where the new ones lie, whatever mesh the saved ones lay on.
+    return jax.tree.unflatten(tree, [jax.device_put(old, new.sharding) for old, new in zip(restored, leaves)])
 
 
 def _is_key(leaf: Any) -> bool:

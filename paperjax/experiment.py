@@ -10,6 +10,7 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from paperjax.binding import nearest
 from paperjax.cell import FIELD_AXES, MEASURE_NAMES, cell_functions, is_dataset, takers
@@ -18,6 +19,7 @@ from paperjax.grid import Grid, grid
 from paperjax.layout import Layout
 from paperjax.losses import check_labels, resolve_loss
 from paperjax.parametrization import Parametrization
+from paperjax.sharding import AXES, Rule, tensor_parallel
 from paperjax.train import measurement_steps, optimizer_factory
 
 if TYPE_CHECKING:
@@ -62,6 +64,12 @@ class Experiment:
         Memory budget of the cells that run together; by default half of what the device has.
     layout
         A `Layout`, to overrule the one chosen.
+    mesh
+        From `paperjax.mesh`: the cells of the grid go over ``sweep``, the examples of a batch over ``data``, and parameters over ``model``
+        as `sharding` says. Without one, cells go over all devices.
+    sharding
+        A rule from what a leaf's axes are for to where they lie: `paperjax.sharding.tensor_parallel`, `paperjax.sharding.fully_sharded`,
+        or a function like them. The optimizer's state follows its leaf.
     checkpoint
         Folder for checkpoints; running again with the same folder goes on where it stopped, bit for bit.
     save_every
@@ -70,7 +78,9 @@ class Experiment:
     Notes
     -----
     The numbers are those of `paperjax.train.train`: equal in the last bit when a run is resumed; equal to float tolerance
-    (relative 1e-5 in float32 over short trainings) however cells are laid out, chunked or swept with others.
+    (relative 1e-5 in float32 over short trainings) however cells are laid out, chunked or swept with others. Meshes of
+    ``sweep`` alone, ``pj.mesh()`` of one device among them, give the same bits where as many cells run together (`layout`); sums over
+    ``data`` and ``model`` are added up in another order, to that tolerance. A checkpoint goes on under any mesh.
 
     Examples
     --------
@@ -96,6 +106,8 @@ class Experiment:
     measures: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     max_bytes: int | None = None
     layout: Layout | None = None
+    mesh: Mesh | None = None
+    sharding: Rule = tensor_parallel
     checkpoint: str | Path | None = None
     save_every: float = 30.0
 
@@ -198,6 +210,10 @@ class Experiment:
             raise ValueError(f"save_every = {self.save_every!r}: give the seconds between checkpoints, 0 for one after every call.")
         if self.layout is not None and not isinstance(self.layout, Layout):
             raise TypeError(f"layout must be a pj.Layout(lanes, map, vmap) or None, not {self.layout!r}.")
+        if self.mesh is not None and not (isinstance(self.mesh, Mesh) and tuple(self.mesh.axis_names) == AXES):
+            raise TypeError(f"mesh must be one made by pj.mesh(sweep=, data=, model=), or None, not {self.mesh!r}.")
+        if not callable(self.sharding):
+            raise TypeError(f"sharding must be a rule such as pj.sharding.tensor_parallel, not {self.sharding!r}.")
         if self.checkpoint is not None and not isinstance(self.checkpoint, (str, Path)):
             raise TypeError(f"checkpoint must be the name of a folder or None, not {self.checkpoint!r}.")
         if not isinstance(self.measures, Mapping):

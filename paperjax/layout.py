@@ -262,7 +262,7 @@ def spread(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def cells_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """Where an array of that shape lies if its leading axis is the cells; JAX keeps arrays without elements on every device."""
-    return NamedSharding(mesh, PartitionSpec() if 0 in shape else PartitionSpec("cells"))
+    return NamedSharding(mesh, PartitionSpec() if 0 in shape else PartitionSpec(mesh.axis_names[0]))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -310,12 +310,14 @@ def lay_out(fn: Callable[..., Any], layout: Layout, mesh: Mesh) -> Callable[...,
 
     if layout.lanes == 1:
         return lane
-    cells_spec, shared_spec = PartitionSpec("cells"), PartitionSpec()
+    # Further axes of the mesh, over which a cell itself is spread, are left to XLA.
+    cells_spec, shared_spec = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
+    own = frozenset(mesh.axis_names[:1])
 
     def run(cells: PyTree, *shared: Any) -> PyTree:
         specs = (cells_spec, *(shared_spec for _ in shared))
         # The lanes never talk to each other, so there is no replication for JAX to check.
-        return jax.shard_map(lane, mesh=mesh, in_specs=specs, out_specs=cells_spec, check_vma=False)(cells, *shared)
+        return jax.shard_map(lane, mesh=mesh, in_specs=specs, out_specs=cells_spec, axis_names=own, check_vma=False)(cells, *shared)
 
     return run
 

@@ -1,0 +1,183 @@
+"""Meshes: an Experiment over sweep, data and model is the Experiment on one device; what does not fit or divide is refused."""
+
+import itertools
+import subprocess
+import sys
+from concurrent.futures import Future
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import paperjax as pj
+from paperjax import driver
+from paperjax.sharding import Uses, fully_sharded, mesh, parse_mesh, placement, tensor_parallel, uses_of
+from tests.test_resume import KilledError, kill, stop_at_save
+from tests.zoo import as_users_run_it
+
+RNG = np.random.default_rng(0)
+
+
+def dataset(*shape):
+    x = RNG.normal(size=(16, *shape)).astype(np.float32)
+    y = RNG.normal(size=(16, 2)).astype(np.float32)
+    return pj.data.Dataset(x, y, x[:4], y[:4])
+
+
+NETWORKS = {
+    "mlp": (lambda width: pj.models.mlp(width, depth=2, outputs=2), dataset(5)),
+    "cnn": (lambda width: pj.models.cnn(width, depth=2, outputs=2), dataset(4, 4, 2)),
+    "transformer": (lambda width: pj.models.transformer(width, depth=1, heads=2, outputs=2), dataset(3, 4)),
+}
+SMALL = dict(sweep=1, data=1, model=2)
+
+
+def experiment(name, **fields):
+    family, data = NETWORKS[name]
+    # Every layout has cells one by one, so that none differs by how many run together.
+    return pj.Experiment(
+        family, data, optimizer=optax.adam, parametrization=pj.mup, base=dict(width=8),
+        grid=pj.grid(width=[16], lr=[1e-3, 1e-2], seed=2), steps=4, batch=8, measure_at=[0, 2, 4], **fields,
+    )  # fmt: skip
+
+
+def run(name, rule=tensor_parallel, **sizes):
+    made = mesh(**sizes) if sizes else None
+    lanes = min(sizes.get("sweep", 1), 4)
+    return losses(experiment(name, mesh=made, sharding=rule, layout=pj.Layout(lanes, 4 // lanes, 1)))
+
+
+def losses(made):
+    # Adam promotes dtypes.
+    with as_users_run_it():
+        return made.run(progress=False).train_loss.to_numpy()
+
+
+def agrees(found, reference, exact):
+    if exact:
+        np.testing.assert_array_equal(found, reference)
+    else:
+        # Sums over a batch and over a fan-in are added up in another order, four Adam steps long.
+        np.testing.assert_allclose(found, reference, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [dict(sweep=2), dict(data=2), dict(model=2)], ids=["sweep", "data", "model"])
+def test_two_devices_are_one(sizes):
+    agrees(run("mlp", **sizes), run("mlp", sweep=1), exact="sweep" in sizes)
+
+
+def everything(name):
+    """The whole table, in a process with eight devices."""
+    reference = run(name, sweep=1)
+    for sizes in itertools.product((1, 2, 4, 8), repeat=3):
+        if np.prod(sizes) <= 8:
+            for rule in (tensor_parallel, fully_sharded) if sizes[1] * sizes[2] == 4 else (tensor_parallel,):
+                agrees(run(name, rule, **dict(zip(("sweep", "data", "model"), sizes))), reference, exact=sizes[1] * sizes[2] == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_mesh_of_eight_devices(name):
+    code = f"import jax; jax.config.update('jax_num_cpu_devices', 8)\nfrom tests.test_sharding import everything\neverything({name!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_batches_are_divided_and_nothing_leaves_the_devices(monkeypatch):
+    programs, original = [], driver.compile_cells
+
+    def watched(*args):
+        compiled = original(*args)
+        programs.append(compiled.advance.result())
+
+        def advance(axes, state, constants, shared, first, n):
+            first, n = (jax.device_put(k, programs[-1].input_shardings[0][-1]) for k in (first, n))
+            with jax.transfer_guard("disallow"):
+                return programs[-1](axes, state, constants, shared, first, n)
+
+        done = Future()
+        done.set_result(advance)
+        return compiled._replace(advance=done)
+
+    monkeypatch.setattr(driver, "compile_cells", watched)
+    run("mlp", data=2)
+    # The gradients of each half of a batch are added up over both devices.
+    assert "all-reduce" in programs[0].as_text()
+
+
+@pytest.mark.parametrize("other", [None, dict(sweep=2), dict(data=2)], ids=["none", "sweep", "data"])
+def test_a_checkpoint_goes_on_under_another_mesh(monkeypatch, tmp_path, other):
+    begun = experiment("mlp", mesh=mesh(model=2), layout=pj.Layout(1, 4, 1), checkpoint=tmp_path, save_every=0)
+    with monkeypatch.context() as patch:
+        # In the middle of the training of all cells.
+        stop_at_save(patch, 2, kill)
+        with pytest.raises(KilledError):
+            losses(begun)
+    found = losses(begun.replace(mesh=None if other is None else mesh(**other)))
+    agrees(found, run("mlp"), exact=False)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (dict(sweep=4, data=2), r"takes 8 devices, and there are 2.*would fit: data=2; sweep=2.*cpu_devices\(8\)"),
+        (dict(sweep=3, data=-1), "takes 3 devices, and there are 2"),
+        (dict(sweep=-1, data=-1), "both -1"),
+        (dict(model=0), "model = 0"),
+        (dict(model=True), "model = True"),
+    ],
+)
+def test_meshes_that_do_not_fit(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        mesh(**sizes)
+
+
+def test_what_is_left_is_taken():
+    assert dict(mesh(data=-1).shape) == {"sweep": 1, "data": len(jax.devices()), "model": 1}
+
+
+@pytest.mark.parametrize("text", ["sweep", "rows=2", "sweep=a", "sweep=1,sweep=1", ""])
+def test_command_lines_that_say_no_mesh(text):
+    with pytest.raises(ValueError, match="is not one of sweep=N"):
+        parse_mesh(text)
+
+
+NET = pj.Model(lambda key, x: {"w": jnp.ones((5, 6)), "b": jnp.ones(6)}, lambda p, x: x @ p["w"] + p["b"][None])
+
+
+@pytest.mark.parametrize(
+    ("rule", "batch", "message"),
+    [
+        (tensor_parallel, 7, r"batch of 7.*data=2.*data=1 would, or a batch of 6"),
+        (lambda leaf, sizes: P("model"), None, r"axis 0 of leaf \['w'\] \(5, 6\) over 2 devices.*5 does not divide: 1 would"),
+        (lambda leaf, sizes: P("sweep"), None, r"leaf \['b'\] \(6,\).*'sweep' is the cells'"),
+        (lambda leaf, sizes: P(None, None, "model"), None, r"specification"),
+    ],
+    ids=["batch", "axis", "sweep", "rank"],
+)
+def test_what_does_not_divide(rule, batch, message):
+    with pytest.raises(ValueError, match=message):
+        placement(mesh(data=2) if batch else mesh(model=2), rule, NET, jnp.ones((8, 5)), batch)
+
+
+def test_uses_are_the_traces():
+    w, b = uses_of(NET, jnp.ones((2, 5)))[::-1]
+    assert (w.inside, w.out, b.out) == ((0,), (1,), (0,))
+
+
+def test_optimizers_follow_their_leaf():
+    made = placement(mesh(model=2), tensor_parallel, NET, jnp.ones((8, 5)), None)
+    state = jax.eval_shape(optax.adamw(1e-3).init, jax.eval_shape(NET.init, jax.random.key(0), jnp.ones((8, 5))))
+    paths = [(jax.tree_util.keystr(path), a.shape) for path, a in jax.tree_util.tree_leaves_with_path(state)]
+    where = {path: made.spec(path, shape) for path, shape in paths}
+    assert {path: spec for path, spec in where.items() if spec != P()} == {
+        "[0].mu['b']": P("model"), "[0].mu['w']": P(None, "model"), "[0].nu['b']": P("model"), "[0].nu['w']": P(None, "model"),
+    }  # fmt: skip
+
+
+def test_stacked_layers_are_not_divided_by_tensors():
+    assert tensor_parallel(Uses("['w']", (4, 3, 8), (1,), (2,), (0,)), SMALL) == P(None, None, "model")
+    assert fully_sharded(Uses("['w']", (4, 3, 5), (1,), (2,), (0,)), {**SMALL, "data": 1}) == P(("data", "model"))

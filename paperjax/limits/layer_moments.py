@@ -47,7 +47,7 @@ class Activation(NamedTuple):
 
     def mean(self, f: Callable[[np.ndarray], np.ndarray], K: Numbers) -> Numbers:
         """``E f(z)``, ``z ~ N(0, K)``; NaN where two orders of quadrature differ by more than `AGREE` of ``E |f|``."""
-        K = np.asarray(K, np.float64)
+        shape, K = np.shape(K), np.atleast_1d(np.asarray(K, np.float64))
         cuts = tuple(sorted({*self.breaks, *CUTS}))
         with np.errstate(all="ignore"):
             coarse, fine = (panels.single(Pieces(f, cuts), order, np.zeros_like(K), K) for order in panels.ORDERS[-2:])
@@ -55,7 +55,7 @@ class Activation(NamedTuple):
             ends = np.sqrt(K) * panels.REACH
             beyond = (np.abs(f(ends)) + np.abs(f(-ends))) * np.exp(-(panels.REACH**2) / 2)
             fair = np.isfinite(fine) & (np.abs(fine - coarse) <= AGREE * size) & (beyond <= AGREE * size)
-            return np.where(fair | (size == 0), fine, np.nan)
+            return np.where(fair | (size == 0), fine, np.nan).reshape(shape)
 
     def square(self, K: Numbers) -> Numbers:
         """``g(K) = E φ²``."""
@@ -67,7 +67,7 @@ class Activation(NamedTuple):
 
     def square_slope(self, K: Numbers) -> Numbers:
         """``g'(K) = E z φ φ' / K``."""
-        return self.mean(lambda z: z * self.phi.at(z) * self.phi.slope.at(z), K) / K
+        return np.asarray(self.mean(lambda z: z * self.phi.at(z) * self.phi.slope.at(z), K) / K)
 
 
 def activation(phi: Phi, where: str) -> Activation:
@@ -90,7 +90,7 @@ def activation(phi: Phi, where: str) -> Activation:
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> float(activation(jnp.sin, "example").square(1.0).round(6))  # (1 - exp(-2)) / 2
+    >>> float(activation(jnp.sin, "example").square(np.ones(())).round(6))  # (1 - exp(-2)) / 2
     0.432332
     """
     with double():

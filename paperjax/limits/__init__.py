@@ -30,13 +30,13 @@ from paperjax.limits.quadrature import quadrature
 from paperjax.limits.recognise import Affine, Term, recognise
 from paperjax.limits.rectified import rectified_monomial, signed_power
 from paperjax.limits.recursion import Kernels, mlp_kernels
-from paperjax.limits.rg_flow import ExactFluctuations, RGFlow, exact_fluctuations, optimal_ratio, rg_flow
+from paperjax.limits.rg_flow import ExactFluctuations, RGFlow, Weights, exact_fluctuations, optimal_ratio, rg_flow
 
 __all__ = [
     "Affine", "Criticality", "DepthLimit", "Dual", "Edge", "ExactFluctuations", "Expectation", "Flow", "Kernels", "Law", "Limit", "Mean",
-    "PhaseDiagram", "Program", "RGFlow", "Term", "absolute", "constant", "cos", "criticality", "depth_limit", "dual", "edge_of_chaos",
-    "erf", "exact_fluctuations", "exp", "expect", "gelu", "identity", "isserlis", "leaf_laws", "leaky_relu", "limit", "mean",
-    "mlp_kernels", "moment", "monomial", "normal", "optimal_ratio", "orthogonal", "pair", "phase_diagram", "piecewise_linear",
+    "PhaseDiagram", "Program", "RGFlow", "Term", "Weights", "absolute", "constant", "cos", "criticality", "depth_limit", "dual",
+    "edge_of_chaos", "erf", "exact_fluctuations", "exp", "expect", "gelu", "identity", "isserlis", "leaf_laws", "leaky_relu", "limit",
+    "mean", "mlp_kernels", "moment", "monomial", "normal", "optimal_ratio", "orthogonal", "pair", "phase_diagram", "piecewise_linear",
     "polynomial", "quadrature", "recognise", "rectified_monomial", "relu", "residual_flow", "rg_flow", "sign", "signed_power", "sin",
     "step", "truncated_normal", "uniform",
 ]  # fmt: skip

@@ -192,7 +192,8 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
 
     fig, axes = panels(1, 2, (4.6, 3.6))
     norm, ntk = axes.reshape(-1)
-    for weights, name in (("gaussian", "normal"), ("orthogonal", "orthogonal")):
+    kinds: tuple[tuple[pj.limits.Weights, str], ...] = (("gaussian", "normal"), ("orthogonal", "orthogonal"))
+    for weights, name in kinds:
         flow = pj.limits.rg_flow(jnp.tanh, DEPTH, C_W=1.0, weights=weights)
         layers = np.arange(2, DEPTH + 1)
         colour = points(norm, layers, variance(results[name])[:, 1:], f"tanh, {name}")

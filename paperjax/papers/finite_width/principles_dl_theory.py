@@ -7,9 +7,9 @@ criticality, the variances (C_b, C_W) of biases and weights at which both suscep
 V/K² = 5 (l - 1), with linear layers 2 (l - 1), with tanh K = 1 / (2 l) and V/K² has slope 2/3, and GELU keeps a K* > 0
 (`pj.limits.criticality`, `pj.limits.rg_flow`).
 
-Here: one input, K = 1 in the first layer (GELU: K*), 8 seeds of 2,500 networks (ReLU and linear: 20,000; GELU, at n = 1024: 250). Given the layer below, pre-activations are independent
-normal numbers of one variance v, exactly, so of weights nothing need be drawn but ``W h``, and the excess kurtosis is
-``3 (E v² / (E v)² - 1)``.
+Here: one input, K = 1 in the first layer (GELU: K*), 8 seeds of 2,500 networks (ReLU and linear: 20,000; GELU, at n = 512: 1,250). Given
+the layer below, pre-activations are independent normal numbers of one variance v, exactly, so of weights nothing need be drawn but
+``W h``, and the excess kurtosis is ``3 (E v² / (E v)² - 1)``.
 
 Claims, expected numbers and tolerances
     excess kurtosis over 3 [(1 + 5/n)^(l-1) - 1], ReLU, to L/n = 0.15     1, +-0.05
@@ -24,6 +24,8 @@ critical point of ReLU.
 What did not hold as first proposed
     - V/K² = 5 (l - 1) to 5 %: at L/n = 0.15 the exact form is 1.4 times that, which is of leading order; it is the exact one that is
       compared with.
+
+Measured (quick): 0.990 +- 0.007, 1.012 +- 0.004, 0.664 +- 0.011, 2.052 +- 0.005, 0.999 +- 0.003.
 
 Run time: quick about 35 s on two CPU cores
 Command:  paperjax run principles-dl-theory
@@ -52,7 +54,7 @@ gelu = functools.partial(jax.nn.gelu, approximate=False)
 SEEDS = 8
 NARROW, SHALLOW = 40, 7  # Six hidden layers of 40 neurons: L/n = 0.15.
 WIDE, DEEP, FROM = 256, 31, 10
-WIDEST, KEPT = 1024, 21
+WIDEST, KEPT = 512, 21
 NOTHING = pj.Model(lambda key, x: jax.random.normal(key, (1,)), lambda params, x: params[None] * jnp.ones((1, 1)))
 
 
@@ -97,8 +99,8 @@ def experiments(size: Size) -> dict[str, pj.Experiment]:
         "linear": drawn(identity, NARROW, SHALLOW, 8 * nets, 1.0),
         "tanh": drawn(jnp.tanh, WIDE, DEEP, nets, 1.0),
         "tanh-chaotic": drawn(jnp.tanh, WIDE, DEEP, nets, 1.5),
-        "gelu": drawn(gelu, WIDEST, KEPT, nets // 10, C_W, C_b, K),
-        "gelu-as-relu": drawn(gelu, WIDEST, KEPT, nets // 10, 2.0, 0.0, K),
+        "gelu": drawn(gelu, WIDEST, KEPT, nets // 2, C_W, C_b, K),
+        "gelu-as-relu": drawn(gelu, WIDEST, KEPT, nets // 2, 2.0, 0.0, K),
     }
 
 
@@ -163,7 +165,7 @@ CLAIMS = (
         "GELU keeps K* = (3 + 17^(1/2)) / 2 for 20 layers at its critical point: K over K*",
         "section 5.3: half-stable", 1.0,
         lambda results: estimate(by_layer(results["gelu"])[:, -1, 0] / ((3 + 17**0.5) / 2)), 0.02,
-        "the order 1/n: at n = 256 K is 2 % above K*, which is stable from one side only",
+        "chance, 0.7 %, which this K*, stable from one side only, does not pull back, and the order 1/n",
         Control("at (0, 2), the critical point of ReLU: C_b = 0 lets K fall", {"gelu": "gelu-as-relu"}),
     ),
 )  # fmt: skip

@@ -176,7 +176,7 @@ def _found(act: Activation, phi: Phi) -> Criticality:
         s1, a1 = _expansion(act)
         if a1 is not None:
             # Where the first order vanishes the kernel itself tells.
-            falls = a1 < -1e-9 or (abs(a1) <= 1e-9 and float(act.square(np.array(1e-2))) / s1**2 < 1e-2)
+            falls = a1 < -1e-9 or (abs(a1) <= 1e-9 and float(act.square(np.array(0.1))) / s1**2 < 0.1 * (1 - 1e-9))
             if falls:
                 return _at(act, phi, 0.0, 1 / s1**2, 0.0, "K* = 0", a1)
     for K in _roots(act):

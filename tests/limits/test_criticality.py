@@ -86,6 +86,7 @@ def test_half_stable_points_are_those_of_the_definition(name):
         (jnp.tanh, 1.0, 0.0, "K* = 0", -2.0),
         (jnp.sin, 1.0, 0.0, "K* = 0", -1.0),
         (erf, math.pi / 4, 0.0, "K* = 0", -2.0),
+        (jax.nn.hard_tanh, 1.0, 0.0, "K* = 0", 0.0),
         (lambda h: h - h**5 / 100, 1.0, 0.0, "K* = 0", 0.0),
     ],
 )

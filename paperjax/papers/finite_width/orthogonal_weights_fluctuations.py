@@ -3,7 +3,7 @@
 Day, Kahn, Roberts, 2023, arXiv 2310.07765.
 
 With normal weights the fluctuations of a network's norms and of its tangent kernel over draws grow with depth over width, at criticality
-too. With Haar orthogonal weights and tanh at (C_b, C_W) = (0, 1) they do not: they saturate, at all orders that the paper looks at.
+too. With Haar orthogonal weights and tanh at (C_b, C_W) = (0, 1) they do not.
 
 Here: one input, K = 1 in the first layer, n = 64. A Haar orthogonal W takes h to its norm times a uniform direction, a normal one to its
 norm over n^(1/2) times normal numbers, so for norms nothing else need be drawn. For the NTK (in NTK parametrization, of the neurons of

@@ -18,6 +18,7 @@ from paperjax.limits.closed_forms import (
     step,
 )
 from paperjax.limits.critical import Edge, edge_of_chaos
+from paperjax.limits.criticality import Criticality, PhaseDiagram, criticality, phase_diagram
 from paperjax.limits.depth import DepthLimit, Flow, depth_limit, residual_flow
 from paperjax.limits.dual import dual
 from paperjax.limits.expectation import Mean, mean, moment, pair
@@ -29,11 +30,13 @@ from paperjax.limits.quadrature import quadrature
 from paperjax.limits.recognise import Affine, Term, recognise
 from paperjax.limits.rectified import rectified_monomial, signed_power
 from paperjax.limits.recursion import Kernels, mlp_kernels
+from paperjax.limits.rg_flow import ExactFluctuations, RGFlow, Weights, exact_fluctuations, optimal_ratio, rg_flow
 
 __all__ = [
-    "Affine", "DepthLimit", "Dual", "Edge", "Expectation", "Flow", "Kernels", "Law", "Limit", "Mean", "Program", "Term", "absolute",
-    "constant", "cos", "depth_limit", "dual", "edge_of_chaos", "erf", "exp", "expect", "gelu", "identity", "isserlis", "leaf_laws",
-    "leaky_relu", "limit", "mean", "mlp_kernels", "moment", "monomial", "normal", "orthogonal", "pair", "piecewise_linear", "polynomial",
-    "quadrature", "recognise", "rectified_monomial", "relu", "residual_flow", "sign", "signed_power", "sin", "step", "truncated_normal",
-    "uniform",
+    "Affine", "Criticality", "DepthLimit", "Dual", "Edge", "ExactFluctuations", "Expectation", "Flow", "Kernels", "Law", "Limit", "Mean",
+    "PhaseDiagram", "Program", "RGFlow", "Term", "Weights", "absolute", "constant", "cos", "criticality", "depth_limit", "dual",
+    "edge_of_chaos", "erf", "exact_fluctuations", "exp", "expect", "gelu", "identity", "isserlis", "leaf_laws", "leaky_relu", "limit",
+    "mean", "mlp_kernels", "moment", "monomial", "normal", "optimal_ratio", "orthogonal", "pair", "phase_diagram", "piecewise_linear",
+    "polynomial", "quadrature", "recognise", "rectified_monomial", "relu", "residual_flow", "rg_flow", "sign", "signed_power", "sin",
+    "step", "truncated_normal", "uniform",
 ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Papers on what wide networks keep of their finite width."""

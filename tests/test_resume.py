@@ -151,7 +151,7 @@ def test_two_lanes_resume_with_the_same_bits_and_one_lane_with_a_warning(tmp_pat
     xr.testing.assert_equal(experiment(checkpoint=tmp_path / "a", **two).run(), whole)
     one = jax.devices("cpu")[:1]
     monkeypatch.setattr(jax, "devices", lambda *args: one)
-    with pytest.warns(UserWarning, match=r"used 2 devices and JAX now sees 1.*may differ"):
+    with pytest.warns(UserWarning, match=r"used 2 devices and there are 1 now.*may differ"):
         found = experiment(checkpoint=tmp_path / "b", **two).run()
     for name in whole.data_vars:
         np.testing.assert_allclose(found[name], whole[name], rtol=1e-4, atol=1e-6)

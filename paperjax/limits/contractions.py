@@ -79,6 +79,8 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
     alone = tuple(at for at, i in enumerate(batch) if rep_size(axes[i]) > 1)
     if alone:
         way = (way, *(tuple((k, j) for k, j, _ in view.parts[leaf_batch[at]]) for at in alone))
+    # Coordinates in another order (a shuffle) meet other entries.
+    way = (*way, *(atom for i in inside for atom in axes[i] if atom.turn))
     refuse_own(node, view.leaf, view.entries, way, law.path)
     scale, gaussian = math.sqrt(count) * view.factor, law.gaussian or grows
     return nd.Field(out, key_of(view, way), node, (tap,), scale, gaussian, law.variance == 0, alone)
@@ -114,6 +116,7 @@ def dot_values(u: Node, v: Node, eqn_axes: tuple[Any, Any]) -> Node:
     if isinstance(u, Det) and isinstance(v, Det):
         return st.det(axes, product, u, v)
     if isinstance(u, Wide) and isinstance(v, Wide):
+        nd.refuse_turned([u.axes[i] for i in (*batch, *inside)], [v.axes[j] for j in (*v_batch, *v_inside)])
         return _inner(u, v, axes, numbers, count)
     wide, known = (u, v) if isinstance(u, Wide) else (v, u)
     assert isinstance(wide, Wide)
@@ -248,6 +251,7 @@ def _by_channel(
         raise NotImplementedError(f"{law.path}: a convolution in growing groups of more than one channel.")
     leaf_out = next(i for i in range(len(view.axes)) if i != leaf_in and i not in leaf_window)
     out[out_c] = iid(view.axes[leaf_out])
+    nd.refuse_turned([a for a in node.axes if coordinates(a) > 1], [out[out_c]])
     axes = tuple(out)
     shape = rep_shape(axes)
     order = [place[i] for i in range(len(out)) if i != out_c]

@@ -165,6 +165,9 @@ class Interpreter:
         given = [self.node(value, like if len(value.axes) == len(sizes) else None, last) for value in operands]
         if name not in ("add", "add_any", "sub", "neg", "mul", "div") or (name == "div" and isinstance(given[1], Det)):
             given = [node if name == "div" and i == 0 else self._settled_unless_number(node, name) for i, node in enumerate(given)]
+        if not all(isinstance(node, Det) for node in given):
+            # What multiplies or shifts a random value is taken for its mean.
+            given = [self._settled_unless_number(node, name) for node in given]
         return elementwise(name, broadcasting(eqn), [aligned(node, like) for node in given], like, self.draws)
 
     def _settled_unless_number(self, node: Node, where: str) -> Node:
@@ -250,10 +253,12 @@ def aligned(node: Node, axes: Axes) -> Node:
         raise NotImplementedError("numbers that differ from one independent coordinate (output, head) to the next.")
     assert isinstance(node, nd.Wide)
     if all(not axis or n == m for axis, n, m in zip(node.axes, node.shape, shape)) and node.shape != shape:
+        nd.refuse_turned(node.axes, axes)
         return st.same(node, axes)
     if node.shape != shape:
         raise NotImplementedError("values that are followed entry by entry along an axis meet others that are independent along it.")
     refuse_shared(node, node.axes, axes)
+    nd.refuse_turned(node.axes, axes)
     return fl.relabelled(node, axes)
 
 

@@ -52,9 +52,15 @@ def trace_one(model: Model, x: jax.ShapeDtypeStruct, declared: Mapping[str, Law]
             "kernel of two. Use the statistics of the running average (training off), or LayerNorm or GroupNorm."
         )
     # In double precision, so that the network's own numbers (1/sqrt(3)) are not those of single precision; what it casts itself meets that.
-    with nd.usual(True):
-        fn, args = flat_apply(model.apply, *jax.tree.map(_double, (params, one)))
-        jaxpr = prim.trace(fn, *args)
+    try:
+        with nd.usual(True):
+            fn, args = flat_apply(model.apply, *jax.tree.map(_double, (params, one)))
+            jaxpr = prim.trace(fn, *args)
+    except TypeError:
+        # Flax's recurrent cells start from single precision, whatever they are given, and a scan's types must agree.
+        with nd.usual(False):
+            fn, args = flat_apply(model.apply, params, one)
+            jaxpr = prim.trace(fn, *args)
     laws = leaf_laws(model, one, declared)
     trained, fixed = split(params)
     there = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]

@@ -74,6 +74,36 @@ def one_gate(draw, x, n):
     return dense(draw, jnp.tanh(dense(draw, h * gate, n)), 1)
 
 
+def shuffled(h):
+    """Channels of four groups in turn."""
+    return jnp.swapaxes(h.reshape(h.shape[0], 4, -1), 1, 2).reshape(h.shape)
+
+
+def shuffle_with_a_skip(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jnp.tanh(h + shuffled(h)), 1)
+
+
+def shuffle_and_one_matrix(draw, x, n):
+    h, w = jax.nn.relu(dense(draw, x, n)), draw(n, n)
+    return dense(draw, jnp.tanh((h @ w + shuffled(h) @ w) / n**0.5), 1)
+
+
+def shuffle_inner(draw, x, n):
+    h = jax.nn.relu(dense(draw, x, n))
+    return dense(draw, h * (jnp.einsum("bi,bi->b", h, shuffled(h))[:, None] / n), 1)
+
+
+def random_gate(draw, x, n):
+    h, g = dense(draw, x, n), dense(draw, x, n)
+    return dense(draw, jax.nn.relu(h) * (jnp.sum(h * g, 1, keepdims=True) / n**0.5), 1)
+
+
+def random_shift(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jax.nn.relu(h + jnp.sum(h, 1, keepdims=True) / n**0.5), 1)
+
+
 def finite_layer(draw, x, n):
     return dense(draw, jnp.tanh(dense(draw, jnp.tanh(dense(draw, x, n)), 7)), 1)
 
@@ -93,6 +123,11 @@ NETWORKS = {
     "maximum over positions": (global_maximum, IMAGES, NotImplementedError, r"reduce_max.*max pooling"),
     "dropout": (dropout, VECTORS, NotImplementedError, r"random key|dropout"),
     "a gate with one output": (one_gate, VECTORS, NotImplementedError, r"one random number.*gate"),
+    "a shuffle with a skip": (shuffle_with_a_skip, VECTORS, NotImplementedError, "primitive add.*two orders.*shuffle.*layers of its own"),
+    "a shuffle and one matrix": (shuffle_and_one_matrix, VECTORS, NotImplementedError, r"\[2\].*before and after a shuffle"),
+    "a product with a shuffle": (shuffle_inner, VECTORS, NotImplementedError, "primitive dot_general.*two orders.*shuffle"),
+    "a random number that multiplies": (random_gate, VECTORS, ValueError, "what a mul takes for its mean.*stays random"),
+    "a random number that is added": (random_shift, VECTORS, ValueError, "what a add takes for its mean.*stays random"),
     "a finite layer behind a wide one": (finite_layer, VECTORS, NotImplementedError, r"\[4\].*behind a layer that does"),
     "a readout that grows": (lambda draw, x, n: dense(draw, x, n), VECTORS, NotImplementedError, r"output itself grows.*finite readout"),
     "a mean for a readout": (lambda d, x, n: jnp.mean(dense(d, x, n), 1, keepdims=True), VECTORS, NotImplementedError, "deterministic"),

@@ -330,10 +330,9 @@ def _refuse_no_width(here: pg.Traced, twice: pg.Traced, widths: Mapping[str, int
 
 def _audit_noise(program: Program, wider: Program, x1: Any) -> None:
     """What is neglected must fade with the width."""
-    x = pg.example(x1) if isinstance(x1, Tracer) else np.asarray(x1[:1])
+    x = pg.largest(pg.example(x1) if isinstance(x1, Tracer) else np.asarray(x1))
     with nd.usual(True), jax.ensure_compile_time_eval():
-        x = x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        for (where, here), (_, there) in zip(program.noise(x[0]), wider.noise(x[0])):
+        for (where, here), (_, there) in zip(program.noise(x), wider.noise(x)):
             if here > 1e-12 and not there < 0.85 * here:
                 raise ValueError(
                     f"pj.limit: what a {where} takes for its mean at infinite width fluctuates by {here:.3g} at one width and {there:.3g} "

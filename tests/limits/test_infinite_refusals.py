@@ -104,6 +104,42 @@ def random_shift(draw, x, n):
     return dense(draw, jax.nn.relu(h + jnp.sum(h, 1, keepdims=True) / n**0.5), 1)
 
 
+def amplified_mean(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jax.nn.relu(h) * jnp.mean(h, 1, keepdims=True) * n**0.5, 1)
+
+
+def amplified_size(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jax.nn.relu(h) * (jnp.abs(jnp.mean(h, 1, keepdims=True)) * n**0.5), 1)
+
+
+def noise_times_growing(draw, x, n):
+    h, g = dense(draw, x, n), dense(draw, x, n)
+    total, inner = (jnp.sum(h * u, 1, keepdims=True) for u in (h, g))
+    return dense(draw, jax.nn.relu(h) * (total * inner / n**1.5), 1)
+
+
+def noisy_denominator(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jax.nn.relu(h) / (n**0.5 + jnp.sum(h, 1, keepdims=True)) * n**0.5, 1)
+
+
+def sign_of_a_mean(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jax.nn.relu(h) * jnp.sign(jnp.mean(h, 1, keepdims=True)), 1)
+
+
+def where_a_mean(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jnp.sum(jnp.where(jnp.mean(h, 2, keepdims=True) > 0, h, jnp.zeros_like(h)), 1), 1)
+
+
+def position_of_largest_mean(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jnp.take_along_axis(h, jnp.argmax(jnp.mean(h, 2), 1)[:, None, None], 1)[:, 0], 1)
+
+
 def finite_layer(draw, x, n):
     return dense(draw, jnp.tanh(dense(draw, jnp.tanh(dense(draw, x, n)), 7)), 1)
 
@@ -128,6 +164,13 @@ NETWORKS = {
     "a product with a shuffle": (shuffle_inner, VECTORS, NotImplementedError, "primitive dot_general.*two orders.*shuffle"),
     "a random number that multiplies": (random_gate, VECTORS, ValueError, "what a mul takes for its mean.*stays random"),
     "a random number that is added": (random_shift, VECTORS, ValueError, "what a add takes for its mean.*stays random"),
+    "a mean of zero, made large": (amplified_mean, VECTORS, ValueError, "what a mul takes for its mean.*stays random"),
+    "its size, made large": (amplified_size, VECTORS, ValueError, "what a mul takes for its mean.*stays random"),
+    "a noise times a large number": (noise_times_growing, VECTORS, ValueError, "what a mul takes for its mean.*stays random"),
+    "a random denominator": (noisy_denominator, VECTORS, ValueError, "what a div takes for its mean.*stays random"),
+    "the sign of a mean of zero": (sign_of_a_mean, VECTORS, ValueError, "what a sign takes for its mean.*stays random"),
+    "a choice by a mean of zero": (where_a_mean, SENTENCES, ValueError, "what a gt takes for its mean.*stays random"),
+    "the largest mean": (position_of_largest_mean, SENTENCES, NotImplementedError, "primitive argmax.*ties are broken"),
     "a finite layer behind a wide one": (finite_layer, VECTORS, NotImplementedError, r"\[4\].*behind a layer that does"),
     "a readout that grows": (lambda draw, x, n: dense(draw, x, n), VECTORS, NotImplementedError, r"output itself grows.*finite readout"),
     "a mean for a readout": (lambda d, x, n: jnp.mean(dense(d, x, n), 1, keepdims=True), VECTORS, NotImplementedError, "deterministic"),

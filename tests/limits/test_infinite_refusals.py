@@ -89,6 +89,18 @@ def shuffle_and_one_matrix(draw, x, n):
     return dense(draw, jnp.tanh((h @ w + shuffled(h) @ w) / n**0.5), 1)
 
 
+def one_leaf_in_two_orders(draw, x, n):
+    h, w = jax.nn.relu(dense(draw, x, n)), draw(n, 4, n // 4)
+    both = h @ w.reshape(n, n) + h @ jnp.swapaxes(w, 1, 2).reshape(n, n)
+    return dense(draw, jnp.tanh(both / n**0.5), 1)
+
+
+def rows_of_one_leaf_in_two_orders(draw, x, n):
+    h, w = jax.nn.relu(dense(draw, x, n)), draw(4, n // 4, n)
+    both = h @ w.reshape(n, n) + h @ jnp.swapaxes(w, 0, 1).reshape(n, n)
+    return dense(draw, jnp.tanh(both / n**0.5), 1)
+
+
 def shuffle_inner(draw, x, n):
     h = jax.nn.relu(dense(draw, x, n))
     return dense(draw, h * (jnp.einsum("bi,bi->b", h, shuffled(h))[:, None] / n), 1)
@@ -161,6 +173,8 @@ NETWORKS = {
     "a gate with one output": (one_gate, VECTORS, NotImplementedError, r"one random number.*gate"),
     "a shuffle with a skip": (shuffle_with_a_skip, VECTORS, NotImplementedError, "primitive add.*two orders.*shuffle.*layers of its own"),
     "a shuffle and one matrix": (shuffle_and_one_matrix, VECTORS, NotImplementedError, r"\[2\].*before and after a shuffle"),
+    "columns in two orders": (one_leaf_in_two_orders, VECTORS, NotImplementedError, "primitive add.*two orders"),
+    "rows in two orders": (rows_of_one_leaf_in_two_orders, VECTORS, NotImplementedError, r"\[2\].*before and after a shuffle"),
     "a product with a shuffle": (shuffle_inner, VECTORS, NotImplementedError, "primitive dot_general.*two orders.*shuffle"),
     "a random number that multiplies": (random_gate, VECTORS, ValueError, "what a mul takes for its mean.*stays random"),
     "a random number that is added": (random_shift, VECTORS, ValueError, "what a add takes for its mean.*stays random"),

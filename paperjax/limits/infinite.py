@@ -363,13 +363,7 @@ def _audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: 
         if np.abs(here - there).max() > tolerance * scale:
             power = math.log2(scale / np.abs(here).max()) if np.abs(here).max() else math.inf
             raise ValueError(
-                f"pj.limit: the {name} changes with the width, about as n^{power:.2f}, so it has no limit. "
-                + (
-                    "Under one learning rate for all leaves that is so in standard parametrization: pass parametrization=pj.ntp, "
-                    "base=dict(width=...), or ask for ntk=False."
-                    if name == "NTK"
-                    else "Is a sum over the width not scaled by 1/sqrt(n), or scaled by 1/n?"
-                )
+                f"pj.limit: the {name} changes with the width, about as n^{power:.2f}, so it has no limit. {pg.why(name, power)}"
             )
 
 

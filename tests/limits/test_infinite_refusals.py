@@ -301,3 +301,24 @@ def test_standard_parametrization_under_one_learning_rate():
 
     with pytest.raises(ValueError, match=r"NTK changes with the width, about as n\^1\.00.*pj\.ntp"):
         pj.limit(family, VECTORS, progress=False)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_output_of_mup_fades(optimizer):
+    init = nn.initializers.normal(0.5)
+
+    def family(width):
+        return nn.Sequential([nn.Dense(width, kernel_init=init), nn.relu, nn.Dense(1, kernel_init=init)])
+
+    with pytest.raises(ValueError, match=r"(?s)NNGP changes.*n\^-1\.00.*as in muP.*features move.*pj\.ntp"):
+        pj.limit(family, VECTORS, parametrization=pj.mup, base=dict(width=64), optimizer=optimizer, progress=False)
+
+
+def test_a_correction_of_order_one_over_the_width():
+    def unbiased(draw, x, n):
+        h = dense(draw, x, n)
+        return dense(draw, jax.nn.relu(h / jnp.std(h, 1, keepdims=True, ddof=1)), 1)
+
+    with pytest.raises(ValueError, match=r"(?s)nearly settled.*ddof=1.*at=dict\(width=1 << 22\)"):
+        pj.limit(plain(unbiased), VECTORS, progress=False)
+    assert pj.limit(plain(unbiased), VECTORS, at=dict(width=1 << 22), progress=False).nngp.shape == (3, 3)

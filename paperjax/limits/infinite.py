@@ -24,6 +24,7 @@ from paperjax.limits.spread import devices_of
 from paperjax.limits.tiles import kernels
 from paperjax.model import Family, batch_form, family
 from paperjax.parametrization import Parametrization, plan
+from paperjax.parametrization.factors import rule_of
 
 WIDTH = 1024
 """Where a network is traced if nothing else is said; nothing of that size is allocated."""
@@ -174,6 +175,11 @@ def limit(
         widths = _widths(fam, dict(sizes or {}), wide, dict(at or {}))
         if parametrization is not None and base is None:
             raise ValueError("a parametrization needs base=dict(width=...), the network that was tuned; see pj.plan.")
+        if parametrization is not None and ntk and rule_of(optimizer) != "sgd":
+            raise ValueError(
+                "pj.limit: a tangent kernel is of gradient descent; Adam and its like divide by the size of the gradient, so what they do "
+                'to the output is no sum of products of gradients. Ask for ntk=False, or optimizer="sgd".'
+            )
         forms, draws = batch_form(x1), _draws(key, samples)
         program, wider = _programs(fam, forms, dict(sizes or {}), widths, parametrization, base, optimizer, laws, gaussian, draws)
     wants = ntk and any(program.rates)

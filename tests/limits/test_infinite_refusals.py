@@ -303,14 +303,17 @@ def test_standard_parametrization_under_one_learning_rate():
         pj.limit(family, VECTORS, progress=False)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_output_of_mup_fades(optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [("sgd", r"NNGP changes.*n\^-1\.00.*as in muP.*features move.*pj\.ntp"), ("adam", "of gradient descent; Adam.*ntk=False")],
+)
+def test_mup_has_no_fixed_kernel(optimizer, message):
     init = nn.initializers.normal(0.5)
 
     def family(width):
         return nn.Sequential([nn.Dense(width, kernel_init=init), nn.relu, nn.Dense(1, kernel_init=init)])
 
-    with pytest.raises(ValueError, match=r"(?s)NNGP changes.*n\^-1\.00.*as in muP.*features move.*pj\.ntp"):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
         pj.limit(family, VECTORS, parametrization=pj.mup, base=dict(width=64), optimizer=optimizer, progress=False)
 
 

@@ -1,7 +1,7 @@
 """Products with leaves, and of values with each other, at infinite width."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
             "layer that does. A finite layer behind a wide one is not Gaussian at infinite width. Let that layer grow too."
         )
     refuse_mean(law)
-    leaf_made = [iid(leaf_axes[j]) for j in leaf_free]
+    leaf_made = placed([view.parts[j] for j in leaf_free])
     kept = [axes[i] for i in batch] + ([*leaf_made, *(axes[i] for i in free)] if leaf_first else [*(axes[i] for i in free), *leaf_made])
     out = tuple(kept)
     order = [*batch, *free, *inside]
@@ -79,6 +79,8 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
     alone = tuple(at for at, i in enumerate(batch) if rep_size(axes[i]) > 1)
     if alone:
         way = (way, *(tuple((k, j) for k, j, _ in view.parts[leaf_batch[at]]) for at in alone))
+    # Coordinates in another order (a shuffle) meet other entries.
+    way = (*way, *(atom for i in inside for atom in axes[i] if atom.turn), *_order(view.parts[j] for j in leaf_inside))
     refuse_own(node, view.leaf, view.entries, way, law.path)
     scale, gaussian = math.sqrt(count) * view.factor, law.gaussian or grows
     return nd.Field(out, key_of(view, way), node, (tap,), scale, gaussian, law.variance == 0, alone)
@@ -95,6 +97,21 @@ def refuse_mean(law: LeafLaw) -> None:
 def iid(axis: Axis) -> Axis:
     """A free axis of a leaf: its coordinates are independent, finite or not."""
     return tuple(atom._replace(kind="iid") for atom in axis)
+
+
+Parts = tuple[tuple[int, int, nd.Atom], ...]
+
+
+def _order(axes: Iterable[Parts]) -> tuple[tuple[int, int], ...]:
+    """The order in which parts of a leaf lie, if it is not that of the leaf (heads of a matrix that are transposed and flattened)."""
+    places = tuple((k, j) for axis in axes for k, j, _ in axis)
+    return places if places != tuple(sorted(places)) else ()
+
+
+def placed(axes: Sequence[Parts]) -> list[Axis]:
+    """Free axes of a leaf, which remember another order than that of the leaf."""
+    moved = bool(_order(axes))
+    return [tuple(atom._replace(kind="iid", turn=(k, j) if moved else ()) for k, j, atom in axis) for axis in axes]
 
 
 def dot_values(u: Node, v: Node, eqn_axes: tuple[Any, Any]) -> Node:
@@ -114,6 +131,7 @@ def dot_values(u: Node, v: Node, eqn_axes: tuple[Any, Any]) -> Node:
     if isinstance(u, Det) and isinstance(v, Det):
         return st.det(axes, product, u, v)
     if isinstance(u, Wide) and isinstance(v, Wide):
+        nd.refuse_turned([u.axes[i] for i in (*batch, *inside)], [v.axes[j] for j in (*v_batch, *v_inside)])
         return _inner(u, v, axes, numbers, count)
     wide, known = (u, v) if isinstance(u, Wide) else (v, u)
     assert isinstance(wide, Wide)
@@ -223,7 +241,7 @@ def conv(
         )
     if groups > 1 and rep_size(channels) > 1:
         raise NotImplementedError(f"{law.path}: groups of channels of the data itself, each with fields of its own.")
-    out[out_c] = iid(leaf_axes[leaf_out])
+    (out[out_c],) = placed([view.parts[leaf_out]])
     axes = tuple(out)
     shape = rep_shape(axes)
     order = [place[i] for i in range(len(sizes)) if i != out_c]
@@ -233,7 +251,8 @@ def conv(
         return lambda a: jnp.transpose(see(a), (*order, len(order))).reshape(*shape, -1)
 
     scale = math.sqrt(coordinates(channels) / groups) * view.factor
-    way = tuple(sorted({k for k, _, _ in view.parts[leaf_in]}))
+    turns = (atom for atom in channels if atom.turn)
+    way = (*sorted({k for k, _, _ in view.parts[leaf_in]}), *turns, *_order([view.parts[leaf_in]]))
     refuse_own(node, view.leaf, view.entries, way, law.path)
     joint = joint_sum(window, node.shape, shape)
     return nd.Field(axes, key_of(view, way), node, tuple(map(traced, taps)), scale, law.gaussian or grows, law.variance == 0, joint=joint)
@@ -247,7 +266,8 @@ def _by_channel(
     if not isinstance(node, Wide) or view.axes[leaf_in]:
         raise NotImplementedError(f"{law.path}: a convolution in growing groups of more than one channel.")
     leaf_out = next(i for i in range(len(view.axes)) if i != leaf_in and i not in leaf_window)
-    out[out_c] = iid(view.axes[leaf_out])
+    (out[out_c],) = placed([view.parts[leaf_out]])
+    nd.refuse_turned([a for a in node.axes if coordinates(a) > 1], [out[out_c]])
     axes = tuple(out)
     shape = rep_shape(axes)
     order = [place[i] for i in range(len(out)) if i != out_c]
@@ -316,6 +336,8 @@ def activated(view: View, law: LeafLaw, like: Axes | None = None, last: bool = F
     """
     pairs = zip(view.axes, like or view.axes)
     axes = tuple(iid(a) if b and all(atom.kind == "iid" for atom in b) else a for a, b in pairs)
+    moved = placed(view.parts)
+    axes = tuple(m if a and all(atom.kind == "iid" for atom in a) else a for a, m in zip(axes, moved))
     shape = rep_shape(axes)
     mean = Det(axes, const=np.full(shape, law.mean * view.factor))
     if not last and not any(atom.kind == "iid" for axis in axes for atom in axis):
@@ -345,7 +367,7 @@ def lookup(view: View, index: Det, eqn: Any, sizes: tuple[int, ...], law: LeafLa
     for i in range(len(sizes)):
         if i in numbers.offset_dims:
             source = offsets[list(numbers.offset_dims).index(i)]
-            axes.append(() if source in looked else iid(view.axes[source]))
+            axes.append(() if source in looked else placed([view.parts[source]])[0])
         else:
             axes.append(next(batch))
     out = tuple(axes)

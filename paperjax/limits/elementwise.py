@@ -1,5 +1,6 @@
 """Primitives that act entry by entry."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,10 @@ from paperjax.limits.functions import NotGaussianError, form_of, function
 from paperjax.limits.nodes import Axes, Det, Node, Wide
 
 SCALED = ("mul", "div")
+LINEAR = ("add", "add_any", "sub", "neg", *SCALED)
+FOLLOWED = (*LINEAR, "sqrt", "rsqrt", "abs", "max", "min", "tanh", "logistic", "sin", "cos")
+"""The noise in what these make is known (their slopes are at most 1, or given below), so that only the result need settle."""
+JUMPS = ("sign", "gt", "ge", "lt", "le", "eq", "ne")
 
 
 def broadcasting(eqn: Any, **changed: Any) -> Callable[..., Any]:
@@ -115,22 +120,50 @@ def _power(fn: Callable[..., Any], name: str) -> int | None:
 
 def _known(name: str, fn: Callable[..., Any], operands: Sequence[Det], axes: Axes) -> Det:
     noise = None
-    noisy = [node for node in operands if node.noise is not None]
-    if noisy and name in ("add", "add_any", "sub"):
-        noise = st.det((), lambda *sizes: jnp.sqrt(sum(jnp.square(s) for s in sizes)), *(node.noise for node in noisy))  # type: ignore[misc]
-    elif len(noisy) == 1 and name in ("mul", "div", "neg"):
-        others = [node for node in operands if node.noise is None]
-        by = others[0] if others else None
-        size = noisy[0].noise
-        assert size is not None
-        noise = (
-            size if by is None else st.det((), lambda s, b: s / jnp.min(jnp.abs(b)) if name == "div" else s * jnp.max(jnp.abs(b)), size, by)
-        )
-    elif noisy:
-        noise = st.det((), lambda *sizes: jnp.sqrt(sum(jnp.square(s) for s in sizes)), *(node.noise for node in noisy))  # type: ignore[misc]
+    if any(node.noise is not None for node in operands):
+        n = len(operands)
+        sizes = [node.noise if node.noise is not None else Det((), const=np.zeros(())) for node in operands]
+        noise = st.det((), lambda *both: _carried(name, both[:n], both[n:]), *sizes, *operands)
     shape = nd.rep_shape(axes)
     made = st.det(axes, lambda *a: jnp.broadcast_to(fn(*a), shape), *operands)
     return Det(made.axes, made.fn, made.args, made.const, noise)
+
+
+def _carried(name: str, noises: Sequence[Any], values: Sequence[Any]) -> Any:
+    """The noise of a function of deterministic arrays, to first order, and of a product to second."""
+    least, most = ([f(jnp.abs(v)) for v in values] for f in (jnp.min, jnp.max))
+    if name in ("sqrt", "rsqrt"):
+        return noises[0] / 2 / least[0] ** (0.5 if name == "sqrt" else 1.5)
+    if name == "mul":
+        noises = noises[0] * most[1], noises[1] * most[0], noises[0] * noises[1]
+    elif name == "div":
+        noises = noises[0] / least[1], noises[1] * most[0] / least[1] ** 2
+    return jnp.sqrt(sum(jnp.square(s) for s in noises))
+
+
+def relative(node: Node, name: str, wide: Wide) -> Node:
+    """What the law of large numbers neglects in a number that meets a wide value: of the number where it multiplies, else of the value."""
+    if not isinstance(node, Det) or node.noise is None or name not in LINEAR:
+        return node
+    of = node if name in SCALED else st.rms_of_sum(wide, wide, 1)
+    # Of a number whose mean is 0 all is noise.
+    return dataclasses.replace(node, noise=st.det((), lambda noise, a: noise / jnp.max(jnp.abs(a)), node.noise, of))
+
+
+def at_jump(name: str, given: Sequence[Node]) -> list[Node]:
+    """Where numbers are compared, what is neglected is small against their difference or it may turn the result."""
+    noisy = [node for node in given if isinstance(node, Det) and node.noise is not None]
+    if name not in JUMPS or not noisy:
+        return list(given)
+    dets = [node for node in given if isinstance(node, Det)]
+
+    def size(noise: Any, a: Any, *b: Any) -> Any:
+        return noise / jnp.min(jnp.abs(a - b[0] if b else a))
+
+    return [
+        node if node not in noisy else dataclasses.replace(node, noise=st.det((), size, node.noise, *dets))  # type: ignore[arg-type]
+        for node in given
+    ]
 
 
 def _shaped(node: Node, axes: Axes) -> Node:

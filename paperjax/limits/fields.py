@@ -262,9 +262,8 @@ def _share(a: Key, b: Key) -> bool:
         raise NotImplementedError(f"{a[0]}: two uses of this leaf share some of its entries, and not all of them.")
     if a[2] != b[2]:
         raise NotImplementedError(
-            f"{a[0]}: this leaf is used both ways round (as W and as its transpose, or as a table and as a matrix), and "
-            f"what is made of both "
-            "meets. At infinite width the two are not independent, and no Gaussian limit of it is known here."
+            f"{a[0]}: this leaf is used both ways round (as W and as its transpose, as a table and as a matrix, before and after a shuffle)"
+            " and what is made of both meets. At infinite width the two are not independent, and no Gaussian limit of it is known here."
         )
     for one, two in zip(a[3:], b[3:]):
         if one != two:

@@ -24,6 +24,7 @@ from paperjax.limits.spread import devices_of
 from paperjax.limits.tiles import kernels
 from paperjax.model import Family, batch_form, family
 from paperjax.parametrization import Parametrization, plan
+from paperjax.parametrization.factors import rule_of
 
 WIDTH = 1024
 """Where a network is traced if nothing else is said; nothing of that size is allocated."""
@@ -174,6 +175,11 @@ def limit(
         widths = _widths(fam, dict(sizes or {}), wide, dict(at or {}))
         if parametrization is not None and base is None:
             raise ValueError("a parametrization needs base=dict(width=...), the network that was tuned; see pj.plan.")
+        if parametrization is not None and ntk and rule_of(optimizer) != "sgd":
+            raise ValueError(
+                "pj.limit: a tangent kernel is of gradient descent; Adam and its like divide by the size of the gradient, so what they do "
+                'to the output is no sum of products of gradients. Ask for ntk=False, or optimizer="sgd".'
+            )
         forms, draws = batch_form(x1), _draws(key, samples)
         program, wider = _programs(fam, forms, dict(sizes or {}), widths, parametrization, base, optimizer, laws, gaussian, draws)
     wants = ntk and any(program.rates)
@@ -330,10 +336,9 @@ def _refuse_no_width(here: pg.Traced, twice: pg.Traced, widths: Mapping[str, int
 
 def _audit_noise(program: Program, wider: Program, x1: Any) -> None:
     """What is neglected must fade with the width."""
-    x = pg.example(x1) if isinstance(x1, Tracer) else np.asarray(x1[:1])
+    x = pg.largest(pg.example(x1) if isinstance(x1, Tracer) else np.asarray(x1))
     with nd.usual(True), jax.ensure_compile_time_eval():
-        x = x.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        for (where, here), (_, there) in zip(program.noise(x[0]), wider.noise(x[0])):
+        for (where, here), (_, there) in zip(program.noise(x), wider.noise(x)):
             if here > 1e-12 and not there < 0.85 * here:
                 raise ValueError(
                     f"pj.limit: what a {where} takes for its mean at infinite width fluctuates by {here:.3g} at one width and {there:.3g} "
@@ -364,13 +369,7 @@ def _audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: 
         if np.abs(here - there).max() > tolerance * scale:
             power = math.log2(scale / np.abs(here).max()) if np.abs(here).max() else math.inf
             raise ValueError(
-                f"pj.limit: the {name} changes with the width, about as n^{power:.2f}, so it has no limit. "
-                + (
-                    "Under one learning rate for all leaves that is so in standard parametrization: pass parametrization=pj.ntp, "
-                    "base=dict(width=...), or ask for ntk=False."
-                    if name == "NTK"
-                    else "Is a sum over the width not scaled by 1/sqrt(n), or scaled by 1/n?"
-                )
+                f"pj.limit: the {name} changes with the width, about as n^{power:.2f}, so it has no limit. {pg.why(name, power)}"
             )
 
 

@@ -19,7 +19,7 @@ from paperjax.limits import maxima as mx
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.dependence import refuse_shared
-from paperjax.limits.elementwise import broadcasting, elementwise
+from paperjax.limits.elementwise import FOLLOWED, at_jump, broadcasting, elementwise, relative
 from paperjax.limits.loops import Loop
 from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
 from paperjax.limits.rules import RULES, split
@@ -163,8 +163,11 @@ class Interpreter:
             not isinstance(value, Node) or not any(atom.grows for axis in value.axes for atom in axis) for value in operands
         )
         given = [self.node(value, like if len(value.axes) == len(sizes) else None, last) for value in operands]
-        if name not in ("add", "add_any", "sub", "neg", "mul", "div") or (name == "div" and isinstance(given[1], Det)):
-            given = [node if name == "div" and i == 0 else self._settled_unless_number(node, name) for i, node in enumerate(given)]
+        wide = next((node for node in given if isinstance(node, nd.Wide)), None)
+        if wide is not None:
+            given = [self._settled_unless_number(relative(node, name, wide), name) for node in given]
+        elif name not in FOLLOWED:
+            given = [self._settled_unless_number(node, name) for node in at_jump(name, given)]
         return elementwise(name, broadcasting(eqn), [aligned(node, like) for node in given], like, self.draws)
 
     def _settled_unless_number(self, node: Node, where: str) -> Node:
@@ -175,7 +178,10 @@ class Interpreter:
     def known(self, eqn: Any, twin: Any, operands: list[Value]) -> list[Value]:
         """Any primitive of deterministic arrays without growing axes."""
         name = eqn.primitive.name
-        given = [self.settled(node, name) for node in self.nodes(operands)]
+        given = self.nodes(operands)
+        if name in ("argmax", "argmin", "sort", "top_k") and any(isinstance(node, Det) and node.noise is not None for node in given):
+            raise NotImplementedError("an order of numbers that are means over a growing axis: ties are broken by how they fluctuate.")
+        given = [self.settled(node, name) for node in given]
         wide = [node for node in given if not isinstance(node, Det)]
         shapes = [(tuple(a.aval.shape), tuple(b.aval.shape)) for a, b in zip(eqn.outvars, twin.outvars)]
         along = any(coordinates(axis) > 1 for node in given for axis in node.axes)
@@ -252,10 +258,12 @@ def aligned(node: Node, axes: Axes) -> Node:
         raise NotImplementedError("numbers that differ from one independent coordinate (output, head) to the next.")
     assert isinstance(node, nd.Wide)
     if all(not axis or n == m for axis, n, m in zip(node.axes, node.shape, shape)) and node.shape != shape:
+        nd.refuse_turned(node.axes, axes)
         return st.same(node, axes)
     if node.shape != shape:
         raise NotImplementedError("values that are followed entry by entry along an axis meet others that are independent along it.")
     refuse_shared(node, node.axes, axes)
+    nd.refuse_turned(node.axes, axes)
     return fl.relabelled(node, axes)
 
 

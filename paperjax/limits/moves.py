@@ -76,7 +76,7 @@ def same_shape(node: Det, axes: Axes) -> Det:
 
 def transpose(axes: Axes, permutation: Sequence[int]) -> Moved:
     """Axes in another order."""
-    return Moved(tuple(axes[i] for i in permutation), lambda a: jnp.transpose(a, tuple(permutation)))
+    return Moved(nd.turned(axes, permutation), lambda a: jnp.transpose(a, tuple(permutation)))
 
 
 def reshape(axes: Axes, sizes: Shape, others: Shape) -> Moved:
@@ -91,8 +91,9 @@ def reshape(axes: Axes, sizes: Shape, others: Shape) -> Moved:
                 made.append(atom)
                 size, other = size // atom.size, other // atom.other
             elif atom.size % size == 0 and atom.other % other == 0:
-                made.append(Atom(atom.kind, size, other))
-                todo.insert(0, Atom(atom.kind, atom.size // size, atom.other // other))
+                first, rest = (((*atom.turn, i) if atom.turn else ()) for i in (0, 1))
+                made.append(Atom(atom.kind, size, other, first))
+                todo.insert(0, Atom(atom.kind, atom.size // size, atom.other // other, rest))
                 size = other = 1
             else:
                 raise NotImplementedError(f"a reshape that cuts an axis of {atom.size} in parts of {size}, which does not divide it.")
@@ -170,6 +171,8 @@ def concatenate(operands: Sequence[Node], axis: int) -> Node:
     sizes = [nd.full_size(u.axes[axis]) for u in operands]
     total = sum(n for n, _ in sizes), sum(m for _, m in sizes)
     along = [u.axes[axis] for u in operands]
+    for u in operands[1:]:
+        nd.refuse_turned(operands[0].axes, u.axes)
     if all(coordinates(ax) == 1 and not any(atom.grows for atom in ax) for ax in along):
         axes = tuple(axis_of(*total) if i == axis else ax for i, ax in enumerate(operands[0].axes))
         if all(isinstance(u, Det) for u in operands):
@@ -178,6 +181,8 @@ def concatenate(operands: Sequence[Node], axis: int) -> Node:
     axes = tuple(_iid(*total) if i == axis else ax for i, ax in enumerate(operands[0].axes))
     if any(len(ax) > 1 or rep_size(ax) > 1 for ax in along):
         raise NotImplementedError("channels are joined along an axis in which positions are flattened too.")
+    if any(atom.turn for ax in along for atom in ax):
+        raise NotImplementedError("channels are joined of which some were shuffled.")
     parts = [as_wide(u) for u in operands]
     shape = rep_shape(axes)
     parts = [fl.relabelled(u, axes) if u.shape == shape else u for u in parts]

@@ -8,7 +8,7 @@ example, or wide (`Wide`): a random coordinate, a function of Gaussian fields wh
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,13 +18,15 @@ Fn = Callable[..., Any]
 
 
 class Atom(NamedTuple):
-    """A part of an axis, its sizes at the two widths that are traced; `kind` is ``"pos"`` (finite, followed entry by "
-    "entry) or ``"iid"``.
+    """A part of an axis, its sizes at the two widths that are traced; `kind` is ``"pos"`` (finite, followed entry by entry) or ``"iid"``.
+
+    `turn` is empty but where parts of independent coordinates have changed places: there, the place that it had.
     """
 
     kind: str
     size: int
     other: int
+    turn: tuple[int, ...] = ()
 
     @property
     def grows(self) -> bool:
@@ -56,6 +58,38 @@ def full_size(axis: Axis) -> tuple[int, int]:
 def coordinates(axis: Axis) -> int:
     """How many independent coordinates run along an axis."""
     return math.prod(atom.size for atom in axis if atom.kind == "iid")
+
+
+def turned(axes: Axes, permutation: Sequence[int]) -> Axes:
+    """Axes in another order. Coordinates that change places with each other remember where they were."""
+    if _straight(axes):
+        number = iter(range(sum(map(len, axes))))
+        axes = tuple(tuple(a._replace(turn=(next(number),)) if a.kind == "iid" else a for a in axis) for axis in axes)
+    after = tuple(axes[i] for i in permutation)
+    return tuple(tuple(a._replace(turn=()) for a in axis) for axis in after) if _straight(after) else after
+
+
+def _straight(axes: Axes) -> bool:
+    turns = [a.turn for axis in axes for a in axis if a.kind == "iid"]
+    return turns == sorted(turns)
+
+
+def refuse_turned(one: Sequence[Axis], two: Sequence[Axis]) -> None:
+    """Refuse axes along which one coordinate of a value would meet another one of the other.
+
+    Raises
+    ------
+    NotImplementedError
+        If independent coordinates lie in different orders.
+    """
+    both = [(a, b) for a, b in zip(one, two) if coordinates(a) > 1 and coordinates(b) > 1]
+    parts = [[atom for pair in both for atom in pair[i] if atom.kind == "iid"] for i in (0, 1)]
+    if any(atom.turn for atom in (*parts[0], *parts[1])) and parts[0] != parts[1]:
+        raise NotImplementedError(
+            "independent coordinates meet in two orders (heads or groups transposed and flattened: a channel shuffle, with a skip "
+            "around it, or with weights, a bias or a gain of the other order). Which meets which is not followed. Give what follows a "
+            "shuffle layers of its own."
+        )
 
 
 def rep_shape(axes: Axes) -> tuple[int, ...]:

@@ -52,9 +52,15 @@ def trace_one(model: Model, x: jax.ShapeDtypeStruct, declared: Mapping[str, Law]
             "kernel of two. Use the statistics of the running average (training off), or LayerNorm or GroupNorm."
         )
     # In double precision, so that the network's own numbers (1/sqrt(3)) are not those of single precision; what it casts itself meets that.
-    with nd.usual(True):
-        fn, args = flat_apply(model.apply, *jax.tree.map(_double, (params, one)))
-        jaxpr = prim.trace(fn, *args)
+    try:
+        with nd.usual(True):
+            fn, args = flat_apply(model.apply, *jax.tree.map(_double, (params, one)))
+            jaxpr = prim.trace(fn, *args)
+    except TypeError:
+        # Flax's recurrent cells start from single precision, whatever they are given, and a scan's types must agree.
+        with nd.usual(False):
+            fn, args = flat_apply(model.apply, params, one)
+            jaxpr = prim.trace(fn, *args)
     laws = leaf_laws(model, one, declared)
     trained, fixed = split(params)
     there = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -320,3 +326,29 @@ def example(x: Any) -> np.ndarray:
     if jnp.issubdtype(dtype, jnp.floating):
         return np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float64)
     return np.zeros((2, *shape), dtype)
+
+
+def largest(x: np.ndarray) -> np.ndarray:
+    """The example in which most is to be seen: of zero nothing is."""
+    one = x[np.argmax(np.abs(x.astype(np.float64)).reshape(len(x), -1).sum(1))]
+    return one.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else one
+
+
+def why(name: str, power: float) -> str:
+    """The likely cause of a kernel that changes with the width as this power of it, and what to do."""
+    if abs(power) < 0.05:
+        return (
+            "It is nearly settled: is there a correction of order 1/n, such as a variance with ddof=1, or 1/(n - 1)? Write it without, or "
+            "trace where it is below 1e-6, at=dict(width=1 << 22)."
+        )
+    if name == "NTK":
+        return (
+            "Under one learning rate for all leaves that is so in standard parametrization: pass parametrization=pj.ntp, "
+            "base=dict(width=...), or ask for ntk=False."
+        )
+    if power < 0:
+        return (
+            "The output at init fades: a readout over 1/n, as in muP and mean field, where features move and no kernel that stays fixed "
+            "describes training. For kernels take parametrization=pj.ntp. Or is a sum over the width scaled by 1/n?"
+        )
+    return "Is a sum over the width not scaled by 1/sqrt(n)?"

@@ -23,6 +23,7 @@ def as_carry(node: Node, like: Node) -> Wide:
     made = st.as_wide(node)
     if made.shape != like.shape:
         raise NotImplementedError(f"a scan over depth that carries a value of shape {like.shape} and leaves one of shape {made.shape}.")
+    nd.refuse_turned(made.axes, like.axes)
     return made
 
 

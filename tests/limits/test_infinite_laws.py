@@ -3,6 +3,7 @@
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,3 +157,69 @@ def test_gradients_at_coincident_and_opposite_examples(forward):
         gradient = np.asarray(jax.grad(sums)(jnp.asarray(x)))
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() > 0
+
+
+@pytest.mark.parametrize("way", ["norm", "rsqrt", "before"])
+def test_a_unit_norm_is_an_rms_norm(way):
+    # sum h^2 is n times its mean, up to a fraction n^-1/2 of it.
+    def unit(draw, x, n):
+        h = dense(draw, x, n)
+        if way == "norm":
+            h = h / jnp.linalg.norm(h, axis=1, keepdims=True) * n**0.5
+        elif way == "rsqrt":
+            h = h * jax.lax.rsqrt(jnp.sum(h**2, 1, keepdims=True)) * n**0.5
+        else:
+            h = h * (n**0.5 / jnp.sqrt(jnp.sum(h**2, 1, keepdims=True)))
+        return dense(draw, jax.nn.relu(h), 1)
+
+    def root_mean_square(draw, x, n):
+        h = dense(draw, x, n)
+        return dense(draw, jax.nn.relu(h / jnp.sqrt(jnp.mean(h**2, 1, keepdims=True))), 1)
+
+    ours, wanted = (limit(plain(forward), VECTORS) for forward in (unit, root_mean_square))
+    for name in ("nngp", "ntk"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(wanted, name), rtol=1e-12)
+
+
+def test_a_shuffle_alone_changes_nothing():
+    def channels(shuffled):
+        def forward(draw, x, n):
+            h = jax.nn.relu(dense(draw, x, n))
+            if shuffled:
+                h = jnp.swapaxes(h.reshape(h.shape[0], 4, -1), 1, 2).reshape(h.shape)
+            return dense(draw, jax.nn.relu(dense(draw, h, n)), 1)
+
+        return plain(forward)
+
+    ours, wanted = (limit(channels(shuffled), VECTORS) for shuffled in (True, False))
+    for name in ("nngp", "ntk"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(wanted, name), rtol=1e-12)
+
+
+class Cell(nn.Module):
+    """Flax's cell, which starts in single precision whatever it is given."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        made = dict(
+            kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "normal"), recurrent_kernel_init=nn.initializers.orthogonal()
+        )
+        return nn.Dense(1, kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "normal"))(
+            nn.RNN(nn.SimpleCell(self.width, activation_fn=nn.relu, **made))(x)[:, -1]
+        )
+
+
+def test_a_recurrent_cell_of_flax():
+    def plainly(draw, x, n):
+        again, enter = draw(n, n), draw(5, n)
+        h = jnp.zeros((x.shape[0], n), x.dtype)
+        for t in range(x.shape[1]):
+            h = jax.nn.relu((h @ again) / n**0.5 + (x[:, t] @ enter) / 5**0.5)
+        return dense(draw, h, 1, w=1.0, b=None)
+
+    with jax.numpy_dtype_promotion("standard"):
+        ours = limit(Cell, SENTENCES.astype(np.float32), ntk=False)
+    # Flax draws and traces in float32.
+    np.testing.assert_allclose(ours.nngp, limit(plain(plainly), SENTENCES, ntk=False).nngp, rtol=1e-5)

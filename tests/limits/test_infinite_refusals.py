@@ -74,6 +74,84 @@ def one_gate(draw, x, n):
     return dense(draw, jnp.tanh(dense(draw, h * gate, n)), 1)
 
 
+def shuffled(h):
+    """Channels of four groups in turn."""
+    return jnp.swapaxes(h.reshape(h.shape[0], 4, -1), 1, 2).reshape(h.shape)
+
+
+def shuffle_with_a_skip(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jnp.tanh(h + shuffled(h)), 1)
+
+
+def shuffle_and_one_matrix(draw, x, n):
+    h, w = jax.nn.relu(dense(draw, x, n)), draw(n, n)
+    return dense(draw, jnp.tanh((h @ w + shuffled(h) @ w) / n**0.5), 1)
+
+
+def one_leaf_in_two_orders(draw, x, n):
+    h, w = jax.nn.relu(dense(draw, x, n)), draw(n, 4, n // 4)
+    both = h @ w.reshape(n, n) + h @ jnp.swapaxes(w, 1, 2).reshape(n, n)
+    return dense(draw, jnp.tanh(both / n**0.5), 1)
+
+
+def rows_of_one_leaf_in_two_orders(draw, x, n):
+    h, w = jax.nn.relu(dense(draw, x, n)), draw(4, n // 4, n)
+    both = h @ w.reshape(n, n) + h @ jnp.swapaxes(w, 0, 1).reshape(n, n)
+    return dense(draw, jnp.tanh(both / n**0.5), 1)
+
+
+def shuffle_inner(draw, x, n):
+    h = jax.nn.relu(dense(draw, x, n))
+    return dense(draw, h * (jnp.einsum("bi,bi->b", h, shuffled(h))[:, None] / n), 1)
+
+
+def random_gate(draw, x, n):
+    h, g = dense(draw, x, n), dense(draw, x, n)
+    return dense(draw, jax.nn.relu(h) * (jnp.sum(h * g, 1, keepdims=True) / n**0.5), 1)
+
+
+def random_shift(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jax.nn.relu(h + jnp.sum(h, 1, keepdims=True) / n**0.5), 1)
+
+
+def amplified_mean(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jax.nn.relu(h) * jnp.mean(h, 1, keepdims=True) * n**0.5, 1)
+
+
+def amplified_size(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jax.nn.relu(h) * (jnp.abs(jnp.mean(h, 1, keepdims=True)) * n**0.5), 1)
+
+
+def noise_times_growing(draw, x, n):
+    h, g = dense(draw, x, n), dense(draw, x, n)
+    total, inner = (jnp.sum(h * u, 1, keepdims=True) for u in (h, g))
+    return dense(draw, jax.nn.relu(h) * (total * inner / n**1.5), 1)
+
+
+def noisy_denominator(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jax.nn.relu(h) / (n**0.5 + jnp.sum(h, 1, keepdims=True)) * n**0.5, 1)
+
+
+def sign_of_a_mean(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jax.nn.relu(h) * jnp.sign(jnp.mean(h, 1, keepdims=True)), 1)
+
+
+def where_a_mean(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jnp.sum(jnp.where(jnp.mean(h, 2, keepdims=True) > 0, h, jnp.zeros_like(h)), 1), 1)
+
+
+def position_of_largest_mean(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, jnp.take_along_axis(h, jnp.argmax(jnp.mean(h, 2), 1)[:, None, None], 1)[:, 0], 1)
+
+
 def finite_layer(draw, x, n):
     return dense(draw, jnp.tanh(dense(draw, jnp.tanh(dense(draw, x, n)), 7)), 1)
 
@@ -93,6 +171,20 @@ NETWORKS = {
     "maximum over positions": (global_maximum, IMAGES, NotImplementedError, r"reduce_max.*max pooling"),
     "dropout": (dropout, VECTORS, NotImplementedError, r"random key|dropout"),
     "a gate with one output": (one_gate, VECTORS, NotImplementedError, r"one random number.*gate"),
+    "a shuffle with a skip": (shuffle_with_a_skip, VECTORS, NotImplementedError, "primitive add.*two orders.*shuffle.*layers of its own"),
+    "a shuffle and one matrix": (shuffle_and_one_matrix, VECTORS, NotImplementedError, r"\[2\].*before and after a shuffle"),
+    "columns in two orders": (one_leaf_in_two_orders, VECTORS, NotImplementedError, "primitive add.*two orders"),
+    "rows in two orders": (rows_of_one_leaf_in_two_orders, VECTORS, NotImplementedError, r"\[2\].*before and after a shuffle"),
+    "a product with a shuffle": (shuffle_inner, VECTORS, NotImplementedError, "primitive dot_general.*two orders.*shuffle"),
+    "a random number that multiplies": (random_gate, VECTORS, ValueError, "what a mul takes for its mean.*stays random"),
+    "a random number that is added": (random_shift, VECTORS, ValueError, "what a add takes for its mean.*stays random"),
+    "a mean of zero, made large": (amplified_mean, VECTORS, ValueError, "what a mul takes for its mean.*stays random"),
+    "its size, made large": (amplified_size, VECTORS, ValueError, "what a mul takes for its mean.*stays random"),
+    "a noise times a large number": (noise_times_growing, VECTORS, ValueError, "what a mul takes for its mean.*stays random"),
+    "a random denominator": (noisy_denominator, VECTORS, ValueError, "what a div takes for its mean.*stays random"),
+    "the sign of a mean of zero": (sign_of_a_mean, VECTORS, ValueError, "what a sign takes for its mean.*stays random"),
+    "a choice by a mean of zero": (where_a_mean, SENTENCES, ValueError, "what a gt takes for its mean.*stays random"),
+    "the largest mean": (position_of_largest_mean, SENTENCES, NotImplementedError, "primitive argmax.*ties are broken"),
     "a finite layer behind a wide one": (finite_layer, VECTORS, NotImplementedError, r"\[4\].*behind a layer that does"),
     "a readout that grows": (lambda draw, x, n: dense(draw, x, n), VECTORS, NotImplementedError, r"output itself grows.*finite readout"),
     "a mean for a readout": (lambda d, x, n: jnp.mean(dense(d, x, n), 1, keepdims=True), VECTORS, NotImplementedError, "deterministic"),
@@ -209,3 +301,27 @@ def test_standard_parametrization_under_one_learning_rate():
 
     with pytest.raises(ValueError, match=r"NTK changes with the width, about as n\^1\.00.*pj\.ntp"):
         pj.limit(family, VECTORS, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [("sgd", r"NNGP changes.*n\^-1\.00.*as in muP.*features move.*pj\.ntp"), ("adam", "of gradient descent; Adam.*ntk=False")],
+)
+def test_mup_has_no_fixed_kernel(optimizer, message):
+    init = nn.initializers.normal(0.5)
+
+    def family(width):
+        return nn.Sequential([nn.Dense(width, kernel_init=init), nn.relu, nn.Dense(1, kernel_init=init)])
+
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        pj.limit(family, VECTORS, parametrization=pj.mup, base=dict(width=64), optimizer=optimizer, progress=False)
+
+
+def test_a_correction_of_order_one_over_the_width():
+    def unbiased(draw, x, n):
+        h = dense(draw, x, n)
+        return dense(draw, jax.nn.relu(h / jnp.std(h, 1, keepdims=True, ddof=1)), 1)
+
+    with pytest.raises(ValueError, match=r"(?s)nearly settled.*ddof=1.*at=dict\(width=1 << 22\)"):
+        pj.limit(plain(unbiased), VECTORS, progress=False)
+    assert pj.limit(plain(unbiased), VECTORS, at=dict(width=1 << 22), progress=False).nngp.shape == (3, 3)

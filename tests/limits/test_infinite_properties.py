@@ -130,9 +130,7 @@ def test_single_precision(name, seed, scale, apart):
         assert np.linalg.eigvalsh(k.astype(np.float64)).min() > -1e-6 * truth.max()
 
 
-# Gradients are compiled as users' are: without its optimizations XLA makes NaN of attention's, which op by op have none.
 @pytest.mark.slow
-@pytest.mark.optimized
 @pytest.mark.parametrize("name", NETWORKS)
 @few
 @over

@@ -24,6 +24,7 @@ from paperjax.limits.expectation import Mean, mean, moment, pair
 from paperjax.limits.infinite import Limit, limit
 from paperjax.limits.joint import Expectation, expect, isserlis
 from paperjax.limits.laws import Law, constant, leaf_laws, normal, orthogonal, truncated_normal, uniform
+from paperjax.limits.mean_field_dynamics import Dynamics, mean_field_dynamics
 from paperjax.limits.program import Program
 from paperjax.limits.quadrature import quadrature
 from paperjax.limits.recognise import Affine, Term, recognise
@@ -31,9 +32,9 @@ from paperjax.limits.rectified import rectified_monomial, signed_power
 from paperjax.limits.recursion import Kernels, mlp_kernels
 
 __all__ = [
-    "Affine", "DepthLimit", "Dual", "Edge", "Expectation", "Flow", "Kernels", "Law", "Limit", "Mean", "Program", "Term", "absolute",
-    "constant", "cos", "depth_limit", "dual", "edge_of_chaos", "erf", "exp", "expect", "gelu", "identity", "isserlis", "leaf_laws",
-    "leaky_relu", "limit", "mean", "mlp_kernels", "moment", "monomial", "normal", "orthogonal", "pair", "piecewise_linear", "polynomial",
-    "quadrature", "recognise", "rectified_monomial", "relu", "residual_flow", "sign", "signed_power", "sin", "step", "truncated_normal",
-    "uniform",
+    "Affine", "DepthLimit", "Dual", "Dynamics", "Edge", "Expectation", "Flow", "Kernels", "Law", "Limit", "Mean", "Program", "Term",
+    "absolute", "constant", "cos", "depth_limit", "dual", "edge_of_chaos", "erf", "exp", "expect", "gelu", "identity", "isserlis",
+    "leaf_laws", "leaky_relu", "limit", "mean", "mean_field_dynamics", "mlp_kernels", "moment", "monomial", "normal", "orthogonal", "pair",
+    "piecewise_linear", "polynomial", "quadrature", "recognise", "rectified_monomial", "relu", "residual_flow", "sign", "signed_power",
+    "sin", "step", "truncated_normal", "uniform",
 ]  # fmt: skip

@@ -226,7 +226,7 @@ def _descent(state: _State, before: np.ndarray, kx: np.ndarray, y: np.ndarray, l
     At gamma = 0 it lacks nothing. Elsewhere the fixed point is that of ``E z phi(h) / gamma``, but the way there does not overshoot.
     """
     below, above = [kx, *state.phi], [*state.g, np.ones_like(kx)]
-    kernel = sum(g * k for g, k in zip(above, below))
+    kernel = np.sum([g * k for g, k in zip(above, below)], axis=0)
     f = np.zeros_like(y)
     for t in range(p, y.size, p):
         now, then = slice(t - p, t), slice(t, t + p)

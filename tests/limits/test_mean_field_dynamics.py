@@ -47,7 +47,7 @@ def distance(kernels, answer):
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_linear_networks_of_width_2048(depth):
     answer, lazy = solve(depth=depth), solve(depth=depth, gamma=0.0)
-    # The 3 %; four seeds, for one differs by about sqrt(2 / 2048) at the start.
+    # 3 %, and four seeds, for one differs by about sqrt(2 / 2048) at the start.
     kernels = np.mean([trained(2048, depth, seed) for seed in range(4)], axis=0)
     assert distance(kernels, answer) < 0.03
     assert distance(kernels, lazy) > 2 * distance(kernels, answer)

@@ -1,7 +1,7 @@
 """Seconds that `pj.limits.mean_field_dynamics` takes for a linear network of three hidden layers; the size is that of the 60 s target.
 
-    python benchmarks/dmft.py
-    python benchmarks/dmft.py --steps 25  # 17 s on two busy cores; the cost grows as the cube of steps x samples, so 100 steps miss it
+python benchmarks/dmft.py
+python benchmarks/dmft.py --steps 25  # 17 s on two busy cores; the cost grows as the cube of steps x samples, so 100 steps miss it
 """
 
 import argparse

@@ -25,6 +25,7 @@ from paperjax.limits.expectation import Mean, mean, moment, pair
 from paperjax.limits.infinite import Limit, limit
 from paperjax.limits.joint import Expectation, expect, isserlis
 from paperjax.limits.laws import Law, constant, leaf_laws, normal, orthogonal, truncated_normal, uniform
+from paperjax.limits.mean_field_dynamics import Dynamics, mean_field_dynamics
 from paperjax.limits.program import Program
 from paperjax.limits.quadrature import quadrature
 from paperjax.limits.recognise import Affine, Term, recognise
@@ -33,10 +34,10 @@ from paperjax.limits.recursion import Kernels, mlp_kernels
 from paperjax.limits.rg_flow import ExactFluctuations, RGFlow, Weights, exact_fluctuations, optimal_ratio, rg_flow
 
 __all__ = [
-    "Affine", "Criticality", "DepthLimit", "Dual", "Edge", "ExactFluctuations", "Expectation", "Flow", "Kernels", "Law", "Limit", "Mean",
-    "PhaseDiagram", "Program", "RGFlow", "Term", "Weights", "absolute", "constant", "cos", "criticality", "depth_limit", "dual",
-    "edge_of_chaos", "erf", "exact_fluctuations", "exp", "expect", "gelu", "identity", "isserlis", "leaf_laws", "leaky_relu", "limit",
-    "mean", "mlp_kernels", "moment", "monomial", "normal", "optimal_ratio", "orthogonal", "pair", "phase_diagram", "piecewise_linear",
-    "polynomial", "quadrature", "recognise", "rectified_monomial", "relu", "residual_flow", "rg_flow", "sign", "signed_power", "sin",
-    "step", "truncated_normal", "uniform",
+    "Affine", "Criticality", "DepthLimit", "Dual", "Dynamics", "Edge", "ExactFluctuations", "Expectation", "Flow", "Kernels", "Law",
+    "Limit", "Mean", "PhaseDiagram", "Program", "RGFlow", "Term", "Weights", "absolute", "constant", "cos", "criticality",
+    "depth_limit", "dual", "edge_of_chaos", "erf", "exact_fluctuations", "exp", "expect", "gelu", "identity", "isserlis", "leaf_laws",
+    "leaky_relu", "limit", "mean", "mean_field_dynamics", "mlp_kernels", "moment", "monomial", "normal", "optimal_ratio", "orthogonal",
+    "pair", "phase_diagram", "piecewise_linear", "polynomial", "quadrature", "recognise", "rectified_monomial", "relu", "residual_flow",
+    "rg_flow", "sign", "signed_power", "sin", "step", "truncated_normal", "uniform",
 ]  # fmt: skip

@@ -31,6 +31,7 @@ from paperjax.parametrization import (
     wd_layerwise,
 )  # fmt: skip
 from paperjax.result import load, save, sem
+from paperjax.sharding import mesh
 from paperjax.studies import coord_check, transfer
 from paperjax.train import log_steps, train
 
@@ -38,7 +39,7 @@ __all__ = [
     "Claim", "Control", "Depth", "Estimate", "Experiment", "Exponent", "Family", "Frozen", "Grid", "Layout", "Model", "Paper",
     "Parametrization", "Plan", "abc", "as_model", "classify", "completep", "coord_check", "cpu_devices", "data", "depth_mup", "estimate",
     "family", "fit_slope", "grid", "judge", "kernels", "limit", "limits", "linspace", "load", "log_steps", "logspace", "mean_field",
-    "measures", "models", "mup", "mup_table8", "mup_table9", "ntk", "ntp", "plan", "predict", "save", "sem", "spectral", "standard",
+    "measures", "mesh", "models", "mup", "mup_table8", "mup_table9", "ntk", "ntp", "plan", "predict", "save", "sem", "spectral", "standard",
     "standard_full_align", "trace", "train", "transfer", "transforms", "u_mup", "wd_layerwise",
 ]  # fmt: skip
 __version__ = "0.1.0"

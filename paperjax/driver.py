@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import xarray
 
 # Fields that change how a run is carried out, not what it computes: a run may be resumed with others.
-FREE_FIELDS = ("checkpoint", "save_every", "max_bytes")
+FREE_FIELDS = ("mesh", "checkpoint", "save_every", "max_bytes")
 # A compiled call is asked to last about this long, so that Ctrl-C, the progress bar and checkpoints get their turn.
 SECONDS_PER_CALL = 1.0
 Asked = Callable[[], bool]
@@ -124,7 +124,7 @@ class _Run:
 
     def __init__(self, experiment: Experiment, axes: Axes, clock: Clock):
         self.experiment, self.axes, self.clock = experiment, axes, clock
-        self.devices = jax.devices()
+        self.devices = jax.devices() if experiment.mesh is None else list(experiment.mesh.devices.flat)
         self.cells = axes.cells(experiment.grid)
         self.n_cells = max(1, math.prod(len(experiment.grid.axes[name]) for name in axes.scalar))
         self.points = experiment.points

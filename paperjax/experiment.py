@@ -10,6 +10,7 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from paperjax.binding import nearest
 from paperjax.cell import FIELD_AXES, MEASURE_NAMES, cell_functions, is_dataset, takers
@@ -62,6 +63,8 @@ class Experiment:
         Memory budget of the cells that run together; by default half of what the device has.
     layout
         A `Layout`, to overrule the one chosen.
+    mesh
+        ``pj.mesh(sweep=4)``: the devices to spread the cells over; by default all. Its ``data`` and ``model`` must be 1.
     checkpoint
         Folder for checkpoints; running again with the same folder goes on where it stopped, bit for bit.
     save_every
@@ -96,6 +99,7 @@ class Experiment:
     measures: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     max_bytes: int | None = None
     layout: Layout | None = None
+    mesh: Mesh | None = None
     checkpoint: str | Path | None = None
     save_every: float = 30.0
 
@@ -135,7 +139,8 @@ class Experiment:
 
     def describe(self) -> dict[str, str]:
         """Every field as a stable text, for the record and for telling whether two Experiments are the same."""
-        return {f.name: describe(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        shown = {"mesh": None if self.mesh is None else dict(self.mesh.shape)}
+        return {f.name: describe(shown[f.name] if f.name in shown else getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     def replace(self, **fields: Any) -> "Experiment":
         """The same Experiment with some fields changed.
@@ -198,6 +203,13 @@ class Experiment:
             raise ValueError(f"save_every = {self.save_every!r}: give the seconds between checkpoints, 0 for one after every call.")
         if self.layout is not None and not isinstance(self.layout, Layout):
             raise TypeError(f"layout must be a pj.Layout(lanes, map, vmap) or None, not {self.layout!r}.")
+        if self.mesh is not None and not isinstance(self.mesh, Mesh):
+            raise TypeError(f"mesh must be made by pj.mesh(sweep=...), or None, not {self.mesh!r}.")
+        for name, length in {} if self.mesh is None else self.mesh.shape.items():
+            if name != "sweep" and length > 1:
+                raise ValueError(
+                    f"mesh has {name}={length}: an Experiment spreads its cells, over sweep. Use pj.mesh(sweep={self.mesh.size})."
+                )
         if self.checkpoint is not None and not isinstance(self.checkpoint, (str, Path)):
             raise TypeError(f"checkpoint must be the name of a folder or None, not {self.checkpoint!r}.")
         if not isinstance(self.measures, Mapping):

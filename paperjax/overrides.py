@@ -11,6 +11,7 @@ from paperjax.binding import nearest
 from paperjax.experiment import Experiment
 from paperjax.layout import Layout
 from paperjax.result import label
+from paperjax.sharding import parse_mesh
 
 # How a field is written on the command line, and its help. Every field of an Experiment is here or in CODE, which is the
 # business of the paper's file.
@@ -31,12 +32,13 @@ FLAGS: dict[str, tuple[Any, str, str]] = {
         "LANES MAP VMAP",
         "Devices, groups one after another, cells together; --verbose shows the layout that is chosen.",
     ),
+    "mesh": (str, "sweep=N", "Spread the cells over so many devices; -1 is all of them."),
     "checkpoint": (str, "DIR", "Save the state in DIR/<experiment>, and go on from what is saved there."),
     "save_every": (float, "SECONDS", "Time between checkpoints."),
 }
 CODE = ("family", "data", "measures", "parametrization", "base")
 # These change how fast and where a run is computed, not what it is.
-HOW = ("max_bytes", "layout", "checkpoint", "save_every")
+HOW = ("max_bytes", "layout", "mesh", "checkpoint", "save_every")
 
 
 def flags() -> type:
@@ -93,6 +95,8 @@ def apply(experiments: Mapping[str, Experiment], given: Mapping[str, Any]) -> di
         fields["batch"] = None if fields["batch"] == "full" else fields["batch"]
     if "layout" in fields:
         fields["layout"] = Layout(*fields["layout"])
+    if "mesh" in fields:
+        fields["mesh"] = parse_mesh(fields["mesh"])
     if "measure_at" in fields:
         fields["measure_at"] = _measure_at(fields["measure_at"])
     axes = _axes(given.get("grid", ()))

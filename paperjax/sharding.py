@@ -41,7 +41,7 @@ def mesh(sweep: int = 1, data: int = 1, model: int = 1, devices: Sequence[Any] |
     {'sweep': 1, 'data': 1, 'model': 1}
     """
     there = list(jax.devices() if devices is None else devices)
-    lengths = dict(zip(AXES, (sweep, data, model)))
+    lengths: dict[str, int] = dict(zip(AXES, (sweep, data, model)))
     for name, n in lengths.items():
         if isinstance(n, bool) or not isinstance(n, int) or (n < 1 and n != -1):
             raise ValueError(f"mesh({name}={n!r}): a length is a whole number, at least 1, or -1 for all devices that are left.")
@@ -63,6 +63,28 @@ def mesh(sweep: int = 1, data: int = 1, model: int = 1, devices: Sequence[Any] |
             f"product is one of {_listed(len(there))} use all of them; on CPU call pj.cpu_devices({needed}) before JAX starts."
         )
     return jax.make_mesh(tuple(lengths.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=there[:needed])
+
+
+def parse_mesh(text: str) -> Mesh:
+    """A mesh as it is written on the command line, ``sweep=4,data=2``.
+
+    Raises
+    ------
+    ValueError
+        If the text has another form, names no axis of a mesh or one twice, or as `mesh`.
+
+    Examples
+    --------
+    >>> parse_mesh("sweep=1").axis_names
+    ('sweep', 'data', 'model')
+    """
+    lengths: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if name not in AXES or not equals or name in lengths or not value.removeprefix("-").isdecimal():
+            raise ValueError(f"--mesh {text}: {part!r} is no length of a mesh. Write sweep, data, model once each: sweep=4,data=2.")
+        lengths[name] = int(value)
+    return mesh(lengths.get("sweep", 1), lengths.get("data", 1), lengths.get("model", 1))
 
 
 def tensor_parallel(leaf: Leaf, size: int) -> PartitionSpec:

@@ -2,10 +2,12 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+import xarray as xr
 from jax.sharding import PartitionSpec as P
 
 import paperjax as pj
-from paperjax.sharding import fully_sharded, mesh, optimizer_shardings, parameter_shardings, tensor_parallel
+from paperjax.sharding import fully_sharded, mesh, optimizer_shardings, parameter_shardings, parse_mesh, tensor_parallel
+from tests.zoo import blobs, net
 
 X = jnp.ones((4, 6))
 FAMILY = pj.family(lambda width: pj.models.mlp(width, depth=2, outputs=3), x=X)
@@ -66,3 +68,28 @@ def test_the_optimizer_state_follows_its_leaf(program, rule):
     split = [leaf for leaf in jax.tree.leaves(placed) if not leaf.is_fully_replicated]
     assert split
     assert all(2 * leaf.addressable_shards[0].data.size == leaf.size for leaf in split)
+
+
+def swept(**fields):
+    grid = pj.grid(lr=[0.1, 0.2], seed=2)
+    return pj.Experiment(net, blobs(), loss=lambda f, y: jnp.mean((f - y) ** 2), grid=grid, steps=3, measure_at=2, **fields)
+
+
+def test_a_mesh_of_sweep_runs_on_its_devices_with_the_same_results():
+    every, one, usual = swept(mesh=mesh(sweep=-1)).run(), swept(mesh=mesh(sweep=1)).run(), swept().run()
+    assert (every.layout[:7], one.layout[:7]) == ("2 lanes", "1 lane ")
+    # All devices are the default; on one, products of four cells may be summed otherwise than of two.
+    xr.testing.assert_equal(every, usual)
+    xr.testing.assert_allclose(one, usual, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [dict(data=2), dict(model=2)])
+def test_an_experiment_refuses_what_it_does_not_spread(lengths):
+    with pytest.raises(ValueError, match=r"an Experiment spreads.*pj.mesh\(sweep=2\)"):
+        swept(mesh=mesh(**lengths)).check()
+
+
+@pytest.mark.parametrize("text", ["", "sweep", "sweep=2,sweep=2", "lanes=2", "sweep=two"])
+def test_a_mesh_that_cannot_be_read_is_refused(text):
+    with pytest.raises(ValueError, match="is no length of a mesh"):
+        parse_mesh(text)

@@ -1,7 +1,8 @@
 """The command line: ``paperjax run SLUG``, ``list``, ``show``, ``verify``, ``plan``, ``coord-check``, ``transfer``, ``doctor``.
 
 Exit status: 0 if all is well; 1 if a claim is not verified, or a coordinate check fails (or the doctor finds a fault); 2 if something
-could not be run, with one message that says why; 130 after Ctrl-C.
+could not be run, with one message that says why; 130 after Ctrl-C; 75 after SIGTERM, if the state is saved and the same may be started
+again. Of several processes: 69 if the others cannot be reached, 70 if one was lost.
 """
 
 import dataclasses
@@ -13,16 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 # Nothing but the console script imports this module, so what is heavy may be imported here.
+import jax
 import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from paperjax import processes
 from paperjax.binding import nearest
 from paperjax.claims import SIZES, TIERS, Paper, Size
 from paperjax.cli_family import PlanCommand, show_plan
+from paperjax.cli_launch import LaunchCommand, ProcessOptions, launch, split_words
 from paperjax.cli_studies import CoordCheckCommand, TransferCommand, run_coord_check, run_transfer
 from paperjax.devices import cpu_devices
 from paperjax.finder import PAPERS, find, load, text
+from paperjax.interrupts import Preempted
 from paperjax.overrides import chosen, flags
 from paperjax.report import table
 from paperjax.report.record import RUN_STATUSES, last_records
@@ -53,6 +58,7 @@ class RunCommand:
     verbose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Say how cells are laid out on the devices; show tracebacks."""
     fields: Fields = dataclasses.field(default_factory=FIELDS)
+    processes: Annotated[ProcessOptions, tyro.conf.OmitArgPrefixes] = dataclasses.field(default_factory=ProcessOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +114,7 @@ Command = (
     | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
     | Annotated[CoordCheckCommand, tyro.conf.subcommand("coord-check")]
     | Annotated[TransferCommand, tyro.conf.subcommand("transfer")]
+    | Annotated[LaunchCommand, tyro.conf.subcommand("launch")]
     | Annotated[DoctorCommand, tyro.conf.subcommand("doctor")]
 )
 
@@ -127,10 +134,11 @@ def main(arguments: Sequence[str] | None = None, papers_folder: Path = PAPERS) -
     int
         The exit status.
     """
+    own, words = split_words(sys.argv[1:] if arguments is None else arguments)
     command = tyro.cli(
         Command,
         prog="paperjax",
-        args=arguments,
+        args=own,
         config=(tyro.conf.OmitSubcommandPrefixes,),
         description="Where deep-learning theory papers run.",
     )
@@ -143,24 +151,38 @@ def main(arguments: Sequence[str] | None = None, papers_folder: Path = PAPERS) -
         CoordCheckCommand: check_family,
         TransferCommand: transfer_family,
         DoctorCommand: doctor,
+        LaunchCommand: lambda command, papers_folder: launch(command, words, papers_folder),
     }
     try:
         return actions[type(command)](command, papers_folder)
     except KeyboardInterrupt as stop:
         _error(str(stop.args[0]) if stop.args else "stopped.")
-        return INTERRUPTED
+        return processes.RESUME if isinstance(stop, Preempted) else INTERRUPTED
+    except processes.Unreachable as error:
+        _explain(error, False)
+        return processes.UNREACHABLE
+    except processes.ProcessLost as error:
+        _explain(error, False)
+        processes.leave(processes.LOST)
     except (ValueError, TypeError, OSError, MemoryError, FloatingPointError) as error:
         _explain(error, getattr(command, "verbose", True))
+        # The others may be waiting for this one.
+        if isinstance(command, RunCommand) and jax.distributed.is_initialized():
+            processes.leave(CANNOT_RUN)
         return CANNOT_RUN
 
 
 def run(command: RunCommand, papers_folder: Path) -> int:
     """`paperjax run`."""
     _start_devices(command.verbose)
+    joined = processes.join(**dataclasses.asdict(command.processes))
     paper = load(command.slug, papers_folder)
     folder = command.out or RUNS / f"{paper.slug}-{command.size}"
+    if joined:
+        processes.log_to(folder / "logs")
     done = run_paper(paper, text(command.slug, papers_folder), command.size, chosen(command.fields), folder, command.verbose)
-    _show_run(paper, done)
+    if processes.first():
+        _show_run(paper, done)
     return 0 if done.record["status"] == "verified" else CLAIM_FAILED
 
 

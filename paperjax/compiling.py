@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from paperjax import processes
 from paperjax.cell import CellFunctions
 from paperjax.devices import compiler_options
 from paperjax.layout import Layout, cells_sharding, lay_out, primitives, spread, tree_bytes
@@ -125,7 +126,17 @@ def compile_cells(
             return jax.jit(lambda *args: run(args[:per_cell], *args[per_cell:]), donate_argnums=donate, **placed)
 
         traced = over(layout).trace(*args)
-        if on_cpu and layout.lanes > 1 and place is None and primitives(traced.jaxpr.jaxpr) & WAIT_IN_POOL:
+        waiting = (
+            primitives(traced.jaxpr.jaxpr) & WAIT_IN_POOL
+            if on_cpu and layout.lanes > 1 and place is None and processes.local_devices(mesh) > 1
+            else ()
+        )
+        if waiting and processes.many():
+            raise NotImplementedError(
+                f"{', '.join(sorted(waiting))} on {processes.local_devices(mesh)} CPU devices of each of {jax.process_count()} processes: "
+                "XLA's threads would wait for each other. Give each process one device (--devices-per-process 1)."
+            )
+        if waiting:
             here = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
             single = over(Layout(1, layout.lanes * layout.map, layout.vmap)).lower(*here)
             return pool.submit(lambda: _on_first(single.compile(compiler_options={**options, **common}), mesh))

@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,19 +14,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from paperjax.cell import FIELD_AXES, CellFunctions, cell_functions, is_dataset
-from paperjax.checkpoint import Checkpoints
+from paperjax import processes
+from paperjax.cell import CellFunctions, cell_functions, is_dataset
+from paperjax.checkpoint import Checkpoints, Place
 from paperjax.compiling import Compiled, compile_cells
 from paperjax.describe import describe
 from paperjax.devices import device_budget
 from paperjax.experiment import Axes, Experiment
-from paperjax.interrupts import interruptible
-from paperjax.layout import Layout, choose_layout, mesh_of, replicate, spread, tree_bytes, work
+from paperjax.explained import explain
+from paperjax.interrupts import Preempted, interruptible, preemptible
+from paperjax.layout import Layout, cells_sharding, choose_layout, mesh_of, replicate, spread, tree_bytes, work
 from paperjax.progress import Progress, progress_bar
 from paperjax.result import assemble, versions
+from paperjax.resuming import apart, bits, on_lanes, unpack
 from paperjax.sharding import Placement, placement
 
 if TYPE_CHECKING:
@@ -36,7 +39,8 @@ if TYPE_CHECKING:
 FREE_FIELDS = ("checkpoint", "save_every", "max_bytes", "mesh", "sharding")
 # A compiled call is asked to last about this long, so that Ctrl-C, the progress bar and checkpoints get their turn.
 SECONDS_PER_CALL = 1.0
-Asked = Callable[[], bool]
+# Whether Ctrl-C was pressed, and whether SIGTERM came.
+Asked = tuple[Callable[[], bool], Callable[[], bool]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,18 +92,22 @@ class Clock:
 def drive(experiment: Experiment, progress: bool | None, verbose: bool, title: str) -> "xarray.Dataset":
     """Run every cell of an Experiment; see `Experiment.run`."""
     began = time.perf_counter()
+    processes.check_same({**experiment.describe(), **versions()}, "Experiments")
     axes = experiment.check()
     run = _Run(experiment, axes, Clock())
     store = None if experiment.checkpoint is None else Checkpoints(experiment.checkpoint)
+    progress = progress if processes.first() else False
     try:
         if store is not None:
             run.resume(store)
         programs = run.programs()
         if verbose:
-            _explain(experiment, axes, programs, run)
+            explain(experiment, axes, programs, run.n_cells)
         with (
             progress_bar(title or "training", run.work_left(programs), progress) as bar,
             interruptible() as asked,
+            # Of many processes, JAX tells all that one of them has got SIGTERM.
+            preemptible(store is not None and not processes.many()) as preempted,
             ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         ):
             ahead: dict[int, Prepared] = {}
@@ -109,9 +117,13 @@ def drive(experiment: Experiment, progress: bool | None, verbose: bool, title: s
                     if q not in ahead:
                         with run.clock.on("compile"):
                             ahead[q] = run.prepare(programs[q], pool)
-                run.train(p, programs[p], ahead.pop(p), store, bar, asked)
+                run.train(p, programs[p], ahead.pop(p), store, bar, (asked, preempted))
+    except jax.errors.JaxRuntimeError as error:
+        if processes.many():
+            raise processes.lost(error) from error
+        raise
     finally:
-        if store is not None:
+        if store is not None and not isinstance(sys.exception(), processes.ProcessLost):
             store.close()
     attrs = {
         "wall_seconds": time.perf_counter() - began,
@@ -127,6 +139,7 @@ class _Run:
 
     def __init__(self, experiment: Experiment, axes: Axes, clock: Clock):
         self.experiment, self.axes, self.clock = experiment, axes, clock
+        # One for each share of the cells; a mesh may spread each over more.
         self.devices = jax.devices() if experiment.mesh is None else list(experiment.mesh.devices[:, 0, 0])
         self.cells = axes.cells(experiment.grid)
         self.n_cells = max(1, math.prod(len(experiment.grid.axes[name]) for name in axes.scalar))
@@ -136,6 +149,7 @@ class _Run:
         self.layouts: list[Layout] | None = None
         self.saved_state: list[np.ndarray] | None = None
         self.last_save = time.perf_counter()
+        self.turns = 0
 
     # Programs -----------------------------------------------------------------------------------------------------
 
@@ -160,9 +174,12 @@ class _Run:
         elif self.experiment.layout is not None:
             layout = self.experiment.layout
         else:
-            budget = self.experiment.max_bytes or device_budget(self.devices)
+            here = [device for device in self.devices if device.process_index == jax.process_index()]
+            budget = self.experiment.max_bytes or int(processes.texts(str(device_budget(here)))[0])
             kept = tree_bytes((state, constants))
             layout = choose_layout(self.n_cells, step_flops, kept, max(step_bytes, measure_bytes), budget, self.devices)
+            # Every process has its share.
+            layout = dataclasses.replace(layout, lanes=-(-layout.lanes // jax.process_count()) * jax.process_count())
         return Program(static, functions, data, shared, layout, step_flops, place)
 
     def _placement(self, functions: CellFunctions, data: Any, static: Mapping[str, Any]) -> Placement | None:
@@ -175,7 +192,7 @@ class _Run:
     def mesh(self, program: Program) -> Mesh:
         """The devices of a program: one a lane, or as many as a cell is spread over."""
         if program.place is None:
-            return mesh_of(program.layout, self.devices)
+            return self._mesh(program.layout)
         whole = program.place.mesh
         return Mesh(whole.devices[: program.layout.lanes], whole.axis_names, axis_types=(AxisType.Auto,) * 3)
 
@@ -195,13 +212,23 @@ class _Run:
 
     def prepare(self, program: Program, pool: ThreadPoolExecutor) -> Prepared:
         mesh = self.mesh(program)
-        many = mesh.devices.size > 1
         place = program.place and program.place._replace(mesh=mesh)
-        shared = replicate(program.data, mesh) if many else program.data
-        put = (lambda tree: spread(tree, mesh)) if many else (lambda tree: jax.tree.map(jnp.asarray, tree))
+        if processes.many():
+            shared = processes.place(program.data, NamedSharding(mesh, PartitionSpec()))
+            over = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+            put: Callable[[PyTree], PyTree] = lambda tree: processes.place(tree, over)  # noqa: E731
+        elif mesh.devices.size > 1:
+            shared = replicate(program.data, mesh)
+            put = lambda tree: spread(tree, mesh)  # noqa: E731
+        else:
+            shared = program.data
+            put = lambda tree: jax.tree.map(jnp.asarray, tree)  # noqa: E731
         _, axes = self._chunk(program, 0)
         alike = self.experiment.mesh is not None
         return Prepared(compile_cells(program.functions, program.layout, mesh, put(axes), shared, pool, place, alike), shared, put)
+
+    def _mesh(self, layout: Layout) -> Mesh:
+        return mesh_of(layout, processes.evenly(self.devices, layout.lanes))
 
     def _chunk(self, program: Program, chunk: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         first = chunk * program.layout.cells
@@ -226,13 +253,14 @@ class _Run:
             axes = put(host_axes)
             state, constants = timed(setup, axes, shared)
             if self.saved_state is not None:
-                state = _unpack(self.saved_state, state)
+                state = unpack(self.saved_state, state)
                 self.saved_state = None
             at = self.position
             at.program, at.chunk = index, chunk
             while at.point < len(self.points):
                 while at.step < self.points[at.point]:
-                    n = min(self.points[at.point] - at.step, max(1, int(steps_per_call)))
+                    n = min(self.points[at.point] - at.step, max(1, int(min(steps_per_call, 2**30))))
+                    n = int(processes.everyone([n])[0, 0])
                     before = time.perf_counter()
                     state = timed(advance, axes, state, constants, shared, np.int32(at.step), np.int32(n))
                     seconds = time.perf_counter() - before
@@ -254,7 +282,7 @@ class _Run:
     def _record(self, measured: Mapping[str, Any], index: int, ids: np.ndarray, static: Mapping[str, Any]) -> None:
         real = slice(0, min(len(ids), self.n_cells - int(ids[0])))
         for name, value in measured.items():
-            host = np.asarray(value)[real]
+            host = processes.on_host(value)[real]
             n_programs = math.prod(len(self.experiment.grid.axes[n]) for n in self.axes.static)
             shape = (n_programs, self.n_cells, *(() if name == "_diverged_at" else (len(self.points),)), *host.shape[1:])
             if name not in self.out:
@@ -276,29 +304,32 @@ class _Run:
     # Checkpoints --------------------------------------------------------------------------------------------------
 
     def _maybe_save(self, store: Checkpoints | None, state: PyTree, asked: Asked) -> None:
-        if asked():
+        self.turns += 1
+        due = store is not None and time.perf_counter() - self.last_save >= self.experiment.save_every
+        stop, preempted, due = processes.any_of(asked[0](), asked[1]() or processes.preempted(self.turns), due)
+        if stop or preempted:
             if store is None:
                 raise KeyboardInterrupt("stopped. Nothing was saved: with checkpoint=FOLDER (--checkpoint FOLDER) a run can be resumed.")
-            self._save(store, state)
-            raise KeyboardInterrupt(
-                f"stopped, and saved in {store.folder}. Run the same again with this checkpoint folder to go on from here."
-            )
-        if store is not None and time.perf_counter() - self.last_save >= self.experiment.save_every:
+            self._save(store, state, wait=True)
+            kind = Preempted if preempted else KeyboardInterrupt
+            raise kind(f"stopped, and saved in {store.folder}. Run the same again with this checkpoint folder to go on from here.")
+        if store is not None and due:
             self._save(store, state)
 
-    def _save(self, store: Checkpoints, state: PyTree | None) -> None:
+    def _save(self, store: Checkpoints, state: PyTree | None, wait: bool = False) -> None:
         arrays = {f"out/{name}": value for name, value in self.out.items()}
         leaves = [] if state is None else jax.tree.leaves(state)
-        arrays |= {f"state/{i}": np.asarray(_bits(leaf)) for i, leaf in enumerate(leaves)}
+        arrays |= {f"state/{i}": bits(leaf) for i, leaf in enumerate(leaves)}
         record = {
             "experiment": self._identity(),
             "versions": versions(),
             "position": dataclasses.asdict(self.position),
             "layouts": [dataclasses.asdict(p) for p in self._layouts()],
+            "devices": len(self.devices),
             "state_leaves": len(leaves),
             "seconds": [self.clock.compile, self.clock.run],
         }
-        store.save(arrays, record)
+        store.save(arrays, record, wait)
         self.last_save = time.perf_counter()
 
     def _layouts(self) -> list[Layout]:
@@ -311,90 +342,50 @@ class _Run:
         return {**fields, "x64": describe(bool(jax.config.jax_enable_x64))}  # pyright: ignore[reportAttributeAccessIssue]
 
     def resume(self, store: Checkpoints) -> None:
-        found = store.newest()
+        found = store.newest(lambda record: self._accept(store, record))
         if found is None:
             return
         arrays, record = found
-        there, here = record["experiment"], self._identity()
-        for name in sorted({*there, *here}):
-            if there.get(name) != here.get(name):
-                was, now = _apart(there.get(name, "absent"), here.get(name, "absent"))
-                raise ValueError(
-                    f"checkpoint {store.folder} is of another Experiment: {name} was {was} and is now {now}. "
-                    "Undo the change, or name another checkpoint folder."
-                )
         changed = {n: v for n, v in record["versions"].items() if versions().get(n) != v}
         if changed:
             warnings.warn(f"resuming with other versions than {changed}: the last bits may differ from an uninterrupted run.", stacklevel=2)
         self.position = Position(**record["position"])
         self.layouts = [Layout(**layout) for layout in record["layouts"]]
-        lanes = max(layout.lanes for layout in self.layouts)
-        if lanes > len(self.devices):
+        adapted = self._adapted(record)
+        if adapted != self.layouts:
+            before = max(layout.lanes for layout in self.layouts)
             warnings.warn(
-                f"the saved run used {lanes} devices and there are {len(self.devices)} now: its cells are laid out on fewer lanes, and the "
-                "last bits may differ from an uninterrupted run.",
+                f"the saved run used {before} devices and there are {len(self.devices)} now: its cells are laid out on other lanes, and "
+                "the last bits may differ from an uninterrupted run.",
                 stacklevel=2,
             )
-            self.layouts = [_fewer_lanes(layout, len(self.devices)) for layout in self.layouts]
+        self.layouts = adapted
         self.out = {name.removeprefix("out/"): np.array(value) for name, value in arrays.items() if name.startswith("out/")}
         self.clock.compile, self.clock.run = record["seconds"]
         n = record["state_leaves"]
         self.saved_state = [arrays[f"state/{i}"] for i in range(n)] if n else None
 
+    def _accept(self, store: Checkpoints, record: Mapping[str, Any]) -> Place:
+        """Refuse a checkpoint of another Experiment; else say where the cells of its state lie."""
+        there, here = record["experiment"], self._identity()
+        for name in sorted({*there, *here}):
+            if there.get(name) != here.get(name):
+                was, now = apart(there.get(name, "absent"), here.get(name, "absent"))
+                raise ValueError(
+                    f"checkpoint {store.folder} is of another Experiment: {name} was {was} and is now {now}. "
+                    "Undo the change, or name another checkpoint folder."
+                )
+        layouts = self._adapted(record)
+        layout = layouts[min(record["position"]["program"], len(layouts) - 1)]
+        mesh = self._mesh(layout)
+        return lambda name, shape: cells_sharding(mesh, shape) if layout.lanes > 1 else None
 
-def _fewer_lanes(layout: Layout, lanes: int) -> Layout:
-    # The number of cells of a call must stay, since the saved state has that many.
-    while layout.cells % (lanes * layout.vmap):
-        lanes -= 1
-    return Layout(lanes, layout.cells // (lanes * layout.vmap), layout.vmap)
+    def _adapted(self, record: Mapping[str, Any]) -> list[Layout]:
+        # A run that had all devices gets all; a layout that was asked for is kept where it can be.
+        had, now = record.get("devices"), len(self.devices)
 
+        def lanes(layout: Layout) -> int:
+            grows = self.experiment.layout is None and had == layout.lanes < now
+            return now if grows or layout.lanes > now else layout.lanes
 
-def _unpack(saved: list[np.ndarray], like: PyTree) -> PyTree:
-    leaves, tree = jax.tree.flatten(like)
-    for old, new in itertools.zip_longest(saved, map(_bits, leaves)):
-        if old is None or new is None or old.shape != new.shape or old.dtype != new.dtype:
-            raise ValueError("the checkpoint's training state does not fit this Experiment's: name another checkpoint folder.")
-    restored = [
-        jax.random.wrap_key_data(jnp.asarray(old), impl=jax.random.key_impl(new)) if _is_key(new) else old
-        for old, new in zip(saved, leaves)
-    ]
-    # Where the new ones lie, whatever mesh the saved ones lay on.
-    return jax.tree.unflatten(tree, [jax.device_put(old, new.sharding) for old, new in zip(restored, leaves)])
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _bits(leaf: Any) -> Any:
-    # An optimizer may carry a key (gradient noise), which NumPy does not know.
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _apart(was: str, now: str, most: int = 200) -> tuple[str, str]:
-    # Descriptions of closures are long and begin alike: what is shown is where they part.
-    same = next((i for i, (a, b) in enumerate(zip(was, now)) if a != b), min(len(was), len(now)))
-    start = max(0, same - 60) if max(len(was), len(now)) > most else 0
-
-    def part(text: str) -> str:
-        return ("..." if start else "") + text[start : start + most] + ("..." if len(text) > start + most else "")
-
-    return part(was), part(now)
-
-
-def _explain(experiment: Experiment, axes: Axes, programs: list[Program], run: _Run) -> None:
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-    for name, values in experiment.grid.axes.items():
-        why = axes.static.get(name)
-        console.print(
-            f"axis {name} ({len(values)}): " + ("together in one program" if why is None else f"one program each, since {why}"),
-            markup=False,
-        )
-    for program in programs:
-        static = {n: v for n, v in program.static.items() if n not in FIELD_AXES}
-        console.print(
-            f"{static}: {run.n_cells} cells in {run.chunks(program)} call(s) of {program.layout}; {program.flops:.3g} FLOPs a step",
-            markup=False,
-        )
+        return [on_lanes(Layout(**layout), lanes(Layout(**layout)), jax.process_count()) for layout in record["layouts"]]

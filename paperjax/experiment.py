@@ -147,7 +147,8 @@ class Experiment:
 
     def describe(self) -> dict[str, str]:
         """Every field as a stable text, for the record and for telling whether two Experiments are the same."""
-        return {f.name: describe(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        shown = {"mesh": None if self.mesh is None else dict(self.mesh.shape)}
+        return {f.name: describe(shown[f.name] if f.name in shown else getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     def replace(self, **fields: Any) -> "Experiment":
         """The same Experiment with some fields changed.

@@ -1,4 +1,4 @@
-"""Ctrl-C while a compiled program runs: the first one is a wish, the second one is an end."""
+"""Ctrl-C while a compiled program runs: the first one is a wish, the second one is an end. SIGTERM is a wish too."""
 
 import contextlib
 import os
@@ -10,6 +10,42 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 STOPPING = "stopping after this call; Ctrl-C once more stops now, without saving."
+
+
+class Preempted(KeyboardInterrupt):
+    """SIGTERM came and the state is saved: the same, started again, goes on from there."""
+
+
+@contextlib.contextmanager
+def preemptible(on: bool) -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM into a flag that is read between calls.
+
+    Parameters
+    ----------
+    on
+        Whether to; if not, or outside the main thread, nothing changes.
+
+    Yields
+    ------
+    asked
+        Whether SIGTERM has come.
+
+    Examples
+    --------
+    >>> with preemptible(True) as asked:
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...     asked()
+    True
+    """
+    came = threading.Event()
+    if not on or threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from paperjax import processes
+from paperjax.checkpoint import is_url
 from paperjax.claims import Paper, Size, Verdict, judge
 from paperjax.experiment import Experiment
 from paperjax.overrides import apply, command_line
@@ -68,6 +70,10 @@ def run_paper(paper: Paper, text: str, size: Size, given: Mapping[str, Any], fol
     -------
     Run
 
+    Notes
+    -----
+    Of several processes, process 0 writes the files.
+
     Raises
     ------
     OSError
@@ -76,8 +82,8 @@ def run_paper(paper: Paper, text: str, size: Size, given: Mapping[str, Any], fol
         If an Experiment, a claim or the figure does not fit; for Experiments before anything is trained. If it is a claim or
         the figure, the trained results are in the folder.
     """
-    folder = prepare_folder(folder)
-    if "checkpoint" in given:
+    folder = prepare_folder(folder) if processes.first() else Path(folder)
+    if "checkpoint" in given and not is_url(given["checkpoint"]):
         prepare_folder(given["checkpoint"])
     planned = paper.plan(size)
     experiments = apply(planned, given)
@@ -88,6 +94,10 @@ def run_paper(paper: Paper, text: str, size: Size, given: Mapping[str, Any], fol
     began = time.perf_counter()
     results = {name: e.run(verbose=verbose, title=f"{paper.slug}: {name}") for name, e in experiments.items()}
     seconds = time.perf_counter() - began
+    if not processes.first():
+        # The same verdicts, and no files.
+        verdicts = tuple(judge(claim, results) for claim in paper.claims_at(size))
+        return Run(folder, make_record(paper, size, command_line(given), verdicts, results, seconds), verdicts)
 
     for file in FILES:
         (folder / file).unlink(missing_ok=True)

@@ -1,8 +1,14 @@
+import os
+import re
+import subprocess
+import sys
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from paperjax.checkpoint import Checkpoints
 
@@ -130,3 +136,131 @@ def test_what_a_killed_writer_leaves_behind_is_passed_over(store):
     again.save({"w": np.zeros(2)}, {"t": 1})
     assert again.newest()[1] == {"t": 1}
     again.close()
+
+
+# A disk that fills, and buckets ------------------------------------------------------------------------------------------
+
+# A process that may write files of 64 KiB at most is what one whose disk is full sees: a write that fails in the middle of a file.
+FILLS = """
+import resource, signal, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from paperjax.checkpoint import Checkpoints
+
+folder, kind, wait = sys.argv[1:]
+store = Checkpoints(folder)
+rng = np.random.default_rng(0)
+def large():
+    host = rng.normal(size=(2, 500_000))
+    if kind == "host":
+        return host
+    return jax.device_put(host.astype(np.float32), NamedSharding(jax.make_mesh((2,), ("cells",)), PartitionSpec("cells")))
+store.save({"w": large()}, {"t": 0})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+try:
+    store.save({"w": large()}, {"t": 1}, wait=wait == "wait")
+    store.close()
+except OSError as error:
+    print(error)
+    sys.exit(9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "wait"),
+    [("spread", "later"), *(pytest.param(k, w, marks=pytest.mark.slow) for k, w in [("host", "wait"), ("spread", "wait")])],
+)
+def test_a_disk_that_fills_leaves_the_last_good_checkpoint_and_says_so(tmp_path, kind, wait):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    line = [sys.executable, "-c", FILLS, str(tmp_path / "saved"), kind, wait]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 9, done.stderr
+    assert re.search(r"could not be written in .*saved \(.*\)\. Those before it are whole\. If the disk is full, make room", done.stdout)
+    again = Checkpoints(tmp_path / "saved")
+    arrays, record = again.newest()
+    assert record == {"t": 0}
+    expected = np.random.default_rng(0).normal(size=(2, 500_000))
+    np.testing.assert_array_equal(arrays["w"], expected if kind == "host" else expected.astype(np.float32))
+    # With room again it goes on, and what was left half is cleared away.
+    again.save({"w": np.ones(3)}, {"t": 2})
+    assert again.newest()[1] == {"t": 2}
+    again.close()
+    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["0", "1"]
+
+
+def over(n, tree):
+    mesh = Mesh(np.array(jax.devices()[:n]), ("cells",))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("cells")))
+
+
+def test_what_two_devices_saved_comes_back_on_one_or_on_two_or_on_the_host(store):
+    host = np.arange(12, dtype=np.float32).reshape(4, 3)
+    store.save({"w": over(2, host), "n": np.int32(3)}, {"t": 0})
+    for n in (1, 2):
+        mesh = Mesh(np.array(jax.devices()[:n]), ("cells",))
+        at = NamedSharding(mesh, PartitionSpec("cells"))
+        arrays, _ = store.newest(lambda record, at=at: lambda name, shape: at if name == "w" else None)
+        assert arrays["w"].sharding == at
+        np.testing.assert_array_equal(arrays["w"], host)
+        assert arrays["n"] == 3
+    found = store.newest()[0]["w"]
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, host)
+
+
+def test_a_save_that_is_not_waited_for_has_the_values_of_then(store):
+    step = jax.jit(lambda w: w + 1, donate_argnums=0)
+    host, w = np.zeros(300_000, np.float32), over(2, np.zeros(300_000, np.float32))
+    alone = jnp.zeros(300_000)
+    for t in range(3):
+        store.save({"w": w, "host": host, "alone": alone}, {"t": t}, wait=False)
+        w, alone = step(w), step(alone)
+        host += 1
+    arrays, record = store.newest()
+    assert record == {"t": 2}
+    for name in ("w", "host", "alone"):
+        assert (np.asarray(arrays[name]) == 2).all(), name
+
+
+def test_what_place_refuses_is_raised_and_not_taken_for_damage(store):
+    store.save({"w": np.zeros(2)}, {"t": 0})
+
+    def refuse(record):
+        raise ValueError(f"not this one: {record}")
+
+    with pytest.raises(ValueError, match="not this one"):
+        store.newest(refuse)
+
+
+class Bucket:
+    """A bucket as its provider's library shows it to somebody without credentials."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __truediv__(self, name):
+        return self
+
+    def mkdir(self, **given):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError("401 Anonymous caller"), r"PermissionError: 401 Anonymous caller\).*credentials.*gcloud auth application-default"),
+        (ImportError("Please install gcsfs"), r"Please install gcsfs.*needs that package"),
+    ],
+)
+def test_a_bucket_that_cannot_be_written_is_refused_at_once(monkeypatch, error, words):
+    monkeypatch.setattr("etils.epath.Path", lambda url: Bucket(error))
+    with pytest.raises(OSError, match=rf"checkpoint folder gs://bucket/run.*{words}"):
+        Checkpoints("gs://bucket/run")
+
+
+def test_an_address_of_another_kind_is_refused():
+    with pytest.raises(OSError, match=r"ftp:// is not known\. Buckets are gs://, s3://, az://"):
+        Checkpoints("ftp://host/run")

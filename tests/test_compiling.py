@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import paperjax as pj
 from paperjax.cell import CellFunctions
 from paperjax.compiling import compile_cells
 from paperjax.devices import compiler_options, known_options
@@ -18,6 +19,7 @@ def functions(measure):
         lambda axes, data: (data * axes["a"], axes["a"]),
         lambda axes, state, constants, data, first, n: state + n.astype(jnp.float32) * constants,
         lambda axes, state, constants, data, step: {"m": measure(state) + step.astype(jnp.float32)},
+        lambda axes, data: (pj.models.mlp(2, 1), data),
     )
 
 

@@ -18,6 +18,7 @@ import paperjax as pj
 from paperjax import driver
 from paperjax.checkpoint import Checkpoints
 from paperjax.describe import describe
+from paperjax.resuming import apart
 from tests.test_checkpoint import damage
 from tests.zoo import as_users_run_it, blobs, net
 
@@ -246,14 +247,14 @@ def test_what_differs_is_shown_however_long_the_rest():
 
     was, now = (describe(many(last)) for last in (1.0, 2.0))
     assert was[:1000] == now[:1000]
-    was, now = driver._apart(was, now)
+    was, now = apart(was, now)
     assert was.endswith("last: 1.0}]")
     assert now.endswith("last: 2.0}]")
     assert len(was) < 210
     # What is added at the end or left out there, and what differs early.
-    assert driver._apart("x" * 300, "x" * 300 + "y") == ("..." + "x" * 60, "..." + "x" * 60 + "y")
-    assert driver._apart("a" + "x" * 300, "b" + "x" * 300) == ("a" + "x" * 199 + "...", "b" + "x" * 199 + "...")
-    assert driver._apart("absent", "3") == ("absent", "3")
+    assert apart("x" * 300, "x" * 300 + "y") == ("..." + "x" * 60, "..." + "x" * 60 + "y")
+    assert apart("a" + "x" * 300, "b" + "x" * 300) == ("a" + "x" * 199 + "...", "b" + "x" * 199 + "...")
+    assert apart("absent", "3") == ("absent", "3")
 
 
 def test_other_versions_are_said(left, monkeypatch):

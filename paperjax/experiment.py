@@ -66,7 +66,8 @@ class Experiment:
     mesh
         ``pj.mesh(sweep=4)``: the devices to spread the cells over; by default all. Its ``data`` and ``model`` must be 1.
     checkpoint
-        Folder for checkpoints; running again with the same folder goes on where it stopped, bit for bit.
+        Folder for checkpoints, or a bucket's URL (``gs://bucket/run``); running again with the same goes on where it stopped, bit for bit.
+        Of several processes, all must see it.
     save_every
         Seconds between checkpoints. A cell that is done is always saved.
 
@@ -126,7 +127,10 @@ class Experiment:
         ValueError, TypeError
             If a part does not fit the others; found before anything is trained.
         KeyboardInterrupt
-            After Ctrl-C, with the state saved if there is a `checkpoint`; the message says how to go on.
+            After Ctrl-C, with the state saved if there is a `checkpoint`; the message says how to go on. After SIGTERM too, as
+            `paperjax.interrupts.Preempted`, if there is one.
+        ProcessLost
+            If another process of the run has died.
         """
         from paperjax.driver import drive
 

@@ -223,7 +223,7 @@ def _bucket(url: str) -> Any:
         probe.write_text("paperjax")
         probe.unlink()
     except ImportError as error:
-        raise OSError(f"checkpoint folder {url}: {error}. A bucket needs that package beside PaperJAX.") from error
+        raise OSError(f"checkpoint folder {url}: {error}: pip install 'paperjax[buckets]', or that package.") from error
     except Exception as error:  # Every provider's library raises its own.
         raise OSError(
             f"checkpoint folder {url} cannot be written to ({type(error).__name__}: {error}). Does the bucket exist, and are there "

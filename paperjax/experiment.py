@@ -71,7 +71,8 @@ class Experiment:
         A rule from what a leaf's axes are for to where they lie: `paperjax.sharding.tensor_parallel`, `paperjax.sharding.fully_sharded`,
         or a function like them. The optimizer's state follows its leaf.
     checkpoint
-        Folder for checkpoints; running again with the same folder goes on where it stopped, bit for bit.
+        Folder for checkpoints, or a bucket's URL (``gs://bucket/run``); running again with the same goes on where it stopped, bit for bit.
+        Of several processes, all must see it.
     save_every
         Seconds between checkpoints. A cell that is done is always saved.
 
@@ -134,7 +135,10 @@ class Experiment:
         ValueError, TypeError
             If a part does not fit the others; found before anything is trained.
         KeyboardInterrupt
-            After Ctrl-C, with the state saved if there is a `checkpoint`; the message says how to go on.
+            After Ctrl-C, with the state saved if there is a `checkpoint`; the message says how to go on. After SIGTERM too, as
+            `paperjax.interrupts.Preempted`, if there is one.
+        ProcessLost
+            If another process of the run has died.
         """
         from paperjax.driver import drive
 

@@ -186,7 +186,7 @@ def everyone(numbers: Sequence[int]) -> np.ndarray:
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
     """Of each flag, whether it is set in any process."""
-    return tuple(bool(flag) for flag in everyone([int(flag) for flag in flags]).any(axis=0))
+    return tuple(map(bool, everyone([int(flag) for flag in flags]).max(axis=0)))
 
 
 def texts(text: str) -> list[str]:

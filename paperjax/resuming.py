@@ -1,6 +1,7 @@
 """A saved training state on the devices there are now: laid out on other lanes, checked, and put in place."""
 
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -21,22 +22,21 @@ def on_lanes(layout: Layout, lanes: int, owners: int) -> Layout:
 
     Examples
     --------
-    >>> on_lanes(Layout(lanes=4, map=2, vmap=3), lanes=8, owners=1), on_lanes(Layout(lanes=4, map=1, vmap=3), lanes=2, owners=2)
-    (Layout(lanes=8, map=1, vmap=3), Layout(lanes=2, map=2, vmap=3))
+    >>> on_lanes(Layout(lanes=4, map=1, vmap=2), lanes=2, owners=2), on_lanes(Layout(lanes=4, map=1, vmap=2), lanes=8, owners=1)
+    (Layout(lanes=2, map=2, vmap=2), Layout(lanes=8, map=1, vmap=1))
     """
     # The number of cells of a call must stay, since the saved state has that many; and every process has its share.
     if lanes == layout.lanes and lanes % owners == 0:
         return layout
-    able = [n for n in range(owners, lanes + 1, owners) if layout.cells % (n * layout.vmap) == 0]
-    if able:
-        return Layout(able[-1], layout.cells // (able[-1] * layout.vmap), layout.vmap)
     able = [n for n in range(owners, lanes + 1, owners) if layout.cells % n == 0]
     if not able:
         raise ValueError(
-            f"the saved run has {layout.cells} cells in a call, which {owners} processes cannot share evenly. Go on with a number of "
-            f"processes that divides {layout.cells}."
+            f"the saved run has {layout.cells} cells in a call, which {owners} processes with {lanes} devices cannot share evenly. "
+            f"Go on with a number of processes that divides {layout.cells}."
         )
-    return Layout(able[-1], 1, layout.cells // able[-1])
+    share = layout.cells // able[-1]
+    vmap = math.gcd(share, layout.vmap)
+    return Layout(able[-1], share // vmap, vmap)
 
 
 def unpack(saved: list[Any], like: PyTree) -> PyTree:

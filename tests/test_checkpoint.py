@@ -7,6 +7,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint  # noqa: F401 Before a test puts something in the place of its paths.
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -252,7 +253,7 @@ class Bucket:
     ("error", "words"),
     [
         (PermissionError("401 Anonymous caller"), r"PermissionError: 401 Anonymous caller\).*credentials.*gcloud auth application-default"),
-        (ImportError("Please install gcsfs"), r"Please install gcsfs.*needs that package"),
+        (ImportError("Please install gcsfs"), r"Please install gcsfs: pip install 'paperjax\[buckets\]'"),
     ],
 )
 def test_a_bucket_that_cannot_be_written_is_refused_at_once(monkeypatch, error, words):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import paperjax as pj
 from paperjax.devices import device_budget
-from paperjax.driver import _fewer_lanes
 from paperjax.layout import Layout, choose_layout, lay_out, mesh_of, peak_bytes, replicate, spread, tree_bytes, work
+from paperjax.resuming import on_lanes
 
 GPU = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 1000})
 CPU = SimpleNamespace(platform="cpu")
@@ -88,7 +88,7 @@ def test_more_lanes_than_devices_are_refused():
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(1, 5))
 def test_a_resumed_run_with_fewer_devices_keeps_its_cells(lanes, rows, vmap, there):
     layout = Layout(lanes, rows, vmap)
-    fewer = _fewer_lanes(layout, there)
+    fewer = on_lanes(layout, there, 1)
     assert fewer.cells == layout.cells
     assert fewer.lanes <= there
     assert fewer.vmap == vmap

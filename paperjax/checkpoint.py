@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from paperjax.processes import any_of
+from paperjax.processes import ProcessLost, any_of, is_lost, lost
 
 # Where an array of that name and shape is to lie; None: on the host.
 Place = Callable[[str, tuple[int, ...]], Sharding | None]
@@ -67,6 +67,8 @@ class Checkpoints:
         ------
         OSError
             If it cannot be written (the disk is full, say). Those before it stay as they are.
+        ProcessLost
+            If it cannot since another process has died.
         """
         import orbax.checkpoint as ocp
 
@@ -94,7 +96,9 @@ class Checkpoints:
         except Exception as error:  # Orbax, tensorstore and the disk each raise their own.
             raise self._not_written(error) from error
 
-    def _not_written(self, error: Exception) -> OSError:
+    def _not_written(self, error: Exception) -> OSError | ProcessLost:
+        if is_lost(error):
+            return lost(error)
         cause = next((line for line in str(error).splitlines() if line), type(error).__name__)
         return OSError(
             f"a checkpoint could not be written in {self.folder} ({cause}). Those before it are whole. If the disk is full, make room; "

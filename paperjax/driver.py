@@ -91,12 +91,20 @@ class Clock:
 
 def drive(experiment: Experiment, progress: bool | None, verbose: bool, title: str) -> "xarray.Dataset":
     """Run every cell of an Experiment; see `Experiment.run`."""
+    try:
+        return _drive(experiment, progress if processes.first() else False, verbose, title)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if processes.is_lost(error) or (processes.many() and not isinstance(error, ValueError)):
+            raise processes.lost(error) from error
+        raise
+
+
+def _drive(experiment: Experiment, progress: bool | None, verbose: bool, title: str) -> "xarray.Dataset":
     began = time.perf_counter()
     processes.check_same({**experiment.describe(), **versions()}, "Experiments")
     axes = experiment.check()
     run = _Run(experiment, axes, Clock())
     store = None if experiment.checkpoint is None else Checkpoints(experiment.checkpoint)
-    progress = progress if processes.first() else False
     try:
         if store is not None:
             run.resume(store)
@@ -118,12 +126,8 @@ def drive(experiment: Experiment, progress: bool | None, verbose: bool, title: s
                         with run.clock.on("compile"):
                             ahead[q] = run.prepare(programs[q], pool)
                 run.train(p, programs[p], ahead.pop(p), store, bar, (asked, preempted))
-    except jax.errors.JaxRuntimeError as error:
-        if processes.many():
-            raise processes.lost(error) from error
-        raise
     finally:
-        if store is not None and not isinstance(sys.exception(), processes.ProcessLost):
+        if store is not None and not processes.is_lost(sys.exception()):
             store.close()
     attrs = {
         "wall_seconds": time.perf_counter() - began,

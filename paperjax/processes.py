@@ -159,6 +159,21 @@ def lost(error: Exception) -> ProcessLost:
     )
 
 
+def is_lost(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, says that another process is gone; JAX raises some of these as ValueError.
+
+    Examples
+    --------
+    >>> is_lost(ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"))  # Alone, there is nobody to lose.
+    False
+    """
+    while many() and error is not None:
+        if any(word in str(error) for word in ("Gloo", "CoordinationService", "heartbeat", "Connection closed by peer", "NCCL")):
+            return True
+        error = error.__cause__
+    return False
+
+
 def many() -> bool:
     """Whether there are other processes."""
     return jax.process_count() > 1

@@ -298,3 +298,21 @@ def test_sigterm_to_a_run_alone_saves_and_asks_to_be_started_again(tmp_path):
 def test_launch_refuses_what_cannot_be_started(words, message, capsys):
     assert main(["launch", *words], PAPERS) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:1"), True),
+        (TimeoutError("Timed out while waiting for async_write_complete barrier."), False),
+        (ValueError("the networks do not fit"), False),
+        (None, False),
+    ],
+)
+def test_which_errors_mean_that_another_process_is_gone(monkeypatch, error, expected):
+    assert not processes.is_lost(error)
+    monkeypatch.setattr(processes, "many", lambda: True)
+    assert processes.is_lost(error) is expected
+    outer = OSError("not written")
+    outer.__cause__ = error
+    assert processes.is_lost(outer) is expected

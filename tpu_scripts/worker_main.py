@@ -10,9 +10,7 @@ and so is the exit status, but for two of them: 70 if it breaks with an exceptio
 
 import argparse
 import shlex
-import socket
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -65,33 +63,6 @@ def cluster(given: argparse.Namespace) -> dict[str, Any] | None:
     return {name: value for name, value in found.items() if value is not None} | {"initialization_timeout": given.timeout}
 
 
-def reach(address: str, timeout: float) -> None:
-    """Wait until something listens at ``HOST:PORT``.
-
-    ``jax.distributed.initialize`` aborts the process without a word of ours if nobody does, so that is found out before.
-
-    Raises
-    ------
-    RuntimeError
-        The address is none, or nothing listens there within ``timeout`` seconds.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise RuntimeError(f"--coordinator {address} is not of the form HOST:PORT.")
-    end = time.monotonic() + timeout
-    while True:
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=max(0.1, end - time.monotonic())):
-                return
-        except (OSError, OverflowError) as error:
-            if time.monotonic() >= end:
-                raise RuntimeError(
-                    f"--coordinator {address} was not reached within {timeout:g} s (--timeout): {error}. Is process 0 running, is that its "
-                    "address as seen from here, and does a firewall close its port?"
-                ) from error
-        time.sleep(min(1.0, max(0.0, end - time.monotonic())))
-
-
 def join(given: argparse.Namespace) -> None:
     """Call ``jax.distributed.initialize``; it must come before any use of a device.
 
@@ -99,12 +70,17 @@ def join(given: argparse.Namespace) -> None:
     ------
     RuntimeError
         The other processes are not found, or not in time; the message says what to look at.
+    ValueError
+        The coordinator's address is none.
     """
     import jax
+
+    from paperjax.processes import reach
 
     arguments = cluster(given)
     if arguments is None:
         return
+    # jax.distributed.initialize aborts the process without a word of ours if nobody listens there.
     if given.coordinator and given.process_id != 0:
         reach(given.coordinator, given.timeout)
     print(
@@ -135,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         join(given)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         print(f"worker_main.py: {error}", file=sys.stderr)
         return UNREACHABLE
     import jax

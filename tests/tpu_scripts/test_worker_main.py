@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from paperjax import processes
+
 
 @pytest.fixture
 def worker(modules, monkeypatch):
@@ -22,7 +24,7 @@ def worker(modules, monkeypatch):
     jax.profiler.start_server = lambda port: called.append(("profiler", port))
     cli.main = lambda words: called.append(("paperjax", words)) or 0
     paperjax.cli = cli
-    for name, module in (("jax", jax), ("paperjax", paperjax), ("paperjax.cli", cli)):
+    for name, module in (("jax", jax), ("paperjax", paperjax), ("paperjax.cli", cli), ("paperjax.processes", processes)):
         monkeypatch.setitem(sys.modules, name, module)
     return modules.worker_main, called, jax, cli
 

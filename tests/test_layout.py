@@ -88,10 +88,12 @@ def test_more_lanes_than_devices_are_refused():
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(1, 5))
 def test_a_resumed_run_with_fewer_devices_keeps_its_cells(lanes, rows, vmap, there):
     layout = Layout(lanes, rows, vmap)
+    there = min(there, lanes)
     fewer = on_lanes(layout, there, 1)
     assert fewer.cells == layout.cells
     assert fewer.lanes <= there
-    assert fewer.vmap == vmap
+    # Cells that ran together go on together, or in equal parts.
+    assert vmap % fewer.vmap == 0
 
 
 @pytest.mark.parametrize("layout", [(1, 1, 1), (1, 1, 6), (1, 6, 1), (1, 2, 3), (2, 1, 1), (2, 1, 3), (2, 3, 1), (2, 2, 2)])

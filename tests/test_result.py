@@ -62,7 +62,7 @@ def test_provenance(experiment, result):
     fields = json.loads(result.attrs["experiment"])
     assert set(fields) == {
         "family", "data", "loss", "optimizer", "grid", "steps", "batch", "measure_at", "measures", "max_bytes", "layout", "checkpoint",
-        "save_every", "parametrization", "base",
+        "save_every", "parametrization", "base", "mesh", "sharding",
     }  # fmt: skip
     assert fields["steps"] == "4"
     assert fields["loss"] == "'mse'"

@@ -90,13 +90,13 @@ def test_nothing_imports_papers_but_the_finder():
 
 def test_floors_import_down_only():
     floors = [
-        {"adapters", "binding", "describe", "model", "params", "reach", "data", "checkpoint", "devices", "interrupts", "progress"},
+        {"adapters", "binding", "describe", "model", "params", "reach", "data", "checkpoint", "devices", "interrupts", "progress", "processes"},
         {"losses", "models", "trace", "transforms", "train", "grid", "interop"},
-        {"measures", "kernels", "layout", "cell", "compiling", "parametrization", "planned"},
-        {"limits", "experiment", "driver", "result"},
+        {"measures", "kernels", "layout", "cell", "compiling", "parametrization", "planned", "sharding"},
+        {"limits", "experiment", "driver", "result", "resuming", "explained"},
         {"claims", "estimates"},
         {"report", "studies", "runner", "overrides", "finder", "doctor"},
-        {"papers", "cli", "cli_family", "cli_studies"},
+        {"papers", "cli", "cli_family", "cli_launch", "cli_studies"},
     ]  # fmt: skip
     level = {name: i for i, floor in enumerate(floors) for name in floor}
     root = Path(paperjax.__file__).parent

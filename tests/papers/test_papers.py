@@ -90,7 +90,10 @@ def test_nothing_imports_papers_but_the_finder():
 
 def test_floors_import_down_only():
     floors = [
-        {"adapters", "binding", "describe", "model", "params", "reach", "data", "checkpoint", "devices", "interrupts", "progress", "processes"},
+        {
+            "adapters", "binding", "describe", "model", "params", "reach", "data", "checkpoint", "devices", "interrupts", "progress",
+            "processes",
+        },
         {"losses", "models", "trace", "transforms", "train", "grid", "interop"},
         {"measures", "kernels", "layout", "cell", "compiling", "parametrization", "planned", "sharding"},
         {"limits", "experiment", "driver", "result", "resuming", "explained"},

@@ -51,7 +51,14 @@ class Checkpoints:
 
         self.folder = _bucket(str(folder)) if is_url(folder) else _folder(folder)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("arrays", "record"))
+
+        class Manager(ocp.CheckpointManager):
+            # Asked by `save` too, with the checkpoints' numbers, JAX's one counter of preemption would lose the turns that the
+            # driver counts: the point to save at would be passed unseen.
+            def reached_preemption(self, step: int) -> bool:
+                return False
+
+        self._manager = Manager(self.folder, options=options, item_names=("arrays", "record"))
 
     def save(self, arrays: Mapping[str, Any], record: Mapping[str, Any], wait: bool = True) -> None:
         """Write the next checkpoint.

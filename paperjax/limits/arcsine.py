@@ -55,12 +55,12 @@ def arcsine(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     size = jnp.abs(x)
     large = size > 0.5
     t = jnp.where(large, (1 - size) * 0.5, size * size)
-    root = jnp.where(large, jnp.sqrt(t), size)
     *rest, ratio = coefficients(terms)
     ratio = jnp.full_like(t, ratio)
     for c in reversed(rest):
         ratio = ratio * t + c
-    small = root * ratio
+    # The root comes last: XLA computes a root once, and what is cheap again for each use. Where t underflows an angle is its sine.
+    small = jnp.where(size > jnp.finfo(x.dtype).eps ** 0.5, jnp.sqrt(t * ratio * ratio), size)
     return jnp.copysign(jnp.where(large, math.pi / 2 - 2 * small, small), x)
 
 

@@ -162,9 +162,10 @@ def _tiled(
                 whole[a : a + n, b : b + m] = part
             elif a == b:
                 # The lower triangle from the upper one: exactly symmetric, whatever a tile rounds.
-                below = np.tril_indices(n, -1)
-                whole[a : a + n, b : b + n] = part
-                whole[a : a + n, b : b + n][below] = _turned(part)[below]
+                square = whole[a : a + n, b : b + n]
+                square[:] = part
+                below = np.tri(n, k=-1, dtype=bool).reshape(n, n, *(1,) * (part.ndim - 2))
+                np.copyto(square, _turned(part), where=below)
             else:
                 whole[a : a + n, b : b + m] = part
                 whole[b : b + m, a : a + n] = _turned(part)
@@ -236,9 +237,18 @@ class _Made:
         # Of one size, rather than a small one at the end.
         height, width = (math.ceil(n / math.ceil(n / side)) for n in (len(self.args[0]), len(self.args[1])))
 
-        def tile(x1: Any, x2: Any, tape1: Any, tape2: Any, row: Any, column: Any, unit: Any) -> Any:
-            tape1 = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, height), tape1)
-            tape2 = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, column, width), tape2)
+        cast = _single if single else _double
+
+        def rows(tape: Any, start: Any, units: Any) -> Any:
+            def of(x: Any) -> Any:
+                x = cast(jax.lax.dynamic_slice_in_dim(x, start, len(units)))
+                # Or XLA takes and casts them again for each pair; a quotient by numbers that it does not know is computed once.
+                return x / cast(units).reshape(-1, *(1,) * (x.ndim - 1)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+            return jax.tree.map(of, tape)
+
+        def tile(x1: Any, x2: Any, tape1: Any, tape2: Any, row: Any, column: Any, unit: Any, units: Any) -> Any:
+            tape1, tape2 = rows(tape1, row, units[:height]), rows(tape2, column, units[:width])
             if height == width == 1:
                 return jax.tree.map(lambda k: k[None, None], step(*jax.tree.map(lambda x: x[0], (x1, x2, tape1, tape2)), unit))
             return _grid(step)(x1, x2, tape1, tape2, unit)
@@ -252,7 +262,8 @@ class _Made:
     def part(self, height: int, width: int, row: int, column: int) -> tuple[Any, ...]:
         """The arguments of a tile. Rows of what may be large are taken here, which is no copy."""
         x1, x2, tape1, tape2 = self.args
-        return x1[row : row + height], x2[column : column + width], tape1, tape2, np.int32(row), np.int32(column), np.float64(1)
+        x1, x2 = x1[row : row + height], x2[column : column + width]
+        return x1, x2, tape1, tape2, np.int32(row), np.int32(column), np.float64(1), np.ones(max(height, width))
 
     def pairs(self, i: np.ndarray, j: np.ndarray) -> list[np.ndarray]:
         """Kernels of examples i of the first set and j of the second, in double precision inside."""

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from paperjax import processes
 from paperjax.cell import CellFunctions
-from paperjax.devices import compiler_options
+from paperjax.devices import ONE_THREAD, compiler_options
 from paperjax.layout import Layout, cells_sharding, lay_out, primitives, spread, tree_bytes
 from paperjax.sharding import Placement
 
@@ -20,9 +20,6 @@ from paperjax.sharding import Placement
 # optimized at all it runs about ten times slower, which is nothing for small cells: 4 MiB of normals take 60 ms.
 SETUP_LEVELS = {"small": 0, "large": 1}
 SMALL_BYTES = 2**22
-# XLA splits products (the first) and elementwise loops (the second) of a program over the cores. At 256x3 with 256 rows, two lanes on two
-# cores are 6 % faster without the latter.
-ONE_THREAD = {"xla_cpu_multi_thread_eigen": False, "xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
 # On CPU these may wait, on a thread of the one pool that all devices share, for other threads of it. Where every device's program does so
 # at once, none is left to wait for. A larger pool has threads to spare, and splits every product for more threads than there are cores:
 # 10 % of the time of a step.

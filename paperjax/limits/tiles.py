@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jax.extend import core as jex
 from jaxtyping import Array
 
+from paperjax.devices import ONE_THREAD, compiler_options
 from paperjax.layout import peak_bytes
 from paperjax.limits import nodes as nd
 from paperjax.limits.levels import LEVELS, ordinary, settled
@@ -144,7 +145,7 @@ def _tiled(
     out = [_empty((len(rows), len(columns), *form.shape), form.dtype) for form in forms]
     tiles = list(itertools.product(range(0, len(rows), height), range(0, len(columns), width)))
     tiles = [(a, b) for a, b in tiles if not symmetric or b >= a]
-    own = [made.own(x, tape) for x, tape in zip(given, tapes)] * 2 if single else None
+    own, finite, below = None, [True] * len(out), np.tri(max(height, width), k=-1, dtype=bool)
 
     def fill(number: int, tile: tuple[int, int]) -> None:
         made = everywhere[number % len(everywhere)]
@@ -155,8 +156,10 @@ def _tiled(
             parts = [np.asarray(part) for part in made.tile(single)[-1](*starts)]
             if own is not None:
                 parts = made.repaired(parts, starts, own)
-        for whole, part in zip(out, parts):
+        for k, (whole, part) in enumerate(zip(out, parts)):
             part = part[a - starts[0] :, b - starts[1] :]
+            if not np.isfinite(part).all():
+                finite[k] = False
             n, m = part.shape[:2]
             if not symmetric:
                 whole[a : a + n, b : b + m] = part
@@ -164,16 +167,31 @@ def _tiled(
                 # The lower triangle from the upper one: exactly symmetric, whatever a tile rounds.
                 square = whole[a : a + n, b : b + n]
                 square[:] = part
-                below = np.tri(n, k=-1, dtype=bool).reshape(n, n, *(1,) * (part.ndim - 2))
-                np.copyto(square, _turned(part), where=below)
+                np.copyto(square, _turned(part), where=below[:n, :n].reshape(n, n, *(1,) * (part.ndim - 2)))
             else:
                 whole[a : a + n, b : b + m] = part
                 whole[b : b + m, a : a + n] = _turned(part)
 
-    with progress_bar("infinite width", float(len(tiles)), progress) as bar, ThreadPoolExecutor(_workers(len(tiles), len(devices))) as pool:
+    workers = _workers(1 << 30 if single else len(tiles), len(devices))
+    with progress_bar("infinite width", float(len(tiles)), progress) as bar, ThreadPoolExecutor(workers) as pool:
+        own = [made.own(x, tape, pool) for x, tape in zip(given, tapes)] * 2 if single else None
         for _ in pool.map(fill, itertools.count(), tiles):
             bar.advance(1.0)
+    for name, k, good in zip(("NNGP", "NTK"), out, finite):
+        if not good:
+            raise not_finite(name, k)
     return tuple(out)
+
+
+def not_finite(name: str, kernel: Any) -> ValueError:
+    """What to say of a kernel that is not finite, and where."""
+    where = np.argwhere(~np.isfinite(np.asarray(kernel)))[0][:2]
+    return ValueError(
+        f"pj.limit: the {name} is not finite at infinite width, first for examples {where[0]} and {where[1]}. Either a function with "
+        "infinite expectations (exp of a large variance, a division by a field, a logarithm) acts on wide values, or an integral "
+        "without a closed form does not converge: variances above a million (scale the examples), or a product of functions of several "
+        "fields, which can be drawn: opt in to Monte Carlo with key=jax.random.key(0), samples=4096."
+    )
 
 
 def _workers(tiles: int, devices: int = 0) -> int:
@@ -208,8 +226,10 @@ class _Made:
         return self.program.kept(key, make)
 
     def compiled(self, fn: Callable[..., Any], *forms: Any) -> Any:
+        platform = jax.default_backend() if self.device is None else self.device.platform
+        options = {**compiler_options(platform), **(ONE_THREAD if platform == "cpu" and _workers(1 << 30) > 1 else {})}
         with jax.default_device(self.device) if self.device is not None else contextlib.nullcontext():
-            return jax.jit(fn).lower(*forms).compile()
+            return jax.jit(fn).lower(*forms).compile(compiler_options=options)
 
     def step(self, single: bool) -> tuple[Callable[..., Any], Any, Any]:
         """``(x1, x2, tape1, tape2) -> kernels`` of a pair, in single or double precision; its arguments' and results' form."""
@@ -284,10 +304,17 @@ class _Made:
             found.append([np.asarray(k)[: len(i) - start] for k in run(*some, np.float64(1))])
         return [np.concatenate(parts) for parts in zip(*found)]
 
-    def own(self, x: Any, tape: Any) -> tuple[list[np.ndarray], np.ndarray]:
+    def own(self, x: Any, tape: Any, pool: ThreadPoolExecutor) -> tuple[list[np.ndarray], np.ndarray]:
         """Kernels of examples with themselves, and the roots of their covariances, ``(N, *positions)``."""
-        index, shape = np.arange(len(x)), self.program.shape
-        found = dataclasses.replace(self, args=(x, x, tape, tape)).pairs(index, index)
+        twice, index, shape = dataclasses.replace(self, args=(x, x, tape, tape)), np.arange(len(x)), self.program.shape
+
+        def some(start: int) -> list[np.ndarray]:
+            with nd.usual(True):
+                return twice.pairs(*(index[start : start + PAIRS],) * 2)
+
+        # The first one by itself: it compiles, once.
+        chunks = [some(0), *pool.map(some, range(PAIRS, len(x), PAIRS))]
+        found = [np.concatenate(parts) for parts in zip(*chunks)]
         n = math.prod(shape)
         return found, np.sqrt(np.diagonal(found[0].reshape(len(x), n, n), axis1=1, axis2=2).reshape(len(x), *shape))
 
@@ -298,16 +325,19 @@ class _Made:
         """
         nngp, height, width = parts[0], *parts[0].shape[:2]
         a, b = (root[start : start + n] for (_, root), start, n in zip(own, starts, (height, width)))
+        if own[0] is own[1] and starts[0] == starts[1]:
+            index, parts = np.arange(min(height, width)), [part.copy() for part in parts]
+            for part, found in zip(parts, own[0][0]):
+                part[index, index] = found[starts[0] + index]
+            nngp = nngp.copy()
+            nngp[index, index] = -np.inf
+        # Most tiles need no look at each pair.
+        if not (nngp.reshape(height, -1).max(1) > (1 - NEAR) * a.reshape(height, -1).min(1) * b.min()).any():
+            return parts
         k = len(self.program.shape)
         bound = ((1 - NEAR) * a).reshape(height, 1, *a.shape[1:], *(1,) * k) * b.reshape(1, width, *(1,) * k, *b.shape[1:])
         near = nngp > bound
         near = near.reshape(height, width, -1).any(-1) if k else near
-        if own[0] is own[1] and starts[0] == starts[1]:
-            np.fill_diagonal(near, False)
-            parts = [part.copy() for part in parts]
-            for part, found in zip(parts, own[0][0]):
-                index = np.arange(min(height, width))
-                part[index, index] = found[starts[0] + index]
         if not near.any():
             return parts
         i, j = np.nonzero(near)

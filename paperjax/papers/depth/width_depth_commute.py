@@ -48,6 +48,7 @@ from jaxtyping import Array, Float, PyTree
 
 import paperjax as pj
 from paperjax.claims import Claim, Control, Estimate, Paper, Size, Verdict, estimate, fit_slope
+from paperjax.studies import untrained
 
 if TYPE_CHECKING:
     import xarray
@@ -115,8 +116,7 @@ def covariances(networks: int) -> Callable[..., Array]:
 def drawn(widths: Sequence[int], depths: Sequence[int], networks: int, power: float = 0.5, skip: float = 1.0) -> pj.Experiment:
     """Networks as they are drawn; nothing is trained."""
     grid = pj.grid(width=list(widths), depth=list(depths), power=power, skip=skip, lr=1.0, seed=8)
-    measures = {"moments": covariances(networks)}
-    return pj.Experiment(lambda: pj.models.linear_net(1, 1, 1), two_inputs, grid=grid, steps=0, measure_at=[0], measures=measures)
+    return untrained(grid, {"moments": covariances(networks)}, two_inputs)
 
 
 def at_infinite_width(power: float) -> pj.Experiment:
@@ -128,8 +128,7 @@ def at_infinite_width(power: float) -> pj.Experiment:
             found = [pj.limit(family, x, sizes=dict(depth=depth), wide=["width"], ntk=False).nngp for depth in INFINITE]
             return jnp.stack(found).astype(jnp.float32)
 
-    grid, measures = pj.grid(lr=1.0, seed=2), {"kernels": kernels}
-    return pj.Experiment(lambda: pj.models.linear_net(1, 1, 1), two_inputs, grid=grid, steps=0, measure_at=[0], measures=measures)
+    return untrained(pj.grid(lr=1.0, seed=2), {"kernels": kernels}, two_inputs)
 
 
 def experiments(size: Size) -> dict[str, pj.Experiment]:

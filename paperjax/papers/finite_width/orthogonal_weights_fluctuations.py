@@ -43,6 +43,7 @@ from jaxtyping import Array, Float
 import paperjax as pj
 from paperjax.claims import Claim, Control, Estimate, Paper, Size, Verdict, estimate
 from paperjax.models.initializers import orthogonal
+from paperjax.studies import untrained
 
 if TYPE_CHECKING:
     import xarray
@@ -53,13 +54,6 @@ Results = Mapping[str, "xarray.Dataset"]
 SEEDS = 8
 WIDTH, DEPTH, AT = 64, 60, 20
 NTK_WIDTH, NTK_DEPTH = 32, 40
-NOTHING = pj.Model(lambda key, x: jax.random.normal(key, (1,)), lambda params, x: params[None] * jnp.ones((1, 1)))
-
-
-def one(key: Array) -> pj.data.Dataset:
-    """An input that the measures, which draw the networks, do not look at."""
-    x = jax.random.normal(key, (1, 1))
-    return pj.data.Dataset(x, x, x, x, "one input", "generated")
 
 
 def norms(phi: Any, haar: bool, nets: int) -> Callable[..., Array]:
@@ -105,8 +99,7 @@ def tangents(haar: bool, nets: int) -> Callable[..., Array]:
 
 def drawn(measure: Any, width: int) -> pj.Experiment:
     """Networks as they are drawn; nothing is trained."""
-    grid = pj.grid(width=[width], lr=1.0, seed=SEEDS)
-    return pj.Experiment(lambda: NOTHING, one, grid=grid, steps=0, measure_at=[0], measures={"found": measure})
+    return untrained(pj.grid(width=[width], lr=1.0, seed=SEEDS), {"found": measure})
 
 
 def experiments(size: Size) -> dict[str, pj.Experiment]:

@@ -42,6 +42,7 @@ from jaxtyping import Array, Float
 
 import paperjax as pj
 from paperjax.claims import Claim, Control, Estimate, Paper, Size, Verdict, estimate
+from paperjax.studies import untrained
 
 if TYPE_CHECKING:
     import xarray
@@ -55,13 +56,6 @@ SEEDS = 8
 NARROW, SHALLOW = 40, 7  # Six hidden layers of 40 neurons: L/n = 0.15.
 WIDE, DEEP, FROM = 256, 31, 10
 WIDEST, KEPT = 512, 21
-NOTHING = pj.Model(lambda key, x: jax.random.normal(key, (1,)), lambda params, x: params[None] * jnp.ones((1, 1)))
-
-
-def one(key: Array) -> pj.data.Dataset:
-    """An input that the measures, which draw the networks, do not look at."""
-    x = jax.random.normal(key, (1, 1))
-    return pj.data.Dataset(x, x, x, x, "one input", "generated")
 
 
 def moments(phi: Any, depth: int, nets: int, C_b: float, C_W: float, K: float = 1.0) -> Callable[..., Array]:
@@ -79,8 +73,7 @@ def moments(phi: Any, depth: int, nets: int, C_b: float, C_W: float, K: float = 
 
 def drawn(phi: Any, width: int, depth: int, nets: int, C_W: float, C_b: float = 0.0, K: float = 1.0) -> pj.Experiment:
     """Networks as they are drawn; nothing is trained."""
-    grid, measures = pj.grid(width=[width], lr=1.0, seed=SEEDS), {"moments": moments(phi, depth, nets, C_b, C_W, K)}
-    return pj.Experiment(lambda: NOTHING, one, grid=grid, steps=0, measure_at=[0], measures=measures)
+    return untrained(pj.grid(width=[width], lr=1.0, seed=SEEDS), {"moments": moments(phi, depth, nets, C_b, C_W, K)})
 
 
 @functools.cache

@@ -50,6 +50,7 @@ from jaxtyping import Array, Float, Scalar
 import paperjax as pj
 from paperjax.claims import Claim, Control, Estimate, Paper, Size, Verdict, estimate, fit_slope
 from paperjax.kernels.mixtures import Mixture, mahalanobis, mixture_posterior, student_t_posterior
+from paperjax.studies import untrained
 
 if TYPE_CHECKING:
     import xarray
@@ -232,8 +233,7 @@ def regressions(right: bool) -> pj.Experiment:
         "to_gaussian": to_gaussian(right),
         "importance": importance(right),
     }
-    grid = pj.grid(lr=1.0, seed=8)
-    return pj.Experiment(lambda: pj.models.linear_net(1, 1, 1), diabetes, grid=grid, steps=0, measure_at=[0], measures=measures)
+    return untrained(pj.grid(lr=1.0, seed=8), measures, diabetes)
 
 
 def experiments(size: Size) -> dict[str, pj.Experiment]:

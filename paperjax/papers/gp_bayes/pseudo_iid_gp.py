@@ -53,6 +53,7 @@ import paperjax as pj
 from paperjax.claims import Claim, Control, Estimate, Paper, Size, Verdict, estimate, fit_slope
 from paperjax.limits import edge_of_chaos
 from paperjax.models.initializers import block_sparse, low_rank, orthogonal
+from paperjax.studies import untrained
 
 if TYPE_CHECKING:
     import xarray
@@ -81,7 +82,6 @@ AT = 128
 WIDTHS: dict[Size, tuple[int, ...]] = {"quick": (32, 64, 128, 256), "full": (32, 64, 128, 256, 512)}
 CHANNELS, POSITIONS = 48, 6
 # The measures draw the networks.
-NOTHING = pj.Model(lambda key, x: jax.random.normal(key, (1,)), lambda params, x: params[None] * jnp.ones((2, 1)))
 
 
 def pair(key: Array, positions: int = 0) -> pj.data.Dataset:
@@ -190,7 +190,7 @@ def conv_moments(zoo: Mapping[str, Kind], draws: int) -> Callable[..., Array]:
 def drawn(measure: Any, widths: Sequence[int], seeds: int, positions: int = 0) -> pj.Experiment:
     """Networks as they are drawn; nothing is trained."""
     grid, data = pj.grid(width=list(widths), lr=1.0, seed=seeds), functools.partial(pair, positions=positions)
-    return pj.Experiment(lambda: NOTHING, data, grid=grid, steps=0, measure_at=[0], measures={"moments": measure})
+    return untrained(grid, {"moments": measure}, data)
 
 
 def experiments(size: Size) -> dict[str, pj.Experiment]:

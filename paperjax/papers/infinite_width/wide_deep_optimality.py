@@ -54,6 +54,7 @@ from jaxtyping import Array, PyTree
 
 import paperjax as pj
 from paperjax.claims import Claim, Control, Estimate, Paper, Size, Verdict, estimate, fit_slope
+from paperjax.studies import untrained
 
 if TYPE_CHECKING:
     import xarray
@@ -199,15 +200,12 @@ def agreement(one: Callable[[Any], Array], other: Callable[[Any], Array]) -> Cal
 def on_points(measure: Any, examples: Sequence[int], seeds: int) -> pj.Experiment:
     """Classifiers without training."""
     grid = pj.grid(n=list(examples), lr=1.0, seed=seeds)
-    return pj.Experiment(lambda: pj.models.linear_net(1, 1, 1), sphere, grid=grid, steps=0, measure_at=[0], measures={"found": measure})
+    return untrained(grid, {"found": measure}, sphere)
 
 
 def without_chance(found: Callable[[], Array]) -> pj.Experiment:
     """Formulas."""
-    return pj.Experiment(
-        lambda: pj.models.linear_net(1, 1, 1), functools.partial(sphere, n=4), grid=pj.grid(lr=1.0), steps=0,
-        measure_at=[0], measures={"found": lambda data: found().astype(jnp.float32)},
-    )  # fmt: skip
+    return untrained(pj.grid(lr=1.0), {"found": lambda data: found().astype(jnp.float32)}, functools.partial(sphere, n=4))
 
 
 def traced_difference(p: float) -> Array:

@@ -50,6 +50,7 @@ from scipy import stats
 
 import paperjax as pj
 from paperjax.claims import Claim, Control, Estimate, Paper, Size, Verdict, estimate, fit_slope
+from paperjax.studies import untrained
 
 if TYPE_CHECKING:
     import xarray
@@ -126,17 +127,10 @@ def profile(networks: int) -> Callable[..., Array]:
     return measure
 
 
-def nothing(key: Array) -> pj.data.Dataset:
-    """One input that is not looked at: the measure draws its own."""
-    x = jax.random.normal(key, (1, 2))
-    return pj.data.Dataset(x, x[:, :1], x, x[:, :1], "none", "generated")
-
-
 def start(size: Size, rank: int, c: float, networks: int) -> pj.Experiment:
     """Networks as they are drawn."""
     grid = pj.grid(width=WIDTH[size], rank=rank, c=c, lr=1.0, seed=16)
-    measures = {"squares": profile(networks)}
-    return pj.Experiment(lambda: pj.models.linear_net(1, 1, 1), nothing, grid=grid, steps=0, measure_at=[0], measures=measures)
+    return untrained(grid, {"squares": profile(networks)})
 
 
 def training(size: Size, c: float) -> pj.Experiment:

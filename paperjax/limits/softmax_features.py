@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -174,11 +174,12 @@ def cross_entropy_frame(
 
 def _largest_root(f: Callable[[float], float]) -> float | None:
     """Of a function of a positive number that rises, if at all, to one top, and then falls for ever."""
-    from scipy.optimize import brentq, minimize_scalar
+    from scipy.optimize import minimize_scalar, root_scalar
 
     # By the logarithm, in which the rise is a straight line; for depth 1 there is none, and the top is at the left end.
-    top = math.exp(minimize_scalar(lambda t: -f(math.exp(t)), bounds=(-40.0, 6.0), method="bounded", options=dict(xatol=1e-9)).x)
-    return None if f(top) <= 0 else brentq(f, top, 700.0, xtol=1e-15, rtol=1e-14)
+    found: Any = minimize_scalar(lambda t: -f(math.exp(t)), bounds=(-40.0, 6.0), method="bounded", options=dict(xatol=1e-9))
+    top = math.exp(found.x)
+    return None if f(top) <= 0 else root_scalar(f, bracket=(top, 700.0), xtol=1e-15, rtol=1e-14).root
 
 
 def _logsumexp(z: np.ndarray) -> np.ndarray:
@@ -199,7 +200,7 @@ def _nuclear_norm_fit(n: np.ndarray, tau: float, bias: bool, where: str) -> tupl
         return moved
 
     x = y = np.zeros((K, K + 1))
-    t = 1.0
+    t, left = 1.0, math.inf
     for _ in range(10_000):
         new = step(y)
         left = float(np.linalg.norm(new - y)) / (N * tau)

@@ -193,13 +193,15 @@ def collapse_threshold(total: int, depth: int = 1, *, weight_decay: Decay, featu
 
 def _shrunk(a: float, decay: float, M: int) -> float:
     """Minimiser of ``(s - a)² / 2 + (M + 1)/2 decay s^(2/(M+1))``: the largest root of ``s^p (a - s) = decay``, or 0."""
-    from scipy.optimize import brentq
+    from scipy.optimize import root_scalar
 
     p, least = (M - 1) / (M + 1), (M - 1) / M
     kappa = decay / a ** (1 + p)
     if kappa >= least**p * (1 - least):
         return 0.0
-    return a * (1 - kappa if M == 1 else brentq(lambda x: x**p * (1 - x) - kappa, least, 1.0, xtol=1e-15, rtol=1e-14))
+    if M == 1:
+        return a * (1 - kappa)
+    return a * root_scalar(lambda x: x**p * (1 - x) - kappa, bracket=(least, 1.0), xtol=1e-15, rtol=1e-14).root
 
 
 def assembled(

@@ -297,7 +297,7 @@ CLAIMS = (
     ),
     Claim(
         "balanced, three layers: class means are orthogonal: largest cosine", "section 3, bias-free", 0.0, angles("deep", 0.0), 0.02,
-        "exactly 0 in the end; float32 leaves 1e-7", Control("no decay", {"deep": "deep-no-decay"}), "<=",
+        "exactly 0 in the end; float32 leaves 1e-7", Control("no decay: angles stay random", {"deep": "deep-no-decay"}), "<=",
     ),
     Claim(
         "balanced, three layers: log10 of NC1 of the last features", "section 3", -3.0,
@@ -336,7 +336,7 @@ CLAIMS = (
     Claim(
         "ReLU perceptron on digits, squared error, with decay: NC1", "section of experiments", 0.0,
         lambda results: estimate(results["digits"].nc1.isel(step=-1).values), 0.03, "features are not free there: it is small, no more",
-        Control("no decay", {"digits": "digits-no-decay"}), "<=",
+        Control("no decay: NC1 stops falling", {"digits": "digits-no-decay"}), "<=",
     ),
 )  # fmt: skip
 

@@ -180,9 +180,9 @@ def experiments(size: Size) -> dict[str, pj.Experiment]:
     """Squared error at depth 1 and 3, at the thresholds and beside them, cross-entropy, and digits."""
     balanced = (PER_CLASS,) * CLASSES
     seeds, longer, examples = (8, 1, 500) if size == "quick" else (16, 4, 1437)
-    imbalanced = functools.partial(training, IMBALANCED, 1, lr=1.0, steps=8000 * longer, seeds=seeds)
-    deep = functools.partial(training, balanced, 3, lr=0.3, steps=6000 * longer, seeds=seeds)
-    shallow = functools.partial(training, balanced, 1, LITTLE, lr=0.3, steps=12000 * longer, seeds=seeds)
+    imbalanced = functools.partial(training, IMBALANCED, 1, lr=2.0, steps=2500 * longer, seeds=seeds)
+    deep = functools.partial(training, balanced, 3, lr=0.3, steps=3000 * longer, seeds=seeds)
+    shallow = functools.partial(training, balanced, 1, LITTLE, lr=0.5, steps=5000 * longer, seeds=seeds)
     critical = critical_decay()
     return {
         "imbalanced": imbalanced(UNEQUAL, RATIO),
@@ -199,7 +199,7 @@ def experiments(size: Size) -> dict[str, pj.Experiment]:
         "metastable": deep(1.38 * critical),
         "past-metastable": deep(1.45 * critical),
         "softmax": shallow(loss="cross_entropy"),
-        "softmax-deep": deep(LITTLE, loss="cross_entropy", seeds=2 * seeds, steps=12000 * longer, rise=0),
+        "softmax-deep": deep(LITTLE, loss="cross_entropy", seeds=2 * seeds, steps=8000 * longer, rise=0),
         "digits": digits(3e-4, examples, 2000 * longer, seeds // 2),
         "digits-no-decay": digits(0.0, examples, 2000 * longer, seeds // 2),
     }

@@ -18,6 +18,7 @@ from paperjax.describe import describe
 from paperjax.grid import Grid, grid
 from paperjax.layout import Layout
 from paperjax.losses import check_labels, resolve_loss
+from paperjax.measures.collapse import check_classes
 from paperjax.parametrization import Parametrization
 from paperjax.sharding import AXES, Rule, tensor_parallel
 from paperjax.train import measurement_steps, optimizer_factory
@@ -294,6 +295,7 @@ class Experiment:
         if is_dataset(data):
             for name in ("y_train", "y_test"):
                 check_labels(loss, np.asarray(getattr(data, name)), shapes["_outputs"].shape, f"the labels {name}")
+            check_classes(self.measures, np.asarray(data.y_train), shapes["_outputs"].shape[-1])
 
     def _check_names(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> None:
         taken = {*self.measures, *self.grid.names}

@@ -32,12 +32,15 @@ from paperjax.limits.recognise import Affine, Term, recognise
 from paperjax.limits.rectified import rectified_monomial, signed_power
 from paperjax.limits.recursion import Kernels, mlp_kernels
 from paperjax.limits.rg_flow import ExactFluctuations, RGFlow, Weights, exact_fluctuations, optimal_ratio, rg_flow
+from paperjax.limits.softmax_features import Frame, cross_entropy_frame, cross_entropy_minimiser
+from paperjax.limits.unconstrained_features import CollapseThreshold, Minimiser, collapse_threshold, mse_minimiser
 
 __all__ = [
-    "Affine", "Criticality", "DepthLimit", "Dual", "Dynamics", "Edge", "ExactFluctuations", "Expectation", "Flow", "Kernels", "Law",
-    "Limit", "Mean", "PhaseDiagram", "Program", "RGFlow", "Term", "Weights", "absolute", "constant", "cos", "criticality",
-    "depth_limit", "dual", "edge_of_chaos", "erf", "exact_fluctuations", "exp", "expect", "gelu", "identity", "isserlis", "leaf_laws",
-    "leaky_relu", "limit", "mean", "mean_field_dynamics", "mlp_kernels", "moment", "monomial", "normal", "optimal_ratio", "orthogonal",
+    "Affine", "CollapseThreshold", "Criticality", "DepthLimit", "Dual", "Dynamics", "Edge", "ExactFluctuations", "Expectation", "Flow",
+    "Frame", "Kernels", "Law", "Limit", "Mean", "Minimiser", "PhaseDiagram", "Program", "RGFlow", "Term", "Weights", "absolute",
+    "collapse_threshold", "constant", "cos", "criticality", "cross_entropy_frame", "cross_entropy_minimiser", "depth_limit", "dual",
+    "edge_of_chaos", "erf", "exact_fluctuations", "exp", "expect", "gelu", "identity", "isserlis", "leaf_laws", "leaky_relu", "limit",
+    "mean", "mean_field_dynamics", "mlp_kernels", "moment", "monomial", "mse_minimiser", "normal", "optimal_ratio", "orthogonal",
     "pair", "phase_diagram", "piecewise_linear", "polynomial", "quadrature", "recognise", "rectified_monomial", "relu", "residual_flow",
     "rg_flow", "sign", "signed_power", "sin", "step", "truncated_normal", "uniform",
 ]  # fmt: skip

@@ -4,12 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Array, Float, PyTree, Scalar
 
 from paperjax.model import Model, join, split
 from paperjax.trace import primitives as prim
 from paperjax.trace.graph import Site, Walk
-from paperjax.trace.interpret import Path, edited, operand_of
+from paperjax.trace.interpret import Edit, Path, edited, operand_of
 from paperjax.trace.streams import CONTRACTING
 from paperjax.trace.walk import walk
 
@@ -56,7 +56,7 @@ def feature_change(model: Model, params: PyTree, params0: PyTree, data: Any) -> 
     >>> feature_change(model, after, before, data)  # sqrt(0.25 / 2)
     Array(0.35355338, dtype=float32)
     """
-    taps = _readout_operands(model, params, data.x_train)
+    taps = list(_readout_sites(model, params, data.x_train, "feature_change"))
     recorded = edited(model.apply, {}, taps)[1]
     now, before = (recorded(p, data.x_train)[1] for p in (params, params0))
     moved = [_squares(_wide(now[tap]) - _wide(before[tap])) for tap in taps]
@@ -81,6 +81,52 @@ def output_change(model: Model, params: PyTree, params0: PyTree, data: Any) -> S
     return jnp.sqrt(jnp.mean(jnp.square(now - before)))
 
 
+def last_features(model: Model, params: PyTree, x: Any) -> Float[Array, "batch features"]:
+    """What goes into the readout, for each example: the other operand of the last product with a parameter, flattened.
+
+    Raises
+    ------
+    ValueError
+        As `feature_change` does, and if there are several readouts.
+
+    Examples
+    --------
+    >>> import paperjax as pj
+    >>> model = pj.models.linear_net(2, 1, outputs=1)
+    >>> last_features(model, {"first": {"w": jnp.eye(2)}, "readout": {"w": jnp.ones((2, 1))}}, jnp.array([[3.0, 4.0]]))
+    Array([[3., 4.]], dtype=float32)
+    """
+    tap = _only(_readout_sites(model, params, x, "last_features"))[0]
+    features = edited(model.apply, {}, [tap])[1](params, x)[1][tap]
+    return features.reshape(x.shape[0], -1)
+
+
+def readout_weights(model: Model, params: PyTree, x: Any) -> Float[Array, "outputs features"]:
+    """``df/dz`` of the first example's outputs f in its `last_features` z: the last weights, with all that multiplies them.
+
+    Raises
+    ------
+    ValueError
+        As `last_features` does.
+
+    Examples
+    --------
+    >>> import paperjax as pj
+    >>> model = pj.models.linear_net(2, 1, outputs=1)
+    >>> readout_weights(model, {"first": {"w": jnp.eye(2)}, "readout": {"w": jnp.array([[5.0], [6.0]])}}, jnp.array([[3.0, 4.0]]))
+    Array([[5., 6.]], dtype=float32)
+    """
+    x = x[:1]
+    tap, op = _only(_readout_sites(model, params, x, "readout_weights"))
+    z = edited(model.apply, {}, [tap])[1](params, x)[1][tap]
+    place, operand = (tap[:-1], ~tap[-1]) if tap[-1] < 0 else (tap, None)
+
+    def outputs(moved: Array) -> Array:
+        return edited(model.apply, {place: [Edit(op, operand, lambda z: z + moved)]}, [])[0](params, x)[0].reshape(-1)
+
+    return jax.jacrev(outputs)(jnp.zeros_like(z)).reshape(-1, z.size)
+
+
 def _wide(x: Array) -> Array:
     # Not promote_types, which under strict promotion refuses bfloat16.
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
@@ -90,19 +136,28 @@ def _squares(x: Array) -> Scalar:
     return jnp.sum(jnp.square(x))
 
 
-def _readout_operands(model: Model, params: PyTree, x: Any) -> list[Path]:
-    """Taps of what goes into the last products with parameters."""
+def _readout_sites(model: Model, params: PyTree, x: Any, where: str) -> dict[Path, str]:
+    """Taps of what goes into the last products with parameters, and the primitive at each."""
     found, n_trained = _walk(model, params, x)
     above = _Ancestors(found)
     hidden = [site for site in _last(found) if above.contracts(site.operand)]
     if not hidden:
         raise ValueError(
-            "feature_change: no product with a parameter comes before the last one, so the network has no hidden layer whose features "
+            f"{where}: no product with a parameter comes before the last one, so the network has no hidden layer whose features "
             "could change. For a linear model measure its parameters (parameter_change) or its outputs (output_change)."
         )
     # A fixed copy of the network (paperjax.transforms.center) has features too, which say nothing of how far these have moved.
     moving = [site for site in hidden if above.trained(site.operand, n_trained)] or hidden
-    return list(dict.fromkeys(_tap(site, found) for site in moving))
+    return dict(_tap(site, found, where) for site in moving)
+
+
+def _only(sites: dict[Path, str]) -> tuple[Path, str]:
+    if len(sites) > 1:
+        raise ValueError(
+            f"last_features: {len(sites)} different values go into last products with parameters, so the network has no one last layer of "
+            "features. Measure them with functions of features, paperjax.measures.within_class."
+        )
+    return next(iter(sites.items()))
 
 
 def _walk(model: Model, params: PyTree, x: Any) -> tuple[Walk, int]:
@@ -165,19 +220,19 @@ class _Ancestors:
         return any(site.leaf < n_trained for site in self.uses(node))
 
 
-def _tap(site: Site, found: Walk) -> Path:
+def _tap(site: Site, found: Walk, where: str) -> tuple[Path, str]:
     if site.scans:
         raise ValueError(
-            f"feature_change: the last product with a parameter ({site.op}) runs in a loop over layers, so none of them is the readout. "
+            f"{where}: the last product with a parameter ({site.op}) runs in a loop over layers, so none of them is the readout. "
             "Take the last layer out of the loop."
         )
     if site.side is not None:
-        return operand_of(site.path, site.side)
+        return operand_of(site.path, site.side), site.op
     assert site.operand is not None
     made = found.nodes[site.operand]
     if made.op in _IN_LOOPS:
         raise ValueError(
-            f"feature_change: what goes into the readout ({site.op}) comes straight from a loop ({made.op}), where it cannot be recorded. "
+            f"{where}: what goes into the readout ({site.op}) comes straight from a loop ({made.op}), where it cannot be recorded. "
             "Write the readout as one product, features @ weights."
         )
-    return made.path
+    return made.path, made.op

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from paperjax.devices import device_budget
+from paperjax.devices import check_mesh, device_budget
 from paperjax.progress import progress_bar
 
 Product = Callable[[np.ndarray], np.ndarray]
@@ -94,6 +94,8 @@ def conjugate_gradients(
     ------
     ValueError
         If shapes do not fit, the kernel is not symmetric or not positive definite with the ridge, or there are NaNs.
+    TypeError
+        If the kernel is not of floating-point numbers, or `mesh` is no mesh.
 
     References
     ----------
@@ -119,6 +121,8 @@ def conjugate_gradients(
         raise ValueError(
             f"y holds {y[~np.isfinite(y)][0]} at {tuple(int(i) for i in np.argwhere(~np.isfinite(y))[0])}: labels must be finite."
         )
+    if mesh is not None:
+        check_mesh(mesh)
     if callable(kernel):
         if mesh is not None:
             raise ValueError("mesh divides the rows of an array. A function places its own work: leave mesh out.")

@@ -14,13 +14,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from paperjax.binding import argument_names, nearest
-from paperjax.devices import device_budget
+from paperjax.devices import device_budget, devices_of
 from paperjax.limits import nodes as nd
 from paperjax.limits import program as pg
 from paperjax.limits.draws import GROUPS, Draws
 from paperjax.limits.laws import Law
 from paperjax.limits.program import Program
-from paperjax.limits.spread import devices_of
 from paperjax.limits.tiles import kernels
 from paperjax.model import Family, batch_form, family
 from paperjax.parametrization import Parametrization, plan
@@ -167,7 +166,7 @@ def limit(
         raise ValueError(f'per = {per!r}: it is None or "leaf".')
     if dtype not in ("float64", "float32"):
         raise ValueError(f'dtype = {dtype!r}: "float64", or "float32" for speed.')
-    devices = devices_of(mesh, x1, x2)
+    devices = devices_of(mesh, "limit", x1, x2)
     if isinstance(fam, Program):
         program, wider = _again(fam, x1, described), None
     else:

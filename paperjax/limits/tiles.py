@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jax.extend import core as jex
 from jaxtyping import Array
 
+from paperjax.kernels.store import Block, Store
 from paperjax.layout import peak_bytes
 from paperjax.limits import nodes as nd
 from paperjax.limits.levels import LEVELS, ordinary, settled
@@ -60,11 +61,12 @@ def kernels(
     max_bytes: int,
     progress: bool | None,
     devices: Sequence[Any] = (),
+    into: Callable[[Sequence[jax.ShapeDtypeStruct]], Store] | None = None,
 ) -> tuple[Any, ...]:
     """The kernels between all examples of `x1` and of `x2` (or of `x1` itself), ``(N, M, ...)``; the trailing axes are those of a pair.
 
     In double precision, whatever the user's flag; in single precision what is of one example alone is in double, and so are pairs of
-    outputs that are almost the same, and all that is drawn.
+    outputs that are almost the same, and all that is drawn. In the arrays of the store that `into` makes of their forms, if there is one.
     """
     with nd.usual(True):
         given = [_in(x) for x in ((x1,) if x2 is None else (x1, x2))]
@@ -82,7 +84,7 @@ def kernels(
             few = ordinary(program, asked, tapes_of)
             return at(program) if few is None else jax.lax.cond(few, lambda: at(program), lambda: at(program.up_to(LEVELS[-1])))
         program, tapes = settled(program, asked, tapes_of)
-        return _tiled(program, given, tapes, x2 is None, ntk, leaves, dtype, max_bytes, progress, devices)
+        return _tiled(program, given, tapes, x2 is None, ntk, leaves, dtype, max_bytes, progress, devices, into)
 
 
 def _in(x: Any) -> Any:
@@ -133,7 +135,7 @@ def _tapes(program: Program, x: Any, ntk: bool) -> Any:
 
 def _tiled(
     program: Program, given: list[Any], tapes: list[Any], symmetric: bool, ntk: bool, leaves: bool, dtype: Any, max_bytes: int,
-    progress: bool | None, devices: Sequence[Any],
+    progress: bool | None, devices: Sequence[Any], into: Callable[[Sequence[jax.ShapeDtypeStruct]], Store] | None,
 ) -> tuple[Any, ...]:  # fmt: skip
     rows, columns = given[0], given[-1]
     single = dtype == np.float32 and program.draws is None
@@ -141,15 +143,15 @@ def _tiled(
     made = _Made(program, args, ntk, leaves, np.dtype(dtype), max_bytes, symmetric, max(1, len(devices)))
     everywhere = [made.on(device) for device in devices] or [made]
     height, width, forms, _ = everywhere[0].tile(single)
-    out = [_empty((len(rows), len(columns), *form.shape), form.dtype) for form in forms]
+    shapes = [jax.ShapeDtypeStruct((len(rows), len(columns), *form.shape), form.dtype) for form in forms]
     tiles = list(itertools.product(range(0, len(rows), height), range(0, len(columns), width)))
-    tiles = [(a, b) for a, b in tiles if not symmetric or b >= a]
+    blocks = [Block(a, b, min(height, len(rows) - a), min(width, len(columns) - b)) for a, b in tiles if not symmetric or b >= a]
     own = [made.own(x, tape) for x, tape in zip(given, tapes)] * 2 if single else None
 
-    def fill(number: int, tile: tuple[int, int]) -> None:
-        made = everywhere[number % len(everywhere)]
+    def fill(number: int, block: Block, out: Sequence[np.ndarray]) -> None:
+        made, (a, b) = everywhere[number % len(everywhere)], block[:2]
         # The last ones reach back, so that all have one shape; what another one has made is left out.
-        (a, b), starts = tile, [min(at, len(x) - side) for at, x, side in zip(tile, (rows, columns), (height, width))]
+        starts = [min(at, len(x) - side) for at, x, side in zip((a, b), (rows, columns), (height, width))]
         # A thread has JAX's flags of its own.
         with nd.usual(True):
             parts = [np.asarray(part) for part in made.tile(single)[-1](*starts)]
@@ -169,9 +171,20 @@ def _tiled(
                 whole[a : a + n, b : b + m] = part
                 whole[b : b + m, a : a + n] = _turned(part)
 
-    with progress_bar("infinite width", float(len(tiles)), progress) as bar, ThreadPoolExecutor(_workers(len(tiles), len(devices))) as pool:
-        for _ in pool.map(fill, itertools.count(), tiles):
-            bar.advance(1.0)
+    with contextlib.nullcontext() if into is None else into(shapes) as store:
+        out = [_empty(form.shape, form.dtype) for form in shapes] if store is None else list(store.arrays.values())
+        left = blocks if store is None else store.missing(blocks)
+
+        def work(number: int, block: Block) -> None:
+            fill(number, block, out)
+            if store is not None:
+                store.finished(block)
+
+        with progress_bar("infinite width", float(len(blocks)), progress) as bar:
+            bar.advance(float(len(blocks) - len(left)))
+            with ThreadPoolExecutor(max(1, _workers(len(left), len(devices)))) as pool:
+                for _ in pool.map(work, itertools.count(), left):
+                    bar.advance(1.0)
     return tuple(out)
 
 

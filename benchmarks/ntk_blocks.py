@@ -130,7 +130,7 @@ def main():
                 f"({own / args.max_gib / 2**30:.0%} of max_bytes), {whole / 2**30:.2f} GiB with the file's pages",
                 flush=True,
             )
-        high, broad = json.loads(out.with_suffix(out.suffix + ".json").read_text())["block"]
+        _, _, high, broad = json.loads(out.with_suffix(out.suffix + ".json").read_text())["done"][0]
         total, rate = len(BlockPlan(args.examples, args.examples, (high, broad), broad, True, 0, 0).pairs), float(np.median(rates))
         # A row of blocks begins with recording its own examples, which takes no longer than as many columns' blocks.
         seconds = rate * (total + math.ceil(args.examples / high) * high / broad)

@@ -13,37 +13,13 @@ from jaxtyping import PyTree
 from paperjax import processes
 from paperjax.cell import CellFunctions
 from paperjax.devices import ONE_THREAD, compiler_options
-from paperjax.layout import Layout, cells_sharding, lay_out, primitives, spread, tree_bytes
+from paperjax.layout import WAIT_IN_POOL, Layout, cells_sharding, lay_out, primitives, spread, tree_bytes
 from paperjax.sharding import Placement
 
 # Random number generation is most of a set-up, and LLVM takes seconds to optimize it on CPU for a program that runs once. Not
 # optimized at all it runs about ten times slower, which is nothing for small cells: 4 MiB of normals take 60 ms.
 SETUP_LEVELS = {"small": 0, "large": 1}
 SMALL_BYTES = 2**22
-# On CPU these may wait, on a thread of the one pool that all devices share, for other threads of it. Where every device's program does so
-# at once, none is left to wait for. A larger pool has threads to spare, and splits every product for more threads than there are cores:
-# 10 % of the time of a step.
-WAIT_IN_POOL = frozenset(
-    {
-        "cholesky",
-        "eig",
-        "eigh",
-        "fft",
-        "geqrf",
-        "geqp3",
-        "hessenberg",
-        "householder_product",
-        "lu",
-        "ormqr",
-        "qr",
-        "schur",
-        "svd",
-        "triangular_solve",
-        "tridiagonal",
-        "tridiagonal_solve",
-        "ffi_call",
-    }
-)
 
 
 class Compiled(NamedTuple):

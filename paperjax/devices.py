@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 # XLA splits products (the first) and elementwise loops (the second) of a program over the cores, where several programs that run at once
@@ -133,3 +134,60 @@ def device_budget(devices: Sequence[Any]) -> int:
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) // 2
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def check_mesh(mesh: Any) -> None:
+    """Refuse what is no mesh of devices.
+
+    Raises
+    ------
+    TypeError
+        If it is no `jax.sharding.Mesh`.
+    ValueError
+        If it has no devices.
+    """
+    if not isinstance(mesh, jax.sharding.Mesh):
+        raise TypeError(f"mesh = {mesh!r} is no jax.sharding.Mesh of devices. Make one: jax.make_mesh((jax.device_count(),), ('pairs',)).")
+    if not mesh.devices.size:
+        raise ValueError("mesh has no devices.")
+
+
+def devices_of(mesh: Any, name: str, *arrays: Any) -> list[Any]:
+    """The devices of a mesh, in its order; none if there is no mesh.
+
+    Parameters
+    ----------
+    mesh
+        A `jax.sharding.Mesh` or `None`.
+    name
+        Of the function that takes it, for its messages: `name(..., x1[mine], x2, mesh=...)`.
+    arrays
+        What is to be computed with on them.
+
+    Raises
+    ------
+    TypeError
+        If it is no `jax.sharding.Mesh` of devices.
+    ValueError
+        If some of them are another process's, or arrays are traced.
+
+    Examples
+    --------
+    >>> devices_of(jax.make_mesh((1,), ("x",)), "limit") == jax.devices()[:1]
+    True
+    """
+    if mesh is None:
+        return []
+    check_mesh(mesh)
+    devices = list(mesh.devices.flat)
+    others = [d for d in devices if d.process_index != jax.process_index()]
+    if others:
+        raise ValueError(
+            f"mesh has {len(others)} of its {len(devices)} devices in other processes, {others[0]} first, and examples are arrays of this "
+            f"one. Give a mesh of jax.local_devices(), and each process examples of its own: {name}(..., x1[mine], x2, mesh=...)."
+        )
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arrays)):
+        raise ValueError(
+            f"mesh is given in a function that is being traced: there JAX places arrays. Call {name} outside of it, or leave it out."
+        )
+    return devices

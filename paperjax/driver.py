@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from paperjax import processes
@@ -30,7 +30,7 @@ from paperjax.layout import Layout, cells_sharding, choose_layout, mesh_of, repl
 from paperjax.progress import Progress, progress_bar
 from paperjax.result import assemble, versions
 from paperjax.resuming import apart, bits, on_lanes, unpack
-from paperjax.sharding import Placement, placement
+from paperjax.sharding import Placement, first_rows, placement
 
 if TYPE_CHECKING:
     import xarray
@@ -145,6 +145,10 @@ class _Run:
         self.experiment, self.axes, self.clock = experiment, axes, clock
         # One for each share of the cells; a mesh may spread each over more.
         self.devices = jax.devices() if experiment.mesh is None else list(experiment.mesh.devices[:, 0, 0])
+        everywhere = self.devices if experiment.mesh is None else list(experiment.mesh.devices.flat)
+        self.here = processes.own(everywhere)
+        # With fewer lanes than the mesh has, a process may be left without a device.
+        self.lanes = len(self.devices) if processes.many() and len(everywhere) > len(self.devices) else None
         self.cells = axes.cells(experiment.grid)
         self.n_cells = max(1, math.prod(len(experiment.grid.axes[name]) for name in axes.scalar))
         self.points = experiment.points
@@ -178,12 +182,12 @@ class _Run:
         elif self.experiment.layout is not None:
             layout = self.experiment.layout
         else:
-            here = [device for device in self.devices if device.process_index == jax.process_index()]
-            budget = self.experiment.max_bytes or int(processes.texts(str(device_budget(here)))[0])
+            budget = self.experiment.max_bytes or int(processes.texts(str(device_budget(self.here)))[0])
             kept = tree_bytes((state, constants))
             layout = choose_layout(self.n_cells, step_flops, kept, max(step_bytes, measure_bytes), budget, self.devices)
             # Every process has its share.
-            layout = dataclasses.replace(layout, lanes=-(-layout.lanes // jax.process_count()) * jax.process_count())
+            lanes = self.lanes or -(-layout.lanes // jax.process_count()) * jax.process_count()
+            layout = dataclasses.replace(layout, lanes=lanes)
         return Program(static, functions, data, shared, layout, step_flops, place)
 
     def _placement(self, functions: CellFunctions, data: Any, static: Mapping[str, Any]) -> Placement | None:
@@ -197,8 +201,7 @@ class _Run:
         """The devices of a program: one a lane, or as many as a cell is spread over."""
         if program.place is None:
             return self._mesh(program.layout)
-        whole = program.place.mesh
-        return Mesh(whole.devices[: program.layout.lanes], whole.axis_names, axis_types=(AxisType.Auto,) * 3)
+        return first_rows(program.place.mesh, program.layout.lanes)
 
     def work_left(self, programs: list[Program]) -> float:
         """FLOPs from here to the last measurement of the last program."""
@@ -381,8 +384,9 @@ class _Run:
                 )
         layouts = self._adapted(record)
         layout = layouts[min(record["position"]["program"], len(layouts) - 1)]
-        mesh = self._mesh(layout)
-        return lambda name, shape: cells_sharding(mesh, shape) if layout.lanes > 1 else None
+        # To the host where cells are divided over processes: one device may not hold a whole one.
+        mesh = None if layout.lanes == 1 or self.lanes else self._mesh(layout)
+        return lambda name, shape: None if mesh is None else cells_sharding(mesh, shape)
 
     def _adapted(self, record: Mapping[str, Any]) -> list[Layout]:
         # A run that had all devices gets all; a layout that was asked for is kept where it can be.
@@ -390,6 +394,7 @@ class _Run:
 
         def lanes(layout: Layout) -> int:
             grows = self.experiment.layout is None and had == layout.lanes < now
-            return now if grows or layout.lanes > now else layout.lanes
+            return self.lanes or (now if grows or layout.lanes > now else layout.lanes)
 
-        return [on_lanes(Layout(**layout), lanes(Layout(**layout)), jax.process_count()) for layout in record["layouts"]]
+        owners = 1 if self.lanes else jax.process_count()
+        return [on_lanes(Layout(**layout), lanes(Layout(**layout)), owners) for layout in record["layouts"]]

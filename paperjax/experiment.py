@@ -83,6 +83,8 @@ class Experiment:
     (relative 1e-5 in float32 over short trainings) however cells are laid out, chunked or swept with others. Meshes of
     ``sweep`` alone, ``pj.mesh()`` of one device among them, give the same bits where as many cells run together (`layout`); sums over
     ``data`` and ``model`` are added up in another order, to that tolerance. A checkpoint goes on under any mesh.
+    A step gives its state's memory to the next. Activations are kept for the way back unless the network has layers under
+    `jax.checkpoint` (Flax's ``nn.remat``), which either rule leaves as they are.
 
     Examples
     --------

@@ -27,6 +27,30 @@ CPU_LARGEST_GROUP = 32
 # FLOPs of one step of all cells of a lane in one call. A core does some 5e10 a second, so that a call of a second takes several
 # steps: a cell keeps its parameters in the cache from one to the next, and a run can be followed and stopped.
 CPU_FLOPS_PER_LANE = 1.2e10
+# On CPU these may wait, on a thread of the one pool that all devices share, for other threads of it. Where every device's program does so
+# at once, none is left to wait for. A larger pool has threads to spare, and splits every product for more threads than there are cores:
+# 10 % of the time of a step.
+WAIT_IN_POOL = frozenset(
+    {
+        "cholesky",
+        "eig",
+        "eigh",
+        "fft",
+        "geqrf",
+        "geqp3",
+        "hessenberg",
+        "householder_product",
+        "lu",
+        "ormqr",
+        "qr",
+        "schur",
+        "svd",
+        "triangular_solve",
+        "tridiagonal",
+        "tridiagonal_solve",
+        "ffi_call",
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)

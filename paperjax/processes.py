@@ -273,6 +273,28 @@ def evenly(devices: Sequence[Any], lanes: int) -> list[Any]:
     return [device for each in own for device in each]
 
 
+def own(devices: Sequence[Any]) -> list[Any]:
+    """Those of the devices that are this process's.
+
+    Raises
+    ------
+    ValueError
+        In every process, if one of them has none.
+
+    Examples
+    --------
+    >>> own(jax.devices()) == jax.devices()
+    True
+    """
+    without = sorted(set(range(jax.process_count())) - {device.process_index for device in devices})
+    if without:
+        raise ValueError(
+            f"the mesh has {len(devices)} devices, none of process {', '.join(map(str, without))} of {jax.process_count()}: each must have "
+            f"its share. Give a mesh of all {jax.device_count()} devices, such as --mesh sweep={jax.process_count()},data=-1."
+        )
+    return [device for device in devices if device.process_index == jax.process_index()]
+
+
 def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
     """Arrays that every process has on the host, as arrays over all processes; each copies only its own slices to its devices."""
 

@@ -107,6 +107,30 @@ def _fitting(sizes: Mapping[str, int], devices: int) -> str:
     return f"These would fit: {'; '.join(written)}." if devices > 1 else "With one device leave the mesh out."
 
 
+def first_rows(whole: Mesh, lanes: int) -> Mesh:
+    """The devices of so many lanes: of a mesh's first indices along ``sweep``.
+
+    Raises
+    ------
+    ValueError
+        If the mesh has fewer, or they leave a process without a device.
+
+    Examples
+    --------
+    >>> dict(first_rows(mesh(data=1), 1).shape)
+    {'sweep': 1, 'data': 1, 'model': 1}
+    """
+    there = whole.devices.shape[0]
+    if lanes > there:
+        raise ValueError(f"the layout has {lanes} lanes, and the mesh sweep={there}. Use lanes={there}, or a mesh with sweep={lanes}.")
+    left = {d.process_index for d in whole.devices.flat} - {d.process_index for d in whole.devices[:lanes].flat}
+    if left:
+        raise ValueError(
+            f"the layout has {lanes} of the mesh's {there} lanes, which leaves process {min(left)} without a device. Use lanes={there}."
+        )
+    return Mesh(whole.devices[:lanes], whole.axis_names, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def parse_mesh(text: str) -> Mesh:
     """A mesh as the command line has it.
 

@@ -2,9 +2,11 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 import paperjax as pj
+from paperjax.devices import devices_of
 
 
 def python(code: str) -> subprocess.CompletedProcess:
@@ -96,3 +98,17 @@ def test_training_on_two_devices_gives_no_memory_back_at_every_step():
     done = python(STEPS_AND_FAULTS)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 32
+
+
+def test_meshes_that_no_kernel_can_be_spread_over(monkeypatch):
+    with pytest.raises(TypeError, match=r"mesh = 2 is no jax\.sharding\.Mesh.*make_mesh"):
+        devices_of(2, "ntk")
+    two = jax.make_mesh((2,), ("pairs",))
+    assert devices_of(two, "ntk", {"w": np.ones(2)}) == jax.devices()[:2]
+    with pytest.raises(TypeError, match="AbstractMesh"):
+        devices_of(two.abstract_mesh, "ntk")
+    with pytest.raises(ValueError, match="no devices"):
+        devices_of(jax.sharding.Mesh(np.array([], dtype=object), ("pairs",)), "ntk")
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(ValueError, match=r"2 of its 2 devices in other processes.*jax\.local_devices.*ntk\(\.\.\., x1\[mine\]"):
+        devices_of(two, "ntk")

@@ -19,6 +19,7 @@ import xarray as xr
 import paperjax as pj
 from paperjax import processes
 from paperjax.cli import main
+from paperjax.sharding import AXES, first_rows, fully_sharded, parse_mesh
 from tests.test_resume import experiment
 
 PAPERS = Path(__file__).parent / "cli_papers"
@@ -62,7 +63,7 @@ def free_port():
 class Together:
     """Processes started together, their logs in files."""
 
-    def __init__(self, folder, n, devices, fields=({}, {}), heartbeat=HEARTBEAT):
+    def __init__(self, folder, n, devices, fields=({}, {}), heartbeat=HEARTBEAT, program=PROGRAM):
         port, self.out = free_port(), folder / "result.nc"
         self.logs = [folder / f"log-{i}" for i in range(n)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -72,7 +73,7 @@ class Together:
             where = [f"127.0.0.1:{port}", n, i] if n > 1 else [None, 1, None]
             given = {"where": where, "devices": devices, "fields": fields[i], "out": str(self.out), "heartbeat": heartbeat}
             with self.logs[i].open("wb") as log:
-                line = [sys.executable, "-c", PROGRAM, json.dumps(given)]
+                line = [sys.executable, "-c", program, json.dumps(given)]
                 self.all.append(subprocess.Popen(line, env=environment, stdout=log, stderr=log))
 
     def wait(self, seconds=200):
@@ -183,6 +184,72 @@ def test_saved_on_four_devices_it_goes_on_on_two_and_on_eight_and_in_two_process
             xr.testing.assert_equal(result, whole)
         assert f"{max(n * devices, 2)} lanes" in result.attrs["layout"]
         assert ("laid out on other lanes" in found.logs[0].read_text()) == (n * devices != 4)
+
+
+# Meshes over processes ----------------------------------------------------------------------------------------------------
+
+# The cell of every mesh here lies on devices of both processes, but in the last one: that is the default of a TPU slice, hosts by chips.
+ACROSS = ("data=4", "model=4", "data=2,model=2", "data=2,model=2 fully", "sweep=2,data=2")
+MESHES = PROGRAM[: PROGRAM.index("import paperjax")] + "from tests.test_processes import over_meshes\nover_meshes(given['out'])\n"
+
+
+def over_meshes(out):
+    """Losses on every mesh, those of a run that is killed and goes on, and of one that goes on on another mesh."""
+    from tests.test_resume import KilledError, kill, stop_at_save
+    from tests.test_sharding import experiment, losses
+
+    def begin(run):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at_save(patch, 2, kill)
+            with pytest.raises(KilledError):
+                losses(run)
+
+    folder, found = Path(out).parent, {}
+    for text in ACROSS if processes.many() else ACROSS[:1]:
+        rule = {"sharding": fully_sharded} if "fully" in text else {}
+        found[text] = losses(experiment("mlp", mesh=parse_mesh(text.split()[0]), **rule)).tolist()
+    for text, other in ((ACROSS[2], ACROSS[2]), (ACROSS[4], ACROSS[0])) if processes.many() else ():
+        begun = experiment("mlp", mesh=parse_mesh(text), checkpoint=folder / text, save_every=0)
+        begin(begun)
+        found[f"{text} to {other}"] = losses(begun.replace(mesh=parse_mesh(other))).tolist()
+    if processes.first():
+        Path(out).write_text(json.dumps(found))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_meshes_go_across_processes(tmp_path):
+    found = []
+    for n in (1, 2):
+        # Machines that are busy with other things are slow, not dead.
+        together = Together(folder_of(tmp_path, str(n)), n, 4 // n, heartbeat=100, program=MESHES)
+        assert together.wait(280) == [0] * n, [log.read_text()[-3000:] for log in together.logs]
+        found.append(json.loads(together.out.read_text()))
+    one, two = found
+    assert len(two) == len(ACROSS) + 2
+    for values in two.values():
+        # Sums are added up in another order, over devices by gloo: float32 rounding over four steps of Adam.
+        np.testing.assert_allclose(values, one["data=4"], rtol=1e-5)
+    assert two["data=2,model=2 to data=2,model=2"] == two["data=2,model=2"]
+
+
+def test_a_mesh_that_leaves_a_process_without_a_device_is_refused(monkeypatch):
+    class Device:
+        platform = device_kind = "cpu"
+
+        def __init__(self, number):
+            self.id, self.process_index = number, number // 2
+
+    devices = np.array([Device(i) for i in range(4)], dtype=object)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert [device.id for device in processes.own(list(devices))] == [0, 1]
+    with pytest.raises(ValueError, match=r"the mesh has 2 devices, none of process 1 of 2.*--mesh sweep=2,data=-1"):
+        processes.own(list(devices[:2]))
+    whole = jax.sharding.Mesh(devices.reshape(2, 2, 1), AXES)
+    with pytest.raises(ValueError, match=r"1 of the mesh's 2 lanes, which leaves process 1 without a device\. Use lanes=2"):
+        first_rows(whole, 1)
+    with pytest.raises(ValueError, match=r"layout has 4 lanes, and the mesh sweep=2"):
+        first_rows(whole, 4)
 
 
 # What does not fit -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import Future
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,23 +88,81 @@ def test_every_mesh_of_eight_devices(name):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_batches_are_divided_and_nothing_leaves_the_devices(monkeypatch):
+def watch(monkeypatch, around=lambda program, args: program(*args)):
+    """The compiled training loops of what runs, as they come; `around` calls them."""
     programs, original = [], driver.compile_cells
 
     def watched(*args):
         compiled = original(*args)
         programs.append(compiled.advance.result())
-
-        def advance(axes, state, constants, shared, first, n):
-            first, n = (jax.device_put(k, programs[-1].input_shardings[0][-1]) for k in (first, n))
-            with jax.transfer_guard("disallow"):
-                return programs[-1](axes, state, constants, shared, first, n)
-
         done = Future()
-        done.set_result(advance)
+        done.set_result(lambda *args: around(programs[-1], args))
         return compiled._replace(advance=done)
 
     monkeypatch.setattr(driver, "compile_cells", watched)
+    return programs
+
+
+@pytest.mark.parametrize("rule", [tensor_parallel, fully_sharded])
+def test_the_old_state_gives_its_memory_to_the_new_one(monkeypatch, rule):
+    sizes = []
+
+    def around(program, args):
+        state = jax.tree.leaves(args[1])
+        sizes.append(sum(leaf.addressable_shards[0].data.nbytes for leaf in state))
+        found = jax.block_until_ready(program(*args))
+        assert all(leaf.is_deleted() for leaf in state)
+        return found
+
+    programs = watch(monkeypatch, around)
+    run("mlp", rule, model=2)
+    # Parameters, moments and all: a training step needs no second copy of any.
+    assert programs[0].memory_analysis().alias_size_in_bytes == sizes[0] > 0
+
+
+class Layer(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.tanh(nn.Dense(self.width)(nn.tanh(nn.Dense(self.width)(x))))
+
+
+class Net(nn.Module):
+    width: int
+    layer: type
+
+    @nn.compact
+    def __call__(self, x):
+        for n in range(2):
+            x = self.layer(self.width, name=f"layer {n}")(x)
+        return nn.Dense(2)(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [tensor_parallel, fully_sharded])
+def test_layers_that_are_computed_again_on_the_way_back(monkeypatch, rule):
+    programs = watch(monkeypatch)
+
+    def of(layer, sizes):
+        made = experiment("mlp", mesh=sizes and mesh(**sizes), sharding=rule, layout=pj.Layout(1, 4, 1))
+        return losses(made.replace(family=lambda width: Net(width, layer)))
+
+    reference = of(Layer, {"sweep": 1})
+    sizes = {"model": 2} if rule is tensor_parallel else {"data": 2}
+    agrees(of(Layer, sizes), reference, exact=False)
+    agrees(of(nn.remat(Layer), sizes), reference, exact=False)
+    kept, again = (program.as_text().count(" tanh(") for program in programs[1:])
+    assert again > kept
+
+
+def test_batches_are_divided_and_nothing_leaves_the_devices(monkeypatch):
+    def around(program, args):
+        numbers = [jax.device_put(k, program.input_shardings[0][-1]) for k in args[-2:]]
+        with jax.transfer_guard("disallow"):
+            return program(*args[:-2], *numbers)
+
+    programs = watch(monkeypatch, around)
     run("mlp", data=2)
     # The gradients of each half of a batch are added up over both devices.
     assert "all-reduce" in programs[0].as_text()

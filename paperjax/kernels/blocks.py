@@ -1,17 +1,16 @@
-"""A kernel too large for the memory, block by block: how large the blocks are, the loop over them, a file that survives the process."""
+"""A kernel too large for the memory, block by block: how large the blocks are, and the loop over them."""
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import PyTree
 
+from paperjax.kernels.store import Block, Store
 from paperjax.progress import progress_bar
+
+# With fewer examples the kernel of a batch with itself is not cut for the sake of symmetry.
+HALVED = 1024
 
 
 class BlockPlan(NamedTuple):
@@ -31,6 +30,8 @@ class BlockPlan(NamedTuple):
         What one block needs while it is computed.
     result_bytes
         What the whole kernel takes.
+    devices
+        Among how many the columns of a block are divided; `at_once` and `block_bytes` are of each.
 
     Examples
     --------
@@ -45,6 +46,7 @@ class BlockPlan(NamedTuple):
     symmetric: bool
     block_bytes: int
     result_bytes: int
+    devices: int = 1
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -53,11 +55,18 @@ class BlockPlan(NamedTuple):
         across = range(0, self.columns, broad)
         return [(i, j) for i in range(0, self.rows, high) for j in across if not self.symmetric or j + broad > i]
 
+    @property
+    def blocks(self) -> list[Block]:
+        """Where each block is."""
+        high, broad = self.block
+        return [Block(i, j, min(high, self.rows - i), min(broad, self.columns - j)) for i, j in self.pairs]
+
     def __str__(self) -> str:
         half = "; the lower half by symmetry" if self.symmetric and len(self.pairs) > 1 else ""
+        over = f", over {self.devices} devices" if self.devices > 1 else ""
         return (
             f"kernel of {self.rows} x {self.columns} examples ({_mb(self.result_bytes)}) in {len(self.pairs)} blocks of {self.block[0]} x "
-            f"{self.block[1]}, {_mb(self.block_bytes)} each{half}"
+            f"{self.block[1]}, {_mb(self.block_bytes)} each{over}{half}"
         )
 
 
@@ -122,61 +131,48 @@ def plan_blocks(
     return BlockPlan(rows, columns, block, block[1], symmetric, bytes_of(*block, block[1]), result)
 
 
-class Store:
-    """A kernel in a NumPy file, with a note beside it of which blocks are there."""
+def divided(
+    rows: int,
+    columns: int,
+    symmetric: bool,
+    bytes_of: Callable[[int, int, int], int],
+    at_once: int,
+    max_bytes: int,
+    result: int,
+    devices: int,
+) -> BlockPlan:
+    """Blocks whose columns are divided among devices, each of which keeps to the budget.
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any, plan: BlockPlan, fingerprint: str):
-        self.note, wanted = (
-            path.with_suffix(path.suffix + ".json"),
-            {"fingerprint": fingerprint, "shape": list(shape), "block": list(plan.block)},
-        )
-        self.wanted, self.done = wanted, set()
-        if path.exists() and self.note.exists():
-            found = json.loads(self.note.read_text())
-            differs = [name for name in wanted if found.get(name) != wanted[name]]
-            if differs:
-                raise ValueError(
-                    f"{path} holds blocks of another kernel ({', '.join(differs)} differ): give another file, or delete this one and "
-                    f"{self.note.name}."
-                )
-            self.done = {tuple(pair) for pair in found["done"]}
-        elif path.exists():
-            raise ValueError(f"{path} is there already, without a note of its blocks ({self.note}): give another file, or delete it.")
-        self.array = np.lib.format.open_memmap(path, mode="r+" if self.done else "w+", dtype=dtype, shape=shape)
+    What is recorded of the rows of a block is on every device, so that a device's part of a block is planned like a block of one device.
+    A kernel of one batch with itself has at least eight rows of blocks, if it has the examples for that: computed at once it would be
+    the whole of it, not half.
 
-    def finished(self, pair: tuple[int, int]) -> None:
-        """Note that a block is on disk."""
-        self.array.flush()
-        self.done.add(pair)
-        # Written whole and then renamed: a process that is killed leaves the old note.
-        new = self.note.with_suffix(".new")
-        new.write_text(json.dumps({**self.wanted, "done": sorted(self.done)}))
-        new.replace(self.note)
-
-
-def fingerprint(*trees: PyTree) -> str:
-    """A hash of the numbers, shapes and settings that a kernel is a function of.
+    Parameters
+    ----------
+    rows, columns, symmetric, bytes_of, at_once, max_bytes, result
+        See `plan_blocks`.
+    devices
+        How many.
 
     Examples
     --------
-    >>> import jax.numpy as jnp
-    >>> fingerprint(jnp.ones(2), "full") == fingerprint(jnp.ones(2), "full") != fingerprint(jnp.zeros(2), "full")
-    True
+    >>> print(divided(10_000, 10_000, True, lambda n, m, at_once: 8 * n * m, 100, 10**8, 8 * 10**8, 4))
+    kernel of 10000 x 10000 examples (762.9 MiB) in 36 blocks of 1252 x 1252, 2.99 MiB each, over 4 devices; the lower half by symmetry
     """
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(trees):
-        if isinstance(leaf, str):
-            digest.update(leaf.encode())
-        else:
-            array = np.asarray(leaf)
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    most = max(HALVED, math.ceil(rows / 8)) if symmetric else max(rows, columns)
+    part = plan_blocks(min(rows, most), math.ceil(min(columns, most) / devices), False, bytes_of, at_once, max_bytes, result)
+    high, each = math.ceil(rows / math.ceil(rows / part.block[0])), part.block[1]
+    # As high as broad, blocks of a row begin on the diagonal, and not one before it.
+    if symmetric and 0 < each * devices - high < devices and bytes_of(each * devices, each, part.at_once) <= max_bytes:
+        high = each * devices
+    needed = bytes_of(high, each, part.at_once)
+    return BlockPlan(rows, columns, (high, each * devices), part.at_once, symmetric, needed, result, devices)
 
 
 def run_blocks(
     plan: BlockPlan,
     record: Callable[[Any], Any],
+    keep: Callable[[Any], Any],
     compute: Callable[[Any, Any], Mapping[str, Any]],
     x1: Any,
     x2: Any,
@@ -192,7 +188,9 @@ def run_blocks(
     plan
         The blocks.
     record
-        ``examples -> features``; those of a row of blocks are kept while the row is worked on.
+        ``examples -> features``.
+    keep
+        What is kept of the features of a row of blocks while the row is worked on.
     compute
         ``(features, features) -> {name: block}``.
     x1, x2
@@ -207,26 +205,24 @@ def run_blocks(
         Whether to show the plan and a progress bar; on a terminal if `None`.
     """
     _say(str(plan), show)
-    last, row = -1, None
     high, broad = plan.block
-
-    def cells(i: int, j: int) -> tuple[int, int]:
-        return min(high, plan.rows - i), min(broad, plan.columns - j)
-
-    with progress_bar("kernel", float(sum(math.prod(cells(i, j)) for i, j in plan.pairs)), show) as bar:
-        for i, j in plan.pairs:
-            rows, columns = cells(i, j)
-            if store is None or (i, j) not in store.done:
+    missing = set(plan.blocks if store is None else store.missing(plan.blocks))
+    last, recorded, row = -1, None, None
+    with progress_bar("kernel", float(sum(block.height * block.width for block in plan.blocks)), show) as bar:
+        for block in plan.blocks:
+            i, j, rows, columns = block
+            if block in missing:
                 if i != last:
-                    last, row = i, record(filled(x1, i, high))
-                column = row if plan.symmetric and (i, high) == (j, broad) else record(filled(x2, j, broad))
-                for name, block in compute(row, column).items():
-                    found = np.asarray(block)[:rows, :columns]
-                    into[name][i : i + rows, j : j + columns] = found
+                    last, recorded = i, record(filled(x1, i, high))
+                    row = keep(recorded)
+                column = recorded if plan.symmetric and (i, high) == (j, broad) else record(filled(x2, j, broad))
+                for name, found in compute(row, column).items():
+                    part = np.asarray(found)[:rows, :columns]
+                    into[name][i : i + rows, j : j + columns] = part
                     if plan.symmetric and (i, high) != (j, broad):
-                        into[name][j : j + columns, i : i + rows] = mirror(found)
+                        into[name][j : j + columns, i : i + rows] = mirror(part)
                 if store is not None:
-                    store.finished((i, j))
+                    store.finished(block)
             bar.advance(rows * columns)
 
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from paperjax.kernels.inputs import chosen_outputs
 from paperjax.kernels.network import Network, Spec, read, routes
-from paperjax.kernels.ntk import chosen_outputs, ntk
+from paperjax.kernels.ntk import ntk
 from paperjax.kernels.routes import Machine
 from paperjax.model import as_model, split
 

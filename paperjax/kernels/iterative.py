@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from paperjax.devices import device_budget
+from paperjax.devices import check_mesh, device_budget
 from paperjax.progress import progress_bar
 
 Product = Callable[[np.ndarray], np.ndarray]
@@ -78,7 +78,7 @@ def conjugate_gradients(
         At most so many.
     mesh
         Of devices among which the kernel's rows are divided; each holds ``N² / devices`` numbers. The mesh may span processes that see one
-        file.
+        file. Without ``jax_enable_x64`` devices hold a float64 kernel in float32.
     max_bytes
         Without a mesh: a NumPy array larger than this stays where it is, and every product reads it once, piece by piece. By default
         half of the memory.
@@ -94,6 +94,8 @@ def conjugate_gradients(
     ------
     ValueError
         If shapes do not fit, the kernel is not symmetric or not positive definite with the ridge, or there are NaNs.
+    TypeError
+        If the kernel is not of floating-point numbers, or `mesh` is no mesh.
 
     References
     ----------
@@ -119,6 +121,8 @@ def conjugate_gradients(
         raise ValueError(
             f"y holds {y[~np.isfinite(y)][0]} at {tuple(int(i) for i in np.argwhere(~np.isfinite(y))[0])}: labels must be finite."
         )
+    if mesh is not None:
+        check_mesh(mesh)
     if callable(kernel):
         if mesh is not None:
             raise ValueError("mesh divides the rows of an array. A function places its own work: leave mesh out.")
@@ -130,6 +134,7 @@ def conjugate_gradients(
                 "outputs, (N, N, O, O), the matrix is paperjax.kernels.as_matrix(kernel), and y.reshape(-1) goes with it."
             )
         rhs, product, dtype = y.reshape(y.shape[0], -1), _of_array(kernel, mesh, max_bytes), np.dtype(kernel.dtype)
+        dtype = dtype if mesh is None else jax.dtypes.canonicalize_dtype(dtype)
     rank = min(rank, rhs.shape[0])
     if rank and key is None:
         raise ValueError("a preconditioner (rank above 0) is drawn: give key=jax.random.key(0), say.")
@@ -274,6 +279,8 @@ def _of_array(kernel: Any, mesh: Mesh | None, max_bytes: int | None) -> Product:
 
 def _over_mesh(kernel: Any, mesh: Mesh, dtype: Any, times: Callable[[Any, Any], Any]) -> Product:
     """Each device multiplies its rows; the results, N numbers a column, go to all."""
+    # Rows of an array of JAX's, which may lie on other devices, go by way of the host.
+    kernel = np.asarray(kernel) if isinstance(kernel, jax.Array) else kernel
     n, axes = kernel.shape[0], tuple(mesh.axis_names)
     dtype = jax.dtypes.canonicalize_dtype(dtype)  # Without jax_enable_x64 devices hold no float64.
     height = -(-n // mesh.devices.size)

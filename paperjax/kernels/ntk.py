@@ -2,7 +2,6 @@
 
 import functools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from paperjax.binding import nearest
-from paperjax.devices import device_budget, keep_freed_memory
-from paperjax.kernels import programs
-from paperjax.kernels.blocks import BlockPlan, Store, fingerprint, plan_blocks, run_blocks
+from paperjax.devices import device_budget, devices_of, keep_freed_memory
+from paperjax.kernels import programs, spread
+from paperjax.kernels.blocks import BlockPlan, divided, plan_blocks, run_blocks
+from paperjax.kernels.inputs import batch, check_finite, check_params, chosen_outputs, leaf_weights, model_of, model_outputs
 from paperjax.kernels.network import Spec, abstract, read, result_shape, signature
-from paperjax.model import Model, as_model, split
+from paperjax.kernels.store import Store, fingerprint, trace_fingerprint
+from paperjax.layout import replicate
+from paperjax.model import Model
 from paperjax.trace.batch import coupling
-
-OUTPUTS = ("full", "trace", "diagonal")
 
 
 def ntk(
@@ -40,6 +41,7 @@ def ntk(
     accumulate: str | None = None,
     coupled: bool = False,
     out: str | Path | None = None,
+    mesh: Mesh | None = None,
     progress: bool | None = None,
 ) -> Any:
     r"""The empirical neural tangent kernel of a model, by the cheapest exact way.
@@ -74,13 +76,17 @@ def ntk(
         vectors); or a dict from paths to ``"gram"``, ``"gradients"``, ``"jacobian"``, ``"ntvp"``. `paperjax.kernels.explain` prints what
         is chosen.
     max_bytes
-        Memory for the work besides the result; half of the device's by default. What does not fit is computed in blocks.
+        Memory for the work besides the result, of each device; half of the device's by default. What does not fit is computed in blocks.
     accumulate
         ``"float64"`` contracts in double precision what the network computed in its own. Needs ``jax_enable_x64``.
     coupled
         Allow examples of a batch to depend on each other (batch statistics): the gradients are then those of the whole batches.
     out
-        A ``.npy`` file for the kernel, filled block by block and taken up again where a run was stopped.
+        A ``.npy`` file for the kernel, filled block by block and taken up again where a run was stopped, with another `max_bytes` or
+        `mesh` too. A note beside it, ``.npy.json``, says which blocks are there.
+    mesh
+        A `jax.sharding.Mesh` of this process's devices: the columns of each block are divided among them, and kernels are the same up to
+        rounding, sums being taken in blocks of another size.
     progress
         Show the plan of the blocks and a bar; by default on a terminal, if there are several blocks.
 
@@ -88,13 +94,14 @@ def ntk(
     -------
     Array
         ``(N, M, *out, *out)``; ``(N, M)`` for the trace or one output; ``(N, M, *out)`` for the diagonal in outputs. Without the axis M if
-        `diagonal`. A dict of them by name with `per`; a memory-mapped array with `out`. In the dtype of the outputs.
+        `diagonal`. A dict of them by name with `per`; a memory-mapped array with `out`; NumPy's with `mesh`, since a device may be too
+        small for it. In the dtype of the outputs.
 
     Raises
     ------
     ValueError
         If a batch is empty, the two batches' features differ, a parameter is NaN or complex, the examples of a batch depend on each other,
-        or a leaf, an output or a route is not there.
+        a leaf, an output or a route is not there, `out` holds another kernel, or `mesh` has another process's devices.
     MemoryError
         If `max_bytes` is too little for one pair of examples.
 
@@ -122,17 +129,18 @@ def ntk(
     >>> ntk(linear, jnp.ones((2, 3)), x).shape
     (2, 2, 3, 3)
     """
-    model = _model(model)
-    x1 = _batch("x1", x1)
-    x2 = x1 if x2 is None else _batch("x2", x2)
+    model = model_of(model)
+    devices = devices_of(mesh, "ntk", params, x1, x2)
+    given = (x1,) if x2 is None or x2 is x1 else (x1, x2)
+    x1, x2 = ([batch(name, x, bool(devices)) for name, x in zip(("x1", "x2"), given)] * 2)[:2]
     same = x2 is x1
     if x1.shape[1:] != x2.shape[1:] or x1.dtype != x2.dtype:
         raise ValueError(
             f"x1 has examples of {x1.dtype}{list(x1.shape[1:])} and x2 of {x2.dtype}{list(x2.shape[1:])}: a kernel is between examples of "
             "one kind. Did a batch axis go missing, or was one of them flattened?"
         )
-    paths = _check_params(params)
-    results, tree = _outputs(model, *signature((params, x1)))
+    paths = check_params(params)
+    results, tree = model_outputs(model, *signature((params, x1)))
     if not coupled:
         met = _coupling(model, *signature((params, jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype))))
         if met is not None:
@@ -147,8 +155,8 @@ def ntk(
         raise ValueError(f"accumulate = {accumulate!r}: 'float64', or None for the network's own precision.")
     if accumulate and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError('accumulate="float64" needs double precision: jax.config.update("jax_enable_x64", True) before anything else.')
-    if coupled and (diagonal or route != "auto" or out):
-        raise ValueError("coupled=True takes whole batches at once: it goes with neither diagonal=True, route= nor out=.")
+    if coupled and (diagonal or route != "auto" or out or devices):
+        raise ValueError("coupled=True takes whole batches at once: it goes with none of diagonal=True, route=, out= and mesh=.")
     if diagonal and (not same or out):
         raise ValueError("diagonal=True is the kernel of each example of x1 with itself: leave out x2 and out=.")
     if out and per:
@@ -156,7 +164,7 @@ def ntk(
     for path in leaves or ():
         if path not in paths:
             raise ValueError(f"leaves names {path!r}, which is not trained here. {nearest(path, paths)}")
-    numbers = None if weights is None else _weights(params, weights)
+    numbers = None if weights is None else leaf_weights(params, weights)
     found = []
     for which, y in enumerate(results):
         name, one = chosen_outputs(outputs, tuple(y.shape[1:]))
@@ -171,73 +179,51 @@ def ntk(
         )
         if out and len(results) > 1:
             raise ValueError("out= holds one array, and the model returns several: wrap it to return one of them.")
-        kernels = _kernel(model, spec, params, numbers, x1, x2, same, diagonal, max_bytes, out, progress)
+        kernels = _kernel(model, spec, params, numbers, x1, x2, same, diagonal, max_bytes, out, devices, progress)
         found.append(kernels if per else next(iter(kernels.values())))
     return jax.tree.unflatten(tree, found)
 
 
 def _kernel(
-    model: Model,
-    spec: Spec,
-    params: Any,
-    weights: Any,
-    x1: Any,
-    x2: Any,
-    same: bool,
-    diagonal: bool,
-    max_bytes: int | None,
-    out: str | Path | None,
-    progress: bool | None,
-) -> Mapping[str, Any]:
+    model: Model, spec: Spec, params: Any, weights: Any, x1: Any, x2: Any, same: bool, diagonal: bool, max_bytes: int | None,
+    out: str | Path | None, devices: Sequence[Any], progress: bool | None,
+) -> Mapping[str, Any]:  # fmt: skip
     try:
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x1, x2)))
-        budget = device_budget(jax.devices()) if max_bytes is None else max_bytes
+        budget = _budget(devices) if max_bytes is None else max_bytes
         if spec.coupled or (traced and not diagonal):
-            _check_finite(params)
+            check_finite(params)
             return programs.kernel_program(model, spec, params, weights, x1, x2, same)
+        line = spread.line_of(devices, read(model, params, x1, spec.which[0])) if devices else None
         if diagonal:
-            _check_finite(params)
+            check_finite(params)
             at_once = x1.shape[0] if traced else _at_once(model, spec, *signature((params, x1)), budget)
+            if line is not None:
+                params, weights = replicate((params, weights), line)
+                found = spread.in_shares(lambda x: spread.diagonal_parts(model, spec, params, x, weights, line), x1, at_once, line)
+                return {name: np.asarray(kernel)[: x1.shape[0]] for name, kernel in found.items()}
             return programs.in_groups(lambda x: programs.diagonal_program(model, spec, params, weights, x), x1, at_once)
-        plan, result = _plan(model, spec, *signature((params, x1, x2)), same, budget)
-        if len(plan.pairs) == 1 and out is None:
+        plan, result = _plan(model, spec, *signature((params, x1, x2)), same, budget, 1 if line is None else line.devices.size)
+        if len(plan.pairs) == 1 and out is None and line is None:
             # Kept memory adds to the peak: not where that is limited.
             if max_bytes is None and jax.default_backend() == "cpu":
                 keep_freed_memory()
             kernel = programs.kernel_program(model, spec, params, weights, x1, x2, same)
             # After the call, while the device computes: a tenth of a small kernel's time.
-            _check_finite(params)
+            check_finite(params)
             return kernel
-        _check_finite(params)
-        store = None
-        if out is not None:
-            mark = fingerprint(params, weights, x1, x2, str(spec), str(same))
-            store = Store(Path(out), result.shape, result.dtype, plan, mark)
-            into = {"": store.array}
-        else:
-            names = jax.eval_shape(lambda: programs.kernel_program(model, spec, params, weights, x1[:1], x2[:1], False))
+        check_finite(params)
+        if out is None:
+            some = abstract(*signature((x1[:1], x2[:1])))
+            names = jax.eval_shape(lambda a, b: programs.kernel_program(model, spec, params, weights, a, b, False), *some)
             into = {name: np.zeros(result.shape, result.dtype) for name in names}
-        half = len(result.shape) // 2 - 1
-
-        def mirror(block: Any) -> Any:
-            order = (1, 0, *range(2 + half, 2 + 2 * half), *range(2, 2 + half)) if spec.outputs == "full" else (1, 0, *range(2, block.ndim))
-            return block.transpose(order)
-
-        def recorded(x: Any) -> Any:
-            return programs.in_groups(lambda x: programs.record_program(model, spec, params, x, plan.block), x, plan.at_once)
-
-        run_blocks(
-            plan,
-            recorded,
-            lambda a, b: programs.pair_program(model, spec, params, weights, a, b),
-            x1,
-            x2,
-            into,
-            mirror,
-            store,
-            progress,
-        )
-        return into if store is not None else {name: jnp.asarray(array) for name, array in into.items()}
+            _fill(plan, model, spec, params, weights, x1, x2, line, into, None, progress)
+            return into if line is not None else {name: jnp.asarray(array) for name, array in into.items()}
+        network = trace_fingerprint(read(model, params, x1, spec.which[0]).jaxpr)
+        what = {"network": network, "numbers": fingerprint(params, weights, x1, x2), "options": f"{spec}, {same}"}
+        with Store(Path(f"{out}.json"), {"": (Path(out), result)}, what, same) as store:
+            _fill(plan, model, spec, params, weights, x1, x2, line, store.arrays, store, progress)
+        return store.arrays
     except (NotImplementedError, ValueError) as error:
         if "ifferentiation" in str(error):
             raise ValueError(
@@ -247,6 +233,44 @@ def _kernel(
         raise
 
 
+def _fill(
+    plan: BlockPlan, model: Model, spec: Spec, params: Any, weights: Any, x1: Any, x2: Any, line: Mesh | None, into: Mapping[str, Any],
+    store: Store | None, progress: bool | None,
+) -> None:  # fmt: skip
+    half = len(next(iter(into.values())).shape) // 2 - 1
+
+    def mirror(block: Any) -> Any:
+        order = (1, 0, *range(2 + half, 2 + 2 * half), *range(2, 2 + half)) if spec.outputs == "full" else (1, 0, *range(2, block.ndim))
+        return block.transpose(order)
+
+    if line is None:
+
+        def record(x: Any) -> Any:
+            return programs.in_groups(lambda x: programs.record_program(model, spec, params, x, plan.block), x, plan.at_once)
+
+        def pair(rows: Any, columns: Any) -> Any:
+            return programs.pair_program(model, spec, params, weights, rows, columns)
+
+        run_blocks(plan, record, lambda rows: rows, pair, x1, x2, into, mirror, store, progress)
+        return
+    params, weights = replicate((params, weights), line)
+    shape = plan.block[0], plan.block[1] // plan.devices
+
+    def record_over(x: Any) -> Any:
+        return spread.in_shares(lambda x: spread.record_parts(model, spec, params, x, shape, line), x, plan.at_once, line)
+
+    def pair_over(rows: Any, columns: Any) -> Any:
+        return spread.pair_parts(model, spec, params, weights, rows, columns, line)
+
+    run_blocks(plan, record_over, lambda rows: spread.everywhere(rows, shape[0], line), pair_over, x1, x2, into, mirror, store, progress)
+
+
+def _budget(devices: Sequence[Any]) -> int:
+    """Of each device; those of a CPU share its memory."""
+    here = devices or jax.devices()
+    return device_budget(here) // (len(devices) if devices and devices[0].platform == "cpu" else 1)
+
+
 # Traces take longer than small kernels: one for each model and shapes.
 @functools.lru_cache(maxsize=64)
 def _coupling(model: Model, structure: Any, shapes: tuple[Any, ...]) -> str | None:
@@ -254,13 +278,15 @@ def _coupling(model: Model, structure: Any, shapes: tuple[Any, ...]) -> str | No
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], same: bool, budget: int) -> tuple[BlockPlan, Any]:
+def _plan(
+    model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], same: bool, budget: int, devices: int
+) -> tuple[BlockPlan, Any]:
     params, x1, x2 = abstract(structure, shapes)
     network = read(model, params, x1, spec.which[0])
     result = result_shape(network, spec, x1.shape[0], x2.shape[0])
     size = math.prod(result.shape) * result.dtype.itemsize
     most = programs.at_most(network, spec, x1.shape[0], x2.shape[0], same)
-    if most <= budget:
+    if most <= budget and devices == 1:
         n, m = x1.shape[0], x2.shape[0]
         return BlockPlan(n, m, (n, m), max(n, m), same, most, size), result
     held: dict[Any, programs.Held] = {}
@@ -269,6 +295,8 @@ def _plan(model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], sam
         return programs.bytes_of(network, spec, params, x1, n, m, same and n == m == x1.shape[0], at_once, held)
 
     at_once = programs.examples_at_once(network, spec, params, x1, budget, False, held)
+    if devices > 1:
+        return divided(x1.shape[0], x2.shape[0], same, bytes_of, at_once, budget, size, devices), result
     return plan_blocks(x1.shape[0], x2.shape[0], same, bytes_of, at_once, budget, size), result
 
 
@@ -276,121 +304,3 @@ def _plan(model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], sam
 def _at_once(model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], budget: int) -> int:
     params, x = abstract(structure, shapes)
     return programs.examples_at_once(read(model, params, x, spec.which[0]), spec, params, x, budget, alone=True)
-
-
-@functools.lru_cache(maxsize=64)
-def _linen(network: Any) -> Model:
-    """One `Model` for one module: programs are compiled for a model."""
-    return as_model(network)
-
-
-def _model(network: Any) -> Model:
-    if isinstance(network, Model):
-        return network
-    import flax.linen as nn
-
-    try:
-        return _linen(network) if isinstance(network, nn.Module) else as_model(network)
-    except TypeError as error:
-        if "unhashable" in str(error):
-            return as_model(network)
-        raise
-
-
-def _batch(name: str, x: Any) -> Any:
-    x = x if isinstance(x, jax.Array) else jnp.asarray(x)
-    if x.ndim == 0 or x.shape[0] == 0:
-        raise ValueError(
-            f"{name} has shape {x.shape}: an empty batch has no kernel. Give at least one example, with the batch as first axis."
-        )
-    return x
-
-
-def _check_params(params: Any) -> tuple[str, ...]:
-    paths = []
-    trained, given = split(params)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
-        name = jax.tree_util.keystr(path)
-        paths.append(name)
-        if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.complexfloating):
-            raise ValueError(
-                f"parameter {name} is complex: its kernel is not defined here (real and imaginary parts would train apart). Keep them as "
-                "two real leaves and build the complex numbers inside the model."
-            )
-    if not paths:
-        raise ValueError("the model has no trained parameter, so its kernel is zero: are all of them Frozen or integers?")
-    whole = [
-        jax.tree_util.keystr(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.integer) and leaf_is_alone(given, path)
-    ]
-    if whole:
-        warnings.warn(f"integers among the parameters do not count in the kernel: {', '.join(whole)}.", UserWarning, stacklevel=3)
-    return tuple(paths)
-
-
-def _check_finite(params: Any) -> None:
-    on = np if jax.default_backend() == "cpu" else jnp
-    leaves = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(split(params)[0]) if not isinstance(leaf, Tracer)]
-    for (path, _), finite in zip(leaves, jax.device_get([on.isfinite(on.asarray(leaf)).all() for _, leaf in leaves])):
-        if not finite:
-            name = jax.tree_util.keystr(path)
-            raise ValueError(f"parameter {name} holds NaN or infinity: the network diverged, or was never initialized.")
-
-
-def leaf_is_alone(given: Any, path: Any) -> bool:
-    """Whether a given leaf stands by itself, not inside a `Frozen` node."""
-    return path in [p for p, _ in jax.tree_util.tree_leaves_with_path(given)] and not any(
-        getattr(key, "name", None) == "value" for key in path
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _outputs(model: Model, structure: Any, shapes: tuple[Any, ...]) -> tuple[list[Any], Any]:
-    params, x = abstract(structure, shapes)
-    try:
-        y = jax.eval_shape(model.apply, params, x)
-    except TypeError as error:
-        if "not a valid JAX type" in str(error):
-            raise TypeError(f"the model returns something that is not an array: {error}") from error
-        raise
-    found = jax.tree.leaves(y)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(y):
-        name = jax.tree_util.keystr(path) or "the output"
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"{name} is {leaf.dtype}, which has no derivative: return the scores, not their argmax.")
-        if not leaf.shape or leaf.shape[0] != x.shape[0]:
-            raise ValueError(f"{name} has shape {leaf.shape} for a batch of {x.shape[0]}: the first axis must be the batch.")
-    if not found:
-        raise TypeError("the model returns no array, so there is nothing to take the kernel of.")
-    return found, jax.tree.structure(y)
-
-
-def chosen_outputs(outputs: Any, out: tuple[int, ...]) -> tuple[str, int | None]:
-    """What `ntk` is asked of the outputs: how they pair, and the flat number of the one that is wanted."""
-    if isinstance(outputs, str):
-        if outputs not in OUTPUTS:
-            raise ValueError(f"outputs = {outputs!r}. {nearest(outputs, OUTPUTS)} Or the number of one output.")
-        return outputs, None
-    place = (outputs,) if isinstance(outputs, int) else tuple(outputs)
-    if len(place) != len(out) or not all(-n <= i < n for i, n in zip(place, out)):
-        raise ValueError(f"outputs = {outputs!r} names no output: an example's output has shape {out}.")
-    return "trace", int(np.ravel_multi_index([i % n for i, n in zip(place, out)], out)) if out else 0
-
-
-def _weights(params: Any, weights: Any) -> list[Any]:
-    try:
-        pairs = jax.tree.map(lambda leaf, weight: weight, params, weights)
-    except ValueError as error:
-        raise ValueError(
-            f"weights must be a pytree like params, one number for each leaf (such as plan.factors('learning_rate', params)): {error}"
-        ) from error
-    trained = split(params)[0]
-    flags = [leaf is not None for leaf in jax.tree.leaves(trained, is_leaf=lambda leaf: leaf is None)]
-    found = jax.tree.leaves(pairs, is_leaf=lambda leaf: leaf is None)
-    if len(flags) == len(found):
-        found = [weight for weight, flag in zip(found, flags) if flag]
-    for weight in found:
-        if jnp.shape(weight) != ():
-            raise ValueError(f"weights must be one number for each leaf, and one has shape {jnp.shape(weight)}.")
-    return found

@@ -2,8 +2,8 @@
 
 import contextlib
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from paperjax.binding import argument_names, nearest
-from paperjax.devices import device_budget, keep_freed_memory
+from paperjax.devices import device_budget, devices_of, keep_freed_memory
+from paperjax.kernels.store import Store, fingerprint, trace_fingerprint
 from paperjax.limits import nodes as nd
 from paperjax.limits import program as pg
+from paperjax.limits.audit import audit, audit_noise, check_result
 from paperjax.limits.draws import GROUPS, Draws
 from paperjax.limits.laws import Law
 from paperjax.limits.program import Program
-from paperjax.limits.spread import devices_of
 from paperjax.limits.tiles import kernels
 from paperjax.model import Family, batch_form, family
 from paperjax.parametrization import Parametrization, plan
@@ -81,6 +82,7 @@ def limit(
     samples: int | None = None,
     dtype: str = "float64",
     max_bytes: int | None = None,
+    out: str | Path | None = None,
     mesh: Mesh | None = None,
     progress: bool | None = None,
 ) -> Limit:
@@ -128,6 +130,10 @@ def limit(
         pairs whose outputs have a correlation above 0.999, itself among them, are still computed in double precision.
     max_bytes
         Memory for the work besides the result; half of the device's by default. Pairs of examples are computed in tiles.
+    out
+        A folder for ``nngp.npy`` and ``ntk.npy``, filled tile by tile and taken up again where a run was stopped, with another `max_bytes`
+        or `mesh` too: ``blocks.json`` says what is there. The kernels are then memory-mapped arrays, and need not fit in memory. Not for
+        drawn ones.
     mesh
         A `jax.sharding.Mesh` of this process's devices: tiles are spread over them, and kernels are the same.
     progress
@@ -143,7 +149,7 @@ def limit(
         If the limit of something in the network is not known here: the message names the primitive and what is known about it.
     ValueError
         If the law of a leaf is not known or its Gaussian needs consent, the network has no width, kernels grow or fade with the width, a
-        value that is taken for its mean does not settle, `x1` has a NaN, or memory does not suffice.
+        value that is taken for its mean does not settle, `x1` has a NaN, memory does not suffice, or `out` holds other kernels.
 
     Examples
     --------
@@ -167,7 +173,7 @@ def limit(
         raise ValueError(f'per = {per!r}: it is None or "leaf".')
     if dtype not in ("float64", "float32"):
         raise ValueError(f'dtype = {dtype!r}: "float64", or "float32" for speed.')
-    devices = devices_of(mesh, x1, x2)
+    devices = devices_of(mesh, "limit", x1, x2)
     if isinstance(fam, Program):
         program, wider = _again(fam, x1, described), None
     else:
@@ -192,15 +198,17 @@ def limit(
     budget = max_bytes if max_bytes is not None else device_budget(devices or jax.local_devices())
     if max_bytes is None and (devices or jax.local_devices())[0].platform == "cpu":
         keep_freed_memory()
-    _check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
+    if out is None:
+        check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
     traced = any(isinstance(x, Tracer) for x in (x1, x2))
     # Examples that are known are numbers in a function that is being traced, too.
     with pg.told(program.traced), contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
         if wider is not None:
-            _audit_noise(program, wider, x1)
-        found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress, devices)
+            audit_noise(program, wider, x1)
+        into = None if out is None else _files(Path(out), program, x1, x2, wants, per, traced)
+        found = kernels(program, x1, x2, wants, per == "leaf", np.dtype(dtype), budget, progress, devices, into)
         if wider is not None:
-            _audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
+            audit(program, wider, x1, x2, wants, found if per is None else None, dtype)
 
     def told(two: tuple[Any, ...]) -> tuple[Any, Any]:
         nngp, tangent = two if wants else (two[0], None)
@@ -209,9 +217,36 @@ def limit(
         return nngp, tangent
 
     if program.draws is None:
-        return Limit(*told(_for_the_user(found)), program)
+        return Limit(*told(found if out is not None else _for_the_user(found)), program)
     means, errors = map(_for_the_user, _estimates(found, program, per == "leaf"))
     return Limit(*told(means), program, told(errors))
+
+
+def _files(
+    folder: Path, program: Program, x1: Any, x2: Any, ntk: bool, per: str | None, traced: bool
+) -> Callable[[Sequence[jax.ShapeDtypeStruct]], Store]:
+    """Where kernels of given forms are written."""
+    if traced:
+        raise ValueError("pj.limit: out= is given in a function that is being traced: files are of numbers. Call limit outside of it.")
+    if program.draws is not None:
+        raise ValueError("pj.limit: out= is not for kernels that are drawn (key=, samples=): leave it out, and save what is returned.")
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"out = {str(folder)!r} is a file: name a folder, for nngp.npy and ntk.npy.")
+    what = {
+        "network": trace_fingerprint(program.traced.jaxpr),
+        "laws": fingerprint(str(program.traced.laws), str(program.variances), str(program.rates)),
+        "examples": fingerprint(x1, x2),
+        "options": f"ntk={ntk}, per={per}",
+    }
+
+    def into(forms: Sequence[jax.ShapeDtypeStruct]) -> Store:
+        if folder.parent.is_dir():
+            folder.mkdir(exist_ok=True)
+        files = {name: (folder / f"{name}.npy", form) for name, form in zip(("nngp", "ntk"), forms)}
+        # Tiles are small: noting every one of many thousands would take longer than computing it.
+        return Store(folder / "blocks.json", files, what, x2 is None, every=1.0)
+
+    return into
 
 
 def _draws(key: Any, samples: int | None) -> Draws | None:
@@ -332,53 +367,4 @@ def _refuse_no_width(here: pg.Traced, twice: pg.Traced, widths: Mapping[str, int
         raise ValueError(
             f"pj.limit: no axis of any leaf grows with {', '.join(widths)}: the network has no width. Let the family take the width as an "
             "argument, family(lambda width: Net(width))."
-        )
-
-
-def _audit_noise(program: Program, wider: Program, x1: Any) -> None:
-    """What is neglected must fade with the width."""
-    x = pg.largest(pg.example(x1) if isinstance(x1, Tracer) else np.asarray(x1))
-    with nd.usual(True), jax.ensure_compile_time_eval():
-        for (where, here), (_, there) in zip(program.noise(x), wider.noise(x)):
-            if here > 1e-12 and not there < 0.85 * here:
-                raise ValueError(
-                    f"pj.limit: what a {where} takes for its mean at infinite width fluctuates by {here:.3g} at one width and {there:.3g} "
-                    "at twice that, so it stays random. Attention logits scaled by 1/sqrt(d) do; scaled by 1/d they settle. (Or let heads "
-                    "grow in number and not in size: that limit is known, Hron et al., arXiv 2006.10540; see key= and samples=.)"
-                )
-
-
-def _audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: Any, dtype: str) -> None:
-    """The kernels must not change with the width."""
-    traced = any(isinstance(x, Tracer) for x in (x1, x2))
-    some = [pg.example(x1)] if traced else [np.asarray(x[:2]) for x in (x1, x2) if x is not None]
-    first, second = some[0], some[1] if len(some) > 1 else None
-
-    def of(which: Program) -> Any:
-        return kernels(which, first, second, ntk, False, np.dtype("float64"), 1 << 30, False)
-
-    # Numbers, in a function that is being traced too: there, kernels of given examples are traced values as well.
-    traced = traced or (made is not None and any(isinstance(k, Tracer) for k in made))
-    with jax.ensure_compile_time_eval():
-        found = [[k[:2, :2] for k in made] if made is not None and not traced else of(program), of(wider)]
-    tolerance = 1e-6 if dtype == "float64" or made is None or traced else 1e-3
-    for name, here, there in zip(("NNGP", "NTK"), *found):
-        here, there = np.asarray(here), np.asarray(there)
-        scale = np.abs(there).max()
-        if np.abs(here - there).max() > tolerance * scale:
-            power = math.log2(scale / np.abs(here).max()) if np.abs(here).max() else math.inf
-            raise ValueError(
-                f"pj.limit: the {name} changes with the width, about as n^{power:.2f}, so it has no limit. {pg.why(name, power)}"
-            )
-
-
-def _check_result(n: int, m: int, program: Program, ntk: bool, per: str | None, dtype: str) -> None:
-    each = np.dtype(dtype).itemsize * math.prod(program.shape) ** 2
-    copies = 1 + (len(program.paths) if per == "leaf" else 1) * ntk
-    wanted = n * m * each * copies
-    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if wanted > 0.9 * have:
-        raise ValueError(
-            f"pj.limit: the kernels of {n} x {m} examples take {wanted / 1e9:.1f} GB, and the machine has {have / 1e9:.1f} GB. Compute "
-            'blocks, limit(fam, x[:1000], x[1000:2000], ...), and store each; ask for ntk=False, or dtype="float32".'
         )

@@ -64,3 +64,18 @@ def _largest(asked: Sequence[Any], tape: Any, bounded: dict[Any, None], program:
 
 def _needs(cache: dict[Any, Any]) -> list[tuple[Any, Any]]:
     return [(key, value) for key, value in cache.items() if isinstance(key, tuple) and key[0] == "needs"]
+
+
+def refuse_not_finite(found: Sequence[Any]) -> None:
+    """Refuse kernels that hold NaN or infinity, and say where."""
+    for name, k in zip(("NNGP", "NTK"), found):
+        # In blocks, which need no memory.
+        if all(np.isfinite(k[i : i + 64]).all() for i in range(0, len(k), 64)):
+            continue
+        where = np.argwhere(~np.isfinite(np.asarray(k)))[0][:2]
+        raise ValueError(
+            f"pj.limit: the {name} is not finite at infinite width, first for examples {where[0]} and {where[1]}. Either a function with "
+            "infinite expectations (exp of a large variance, a division by a field, a logarithm) acts on wide values, or an integral "
+            "without a closed form does not converge: variances above a million (scale the examples), or a product of functions of several "
+            "fields, which can be drawn: opt in to Monte Carlo with key=jax.random.key(0), samples=4096."
+        )

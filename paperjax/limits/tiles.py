@@ -17,9 +17,10 @@ from jax.extend import core as jex
 from jaxtyping import Array
 
 from paperjax.devices import ONE_THREAD, compiler_options
+from paperjax.kernels.store import Block, Store
 from paperjax.layout import peak_bytes
 from paperjax.limits import nodes as nd
-from paperjax.limits.levels import LEVELS, ordinary, settled
+from paperjax.limits.levels import LEVELS, ordinary, refuse_not_finite, settled
 from paperjax.limits.program import Program, as_tape
 from paperjax.limits.roll import roll, rolled
 from paperjax.limits.spread import enough
@@ -61,11 +62,12 @@ def kernels(
     max_bytes: int,
     progress: bool | None,
     devices: Sequence[Any] = (),
+    into: Callable[[Sequence[jax.ShapeDtypeStruct]], Store] | None = None,
 ) -> tuple[Any, ...]:
     """The kernels between all examples of `x1` and of `x2` (or of `x1` itself), ``(N, M, ...)``; the trailing axes are those of a pair.
 
     In double precision, whatever the user's flag; in single precision what is of one example alone is in double, and so are pairs of
-    outputs that are almost the same, and all that is drawn.
+    outputs that are almost the same, and all that is drawn. In the arrays of the store that `into` makes of their forms, if there is one.
     """
     with nd.usual(True):
         given = [_in(x) for x in ((x1,) if x2 is None else (x1, x2))]
@@ -83,7 +85,7 @@ def kernels(
             few = ordinary(program, asked, tapes_of)
             return at(program) if few is None else jax.lax.cond(few, lambda: at(program), lambda: at(program.up_to(LEVELS[-1])))
         program, tapes = settled(program, asked, tapes_of)
-        return _tiled(program, given, tapes, x2 is None, ntk, leaves, dtype, max_bytes, progress, devices)
+        return _tiled(program, given, tapes, x2 is None, ntk, leaves, dtype, max_bytes, progress, devices, into)
 
 
 def _in(x: Any) -> Any:
@@ -134,7 +136,7 @@ def _tapes(program: Program, x: Any, ntk: bool) -> Any:
 
 def _tiled(
     program: Program, given: list[Any], tapes: list[Any], symmetric: bool, ntk: bool, leaves: bool, dtype: Any, max_bytes: int,
-    progress: bool | None, devices: Sequence[Any],
+    progress: bool | None, devices: Sequence[Any], into: Callable[[Sequence[jax.ShapeDtypeStruct]], Store] | None,
 ) -> tuple[Any, ...]:  # fmt: skip
     rows, columns = given[0], given[-1]
     single = dtype == np.float32 and program.draws is None
@@ -142,24 +144,24 @@ def _tiled(
     made = _Made(program, args, ntk, leaves, np.dtype(dtype), max_bytes, symmetric, max(1, len(devices)))
     everywhere = [made.on(device) for device in devices] or [made]
     height, width, forms, _ = everywhere[0].tile(single)
-    out = [_empty((len(rows), len(columns), *form.shape), form.dtype) for form in forms]
+    shapes = [jax.ShapeDtypeStruct((len(rows), len(columns), *form.shape), form.dtype) for form in forms]
     tiles = list(itertools.product(range(0, len(rows), height), range(0, len(columns), width)))
-    tiles = [(a, b) for a, b in tiles if not symmetric or b >= a]
-    own, finite, below = None, [True] * len(out), np.tri(max(height, width), k=-1, dtype=bool)
+    blocks = [Block(a, b, min(height, len(rows) - a), min(width, len(columns) - b)) for a, b in tiles if not symmetric or b >= a]
+    own, below = None, np.tri(max(height, width), k=-1, dtype=bool)
 
-    def fill(number: int, tile: tuple[int, int]) -> None:
-        made = everywhere[number % len(everywhere)]
+    def fill(number: int, block: Block, out: Sequence[np.ndarray]) -> bool:
+        made, (a, b) = everywhere[number % len(everywhere)], block[:2]
         # The last ones reach back, so that all have one shape; what another one has made is left out.
-        (a, b), starts = tile, [min(at, len(x) - side) for at, x, side in zip(tile, (rows, columns), (height, width))]
+        starts = [min(at, len(x) - side) for at, x, side in zip((a, b), (rows, columns), (height, width))]
         # A thread has JAX's flags of its own.
         with nd.usual(True):
             parts = [np.asarray(part) for part in made.tile(single)[-1](*starts)]
             if own is not None:
                 parts = made.repaired(parts, starts, own)
-        for k, (whole, part) in enumerate(zip(out, parts)):
+        finite = True
+        for whole, part in zip(out, parts):
             part = part[a - starts[0] :, b - starts[1] :]
-            if not np.isfinite(part).all():
-                finite[k] = False
+            finite = finite and bool(np.isfinite(part).all())
             n, m = part.shape[:2]
             if not symmetric:
                 whole[a : a + n, b : b + m] = part
@@ -171,27 +173,30 @@ def _tiled(
             else:
                 whole[a : a + n, b : b + m] = part
                 whole[b : b + m, a : a + n] = _turned(part)
+        return finite
 
-    workers = _workers(1 << 30 if single else len(tiles), len(devices))
-    with progress_bar("infinite width", float(len(tiles)), progress) as bar, ThreadPoolExecutor(workers) as pool:
-        own = [made.own(x, tape, pool) for x, tape in zip(given, tapes)] * 2 if single else None
-        for _ in pool.map(fill, itertools.count(), tiles):
-            bar.advance(1.0)
-    for name, k, good in zip(("NNGP", "NTK"), out, finite):
-        if not good:
-            raise not_finite(name, k)
+    workers = _workers(1 << 30 if single else len(blocks), len(devices))
+    with contextlib.nullcontext() if into is None else into(shapes) as store:
+        out = [_empty(form.shape, form.dtype) for form in shapes] if store is None else list(store.arrays.values())
+        left = blocks if store is None else store.missing(blocks)
+
+        def work(number: int, block: Block) -> bool:
+            good = fill(number, block, out)
+            # Else it is computed again, and refused again, by the next call.
+            if store is not None and good:
+                store.finished(block)
+            return good
+
+        with progress_bar("infinite width", float(len(blocks)), progress) as bar, ThreadPoolExecutor(workers) as pool:
+            bar.advance(float(len(blocks) - len(left)))
+            own = [made.own(x, tape, pool) for x, tape in zip(given, tapes)] * 2 if single and left else None
+            finite = True
+            for good in pool.map(work, itertools.count(), left):
+                finite = finite and good
+                bar.advance(1.0)
+    if not finite:
+        refuse_not_finite(out)
     return tuple(out)
-
-
-def not_finite(name: str, kernel: Any) -> ValueError:
-    """What to say of a kernel that is not finite, and where."""
-    where = np.argwhere(~np.isfinite(np.asarray(kernel)))[0][:2]
-    return ValueError(
-        f"pj.limit: the {name} is not finite at infinite width, first for examples {where[0]} and {where[1]}. Either a function with "
-        "infinite expectations (exp of a large variance, a division by a field, a logarithm) acts on wide values, or an integral "
-        "without a closed form does not converge: variances above a million (scale the examples), or a product of functions of several "
-        "fields, which can be drawn: opt in to Monte Carlo with key=jax.random.key(0), samples=4096."
-    )
 
 
 def _workers(tiles: int, devices: int = 0) -> int:

@@ -278,7 +278,7 @@ CALLS = {
     "one example": (dict(x1=VECTORS[0]), TypeError, r"x\[None\]"),
     "no examples": (dict(x1=VECTORS[:0]), ValueError, r"x1 has no examples"),
     "other features": (dict(x1=VECTORS, x2=VECTORS[:, :4]), ValueError, r"shape \(5,\), and x2 of \(4,\)"),
-    "kernels larger than the memory": (dict(x1=HUGE), ValueError, r"1000000 x 1000000.*GB.*blocks, limit\(fam, x\[:1000\]"),
+    "kernels larger than the memory": (dict(x1=HUGE), ValueError, r"1000000 x 1000000.*GB.*to a folder, out="),
     "a pair larger than the budget": (dict(x1=VECTORS, max_bytes=10), ValueError, r"one pair of examples.*give more memory"),
     "an unknown size": (dict(x1=VECTORS, sizes=dict(wdth=3)), ValueError, r"sizes names 'wdth'.*width"),
     "no size left": (dict(x1=VECTORS, sizes=dict(width=3)), ValueError, r"no size is left"),

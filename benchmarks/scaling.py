@@ -30,7 +30,7 @@ TENSOR, FULLY = "tensor_parallel", "fully_sharded"
 MESHES = {
     8: [
         ((8, 1, 1), TENSOR), ((1, 8, 1), TENSOR), ((1, 8, 1), FULLY), ((1, 1, 8), TENSOR),
-        ((1, 2, 4), TENSOR), ((1, 2, 4), FULLY), ((2, 1, 4), TENSOR),
+        ((1, 2, 4), TENSOR), ((1, 2, 4), FULLY), ((2, 4, 1), TENSOR), ((2, 1, 4), TENSOR),
     ],
     256: [
         ((256, 1, 1), TENSOR), ((16, 16, 1), TENSOR), ((1, 256, 1), TENSOR), ((1, 256, 1), FULLY),
@@ -194,19 +194,18 @@ def count(network: str, sizes: dict[str, int], shape: tuple[int, int, int], rule
     return Row(network, shape, rule, hlo.product_flops(program, step), found, memory.alias_size_in_bytes, memory.temp_size_in_bytes)
 
 
-def leaves(network: str, sizes: dict[str, int], shape: tuple[int, int, int], rule: str) -> list[tuple[int, int]]:
-    """Entries of every leaf, and parts that the rule divides it into."""
-    import jax
-
+def leaves(network: str, sizes: dict[str, int], shape: tuple[int, int, int], rule: str) -> dict[str, tuple[int, int]]:
+    """Entries of every leaf by its path, and parts that the rule divides it into."""
+    import paperjax as pj
     from paperjax import sharding
 
-    made = experiment(network, sizes, jax.sharding.AbstractMesh((1, 1, 1), ("sweep", "data", "model")), rule)
+    made = experiment(network, sizes, pj.mesh(), rule)
     model, axes = made.family(sizes["width"]), dict(zip(("sweep", "data", "model"), shape))
-    found = []
+    found = {}
     for leaf in sharding.uses_of(model, made.data.x_train):
         spec = list[Any](getattr(sharding, rule)(leaf, axes))
         names = [name for part in spec if part for name in ((part,) if isinstance(part, str) else part)]
-        found.append((math.prod(leaf.shape), math.prod(axes[name] for name in names)))
+        found[leaf.path] = math.prod(leaf.shape), math.prod(axes[name] for name in names)
     return found
 
 
@@ -214,21 +213,26 @@ def closed_forms(row: Row, one: Row, sizes: dict[str, int]) -> list[tuple[str, f
     """What is known of a row beforehand: in words, the least and the most it can be, and what was counted."""
     sweep, data, model = row.mesh
     parts = leaves(row.network, sizes, row.mesh, row.rule)
-    total = sum(n for n, _ in parts)
+    total = sum(n for n, _ in parts.values())
     known: list[tuple[str, float, float, float]] = []
     if data * model == 1:
         known.append(("a sweep alone: collectives in the step = 0", 0, 0, len(row.found)))
     useful = one.flops * sweep / row.chips
     if row.rule == TENSOR:
         if data > 1:
-            gradient = sum(ITEM * n // k for n, k in parts) + ITEM
-            known.append(
-                ("all-reduce over data = 4 (Σ leaf / parts + 1): gradient and loss", gradient, gradient, row.bytes("all-reduce", "data"))
-            )
-        # Embeddings and what is looked up in them may be computed in several places.
+            # Inside the shard_map of a sweep XLA gathers the cotangents of all tokens, and each device makes the table's gradient.
+            gathers = row.network == "transformer" and sweep > 1
+            reduced = sum(n // k for path, (n, k) in parts.items() if not (gathers and path == "['embedding']"))
+            what = "all-reduce over data = 4 (Σ leaf / parts + 1): gradient and loss" + ", without the embedding" * gathers
+            known.append((what, ITEM * (reduced + 1), ITEM * (reduced + 1), row.bytes("all-reduce", "data")))
+            if gathers and model == 1:
+                tokens = ITEM * sizes["examples"] * sizes["time"] * sizes["width"]
+                known.append(
+                    ("all-gather over data = 4 × tokens × width: of the embedding", tokens, tokens, row.bytes("all-gather", "data"))
+                )
         known.append(("products a device = F₁ sweep / chips, within 5 %", 0.95 * useful, 1.05 * useful, row.flops))
     elif model == 1:
-        whole = sum(n for n, k in parts if k == 1)
+        whole = sum(n for n, k in parts.values() if k == 1)
         least = one.state / data
         known.append(("state a device = state / data (and leaves that do not divide)", least, least + 3 * ITEM * whole + 64, row.state))
         if row.network == "transformer":

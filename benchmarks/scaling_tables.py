@@ -111,7 +111,7 @@ def report(sizes: dict[str, dict[str, int]], rows: list[Any], ones: dict[str, An
     parts = [TITLE.format(jax=jax.__version__, rows=len(rows) + len(ones), most=max(row.chips for row in rows)), COUNTS]
     known = [(row, scaling.check(row, ones[row.network], sizes[row.network])) for row in rows]
     for network, one in ones.items():
-        total = sum(n for n, _ in scaling.leaves(network, sizes[network], (1, 1, 1), scaling.TENSOR))
+        total = sum(n for n, _ in scaling.leaves(network, sizes[network], (1, 1, 1), scaling.TENSOR).values())
         size = ", ".join(f"{name} {n:,}" for name, n in sizes[network].items())
         alone = f"{amount(one.flops, 'FLOP')}, state {amount(one.state)}, temporary {amount(one.temporary)}"
         parts.append(
@@ -136,4 +136,8 @@ of two matrices the second takes what the first leaves, and one all-reduce a pai
 products and all-reduces cotangents after them; of the two fan-out axes of a query the larger is divided, often units of a head and not
 heads, and then scores of attention are all-reduced too. `fully_sharded` divides leaves over `data` and `model` together and batches over
 `data` alone: with a `model` axis, products of the same examples are computed in several places (F in brackets above 1). Where a batch has
-fewer rows than a matrix, XLA moves activations instead of gathering the matrix."""
+fewer rows than a matrix, XLA moves activations instead of gathering the matrix; and in a sweep whose cells are spread over `data` too, it gathers the cotangents of all tokens
+for the gradient of an embedding, where without the sweep it adds up the gradient.
+
+Over all three axes at once XLA of jaxlib 0.10.2 ends the process ("Check failed" in `spmd_partitioner_util.cc`) where outputs are divided
+over `model` and the loss looks up the entry of an integer label; so there is no such row."""

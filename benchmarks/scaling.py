@@ -1,6 +1,6 @@
 """Scaling on paper: collectives and products of one training step, counted in the compiled program, and what they predict for two machines.
 
-    python benchmarks/scaling.py                # prints the tables: about five minutes on two cores; nothing is trained
+    python benchmarks/scaling.py                # prints the tables: under ten minutes on two cores; nothing is trained
     python benchmarks/scaling.py --write        # writes them to benchmarks/scaling.md
     python benchmarks/scaling.py --small        # toy sizes on 8 devices
 
@@ -37,6 +37,7 @@ MESHES = {
         ((16, 1, 16), TENSOR), ((1, 16, 16), TENSOR), ((1, 16, 16), FULLY),
     ],
 }  # fmt: skip
+AXES: tuple[str, ...] = ("sweep", "data", "model")
 ITEM = 4  # float32
 
 
@@ -106,7 +107,7 @@ class Row(NamedTuple):
     @property
     def where(self) -> str:
         """The mesh and the rule, in words."""
-        shape = " × ".join(f"{name} {size}" for name, size in zip(("sweep", "data", "model"), self.mesh) if size > 1) or "one device"
+        shape = " × ".join(f"{name} {size}" for name, size in zip(AXES, self.mesh) if size > 1) or "one device"
         return f"{shape}, {'replicated' if self.rule == TENSOR and self.mesh[2] == 1 else self.rule}"
 
     def bytes(self, kind: str, *axes: str) -> int:
@@ -186,11 +187,11 @@ def count(network: str, sizes: dict[str, int], shape: tuple[int, int, int], rule
     """Compile and read."""
     import paperjax as pj
 
-    axes = dict(zip(("sweep", "data", "model"), shape))
-    compiled = steps_program(experiment(network, sizes, pj.mesh(**axes), rule))
+    mesh = pj.mesh(sweep=shape[0], data=shape[1], model=shape[2])
+    compiled = steps_program(experiment(network, sizes, mesh, rule))
     program, memory = hlo.parse(compiled.as_text()), compiled.memory_analysis()
     step = hlo.step_body(program)
-    found = hlo.collectives(program, step, axes)
+    found = hlo.collectives(program, step, dict(zip(AXES, shape)))
     return Row(network, shape, rule, hlo.product_flops(program, step), found, memory.alias_size_in_bytes, memory.temp_size_in_bytes)
 
 
@@ -200,7 +201,7 @@ def leaves(network: str, sizes: dict[str, int], shape: tuple[int, int, int], rul
     from paperjax import sharding
 
     made = experiment(network, sizes, pj.mesh(), rule)
-    model, axes = made.family(sizes["width"]), dict(zip(("sweep", "data", "model"), shape))
+    model, axes = made.family(sizes["width"]), dict(zip(AXES, shape))
     found = {}
     for leaf in sharding.uses_of(model, made.data.x_train):
         spec = list[Any](getattr(sharding, rule)(leaf, axes))

@@ -136,8 +136,8 @@ of two matrices the second takes what the first leaves, and one all-reduce a pai
 products and all-reduces cotangents after them; of the two fan-out axes of a query the larger is divided, often units of a head and not
 heads, and then scores of attention are all-reduced too. `fully_sharded` divides leaves over `data` and `model` together and batches over
 `data` alone: with a `model` axis, products of the same examples are computed in several places (F in brackets above 1). Where a batch has
-fewer rows than a matrix, XLA moves activations instead of gathering the matrix; and in a sweep whose cells are spread over `data` too, it gathers the cotangents of all tokens
-for the gradient of an embedding, where without the sweep it adds up the gradient.
+fewer rows than a matrix, XLA moves activations instead of gathering the matrix. In a sweep whose cells are spread over `data` too, it
+gathers the cotangents of all tokens for the gradient of an embedding; without the sweep it adds up the gradient.
 
 Over all three axes at once XLA of jaxlib 0.10.2 ends the process ("Check failed" in `spmd_partitioner_util.cc`) where outputs are divided
 over `model` and the loss looks up the entry of an integer label; so there is no such row."""

@@ -107,7 +107,8 @@ def paperjax_worker():
     def operations(workload, path):
         kind, _, n, outputs = workload
         params = dict(np.load(path))
-        return kernel_operations(model(kind), params, params.pop("x"), n, outputs)
+        x = params.pop("x")
+        return kernel_operations(model(kind), params, x, n, outputs)
 
     size = 2048
     square = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.float32)

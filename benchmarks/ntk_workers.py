@@ -64,12 +64,37 @@ def timed(call, repeats):
     return median(times)
 
 
+def kernel_operations(model, params, x, n, outputs):
+    """Operations of `pj.ntk` of `n` examples with themselves: the recorded passes, work on each example, and on all pairs."""
+    import jax
+
+    from paperjax.kernels import engine
+    from paperjax.kernels import network as networks
+
+    read = networks.read(model, params, x)
+    spec = networks.Spec(outputs=outputs)
+    chosen = networks.routes(read, spec, n, n, same=True)
+    sides = pairs = 0.0
+    for choice, double in zip(chosen, networks.routes(read, spec, 2 * n, 2 * n, same=True)):
+        # Of 2n examples, work on pairs is four times that of n, work on each one twice.
+        # A bias that shares its weight's Gram matrix costs nothing, and is only listed with the route that the weight takes.
+        once = choice.costs[choice.route].flops
+        twice = double.costs[choice.route].flops if once else 0.0
+        pairs += (twice - 2 * once) / 2
+        sides += once - (twice - 2 * once) / 2
+    lowered = jax.jit(lambda params, x: engine.record(read, spec, chosen, jax.tree.leaves(params), x)).lower(params, x)
+    passes = (lowered.cost_analysis() or {})["flops"]
+    routes = {}
+    for choice in chosen:
+        routes.setdefault(choice.route, []).append(read.paths[choice.leaf].strip("[]'"))
+    return {"passes": passes, "sides": sides, "pairs": pairs, "routes": routes}
+
+
 def paperjax_worker():
     import jax
     import jax.numpy as jnp
 
-    from paperjax.kernels import engine, ntk
-    from paperjax.kernels import network as networks
+    from paperjax.kernels import ntk
     from paperjax.model import Model
 
     def model(kind):
@@ -83,23 +108,7 @@ def paperjax_worker():
         kind, _, n, outputs = workload
         params = dict(np.load(path))
         x = params.pop("x")
-        read = networks.read(model(kind), params, x)
-        spec = networks.Spec(outputs=outputs)
-        chosen = networks.routes(read, spec, n, n, same=True)
-        sides = pairs = 0.0
-        for choice, double in zip(chosen, networks.routes(read, spec, 2 * n, 2 * n, same=True)):
-            # Of 2n examples, work on pairs is four times that of n, work on each one twice.
-            # A bias that shares its weight's Gram matrix costs nothing, and is only listed with the route that the weight takes.
-            once = choice.costs[choice.route].flops
-            twice = double.costs[choice.route].flops if once else 0.0
-            pairs += (twice - 2 * once) / 2
-            sides += once - (twice - 2 * once) / 2
-        lowered = jax.jit(lambda params, x: engine.record(read, spec, chosen, jax.tree.leaves(params), x)).lower(params, x)
-        passes = (lowered.cost_analysis() or {})["flops"]
-        routes = {}
-        for choice in chosen:
-            routes.setdefault(choice.route, []).append(read.paths[choice.leaf].strip("[]'"))
-        return {"passes": passes, "sides": sides, "pairs": pairs, "routes": routes}
+        return kernel_operations(model(kind), params, x, n, outputs)
 
     size = 2048
     square = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.float32)

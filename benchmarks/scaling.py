@@ -30,7 +30,7 @@ TENSOR, FULLY = "tensor_parallel", "fully_sharded"
 MESHES = {
     8: [
         ((8, 1, 1), TENSOR), ((1, 8, 1), TENSOR), ((1, 8, 1), FULLY), ((1, 1, 8), TENSOR),
-        ((1, 2, 4), TENSOR), ((1, 2, 4), FULLY), ((2, 4, 1), TENSOR), ((2, 1, 4), TENSOR),
+        ((1, 2, 4), TENSOR), ((1, 2, 4), FULLY), ((2, 4, 1), TENSOR), ((2, 1, 4), TENSOR), ((2, 2, 2), TENSOR),
     ],
     256: [
         ((256, 1, 1), TENSOR), ((16, 16, 1), TENSOR), ((1, 256, 1), TENSOR), ((1, 256, 1), FULLY),
@@ -223,9 +223,13 @@ def closed_forms(row: Row, one: Row, sizes: dict[str, int]) -> list[tuple[str, f
         if data > 1:
             # Inside the shard_map of a sweep XLA gathers the cotangents of all tokens, and each device makes the table's gradient.
             gathers = row.network == "transformer" and sweep > 1
-            reduced = sum(n // k for path, (n, k) in parts.items() if not (gathers and path == "['embedding']"))
+            summed = [(n // k, n if k > 1 else 0) for path, (n, k) in parts.items() if not (gathers and path == "['embedding']")]
+            whole = sum(n for n, matrix in summed if not matrix)
+            reduced = sum(n for n, _ in summed)
             what = "all-reduce over data = 4 (Σ leaf / parts + 1): gradient and loss" + ", without the embedding" * gathers
-            known.append((what, ITEM * (reduced + 1), ITEM * (reduced + 1), row.bytes("all-reduce", "data")))
+            what += "; less where XLA adds up a bias in parts" * (model > 1)
+            least = reduced - whole * (1 - 1 / model)
+            known.append((what, ITEM * (least + 1), ITEM * (reduced + 1), row.bytes("all-reduce", "data")))
             if gathers and model == 1:
                 tokens = ITEM * sizes["examples"] * sizes["time"] * sizes["width"]
                 known.append(

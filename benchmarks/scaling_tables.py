@@ -131,13 +131,11 @@ def report(sizes: dict[str, dict[str, int]], rows: list[Any], ones: dict[str, An
 
 WHAT = """## What the rules do
 
-`tensor_parallel` divides every leaf along its fan-out; it does not pair fan-out with fan-in as Shoeybi et al. (arXiv 1909.08053) do, where
-of two matrices the second takes what the first leaves, and one all-reduce a pair and pass is enough. So XLA gathers activations before most
-products and all-reduces cotangents after them; of the two fan-out axes of a query the larger is divided, often units of a head and not
-heads, and then scores of attention are all-reduced too. `fully_sharded` divides leaves over `data` and `model` together and batches over
-`data` alone: with a `model` axis, products of the same examples are computed in several places (F in brackets above 1). Where a batch has
-fewer rows than a matrix, XLA moves activations instead of gathering the matrix. In a sweep whose cells are spread over `data` too, it
-gathers the cotangents of all tokens for the gradient of an embedding; without the sweep it adds up the gradient.
-
-Over all three axes at once XLA of jaxlib 0.10.2 ends the process ("Check failed" in `spmd_partitioner_util.cc`) where outputs are divided
-over `model` and the loss looks up the entry of an integer label; so there is no such row."""
+`tensor_parallel` divides a matrix along its fan-out, and along its fan-in if it writes into a residual stream, which the trace shows: what
+Shoeybi et al. (arXiv 1909.08053) do by hand. Streams are whole everywhere, and a branch ends in one all-reduce. On the way back XLA
+all-reduces the cotangents of query, key and value one by one, where adding them up first would do. A network without a stream (the MLP)
+has every matrix divided along its fan-out, and XLA gathers activations before a product and all-reduces cotangents after it.
+`fully_sharded` divides leaves over `data` and `model` together and batches over `data` alone: with a `model` axis, products of the same
+examples are computed in several places (F in brackets above 1). Where a batch has fewer rows than a matrix, XLA moves activations instead
+of gathering the matrix. In a sweep whose cells are spread over `data` too, it gathers the cotangents of all tokens for the gradient of an
+embedding; without the sweep it adds up the gradient."""

@@ -11,8 +11,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from paperjax.model import Model
+from paperjax.trace.graph import CONTRACTING, Graph, added
 from paperjax.trace.probe import leaf_shapes
+from paperjax.trace.streams import residual_adds
 from paperjax.trace.traced import walk_model
+from paperjax.trace.walk import Walk
 
 AXES = ("sweep", "data", "model")
 """Axes of a mesh: cells of a grid, examples of a batch, and parts of the network."""
@@ -31,6 +34,8 @@ class Uses(NamedTuple):
         Axes that some use leaves free: fan-out.
     stack
         Axes that uses run over one by one: scanned layers, experts.
+    writes
+        Whether what it makes is added up in a residual stream: the last matrix of a branch, or an embedding that the stream starts from.
 
     Examples
     --------
@@ -43,6 +48,7 @@ class Uses(NamedTuple):
     inside: tuple[int, ...]
     out: tuple[int, ...]
     stack: tuple[int, ...]
+    writes: bool = False
 
 
 Rule = Callable[[Uses, Mapping[str, int]], PartitionSpec]
@@ -154,19 +160,23 @@ def parse_mesh(text: str) -> Mesh:
 
 
 def tensor_parallel(leaf: Uses, sizes: Mapping[str, int]) -> PartitionSpec:
-    """A leaf's fan-out over ``model``, or its fan-in where the fan-out does not divide; other leaves on every device.
+    """A matrix's fan-out over ``model``, or its fan-in if it writes into a residual stream; biases, gains and positions on every device.
 
-    Of axes of one kind, the largest that divides. A bias is divided as the fan-out that it is added to (Shoeybi et al., arXiv 1909.08053,
-    divide fan-out and fan-in in turns; XLA finds where to gather).
+    A branch then ends in one all-reduce, as do its cotangents, and the stream is whole everywhere (Shoeybi et al., arXiv 1909.08053). Of
+    several axes the first that divides: heads before a head's units. Where none divides it is the other of fan-out and fan-in.
 
     Examples
     --------
-    >>> tensor_parallel(Uses("['w']", (3, 8), (0,), (1,), ()), {"sweep": 1, "data": 1, "model": 4}) == PartitionSpec(None, "model")
+    >>> one = {"sweep": 1, "data": 1, "model": 4}
+    >>> tensor_parallel(Uses("['up']", (4, 8), (0,), (1,), ()), one) == PartitionSpec(None, "model")
     True
-    >>> tensor_parallel(Uses("['v']", (8, 1), (0,), (1,), ()), {"sweep": 1, "data": 1, "model": 4}) == PartitionSpec("model")
+    >>> tensor_parallel(Uses("['down']", (8, 4), (0,), (1,), (), writes=True), one) == PartitionSpec("model")
     True
     """
-    return _over(leaf, (leaf.out, leaf.inside), sizes, ("model",))
+    if not leaf.inside:
+        return PartitionSpec()
+    choices = (leaf.inside, leaf.out) if leaf.writes else (leaf.out, leaf.inside)
+    return _over(leaf, choices, sizes, ("model",))
 
 
 def fully_sharded(leaf: Uses, sizes: Mapping[str, int]) -> PartitionSpec:
@@ -179,7 +189,8 @@ def fully_sharded(leaf: Uses, sizes: Mapping[str, int]) -> PartitionSpec:
     >>> fully_sharded(Uses("['w']", (3, 8), (0,), (1,), ()), {"sweep": 1, "data": 2, "model": 2}) == PartitionSpec(None, ("data", "model"))
     True
     """
-    return _over(leaf, (tuple(range(len(leaf.shape))),), sizes, ("data", "model"))
+    largest_first = sorted(range(len(leaf.shape)), key=lambda a: -leaf.shape[a])
+    return _over(leaf, (largest_first,), sizes, ("data", "model"))
 
 
 def _over(leaf: Uses, choices: Sequence[Sequence[int]], sizes: Mapping[str, int], names: tuple[str, ...]) -> PartitionSpec:
@@ -187,8 +198,7 @@ def _over(leaf: Uses, choices: Sequence[Sequence[int]], sizes: Mapping[str, int]
     for axes in choices:
         fits = [a for a in axes if leaf.shape[a] % devices == 0 and leaf.shape[a] >= devices]
         if fits and devices > 1:
-            at = max(fits, key=lambda a: leaf.shape[a])
-            return PartitionSpec(*(None,) * at, names if names[1:] else names[0])
+            return PartitionSpec(*(None,) * fits[0], names if names[1:] else names[0])
     return PartitionSpec()
 
 
@@ -212,14 +222,27 @@ def uses_of(model: Model, x: Any) -> list[Uses]:
     >>> import jax.numpy as jnp
     >>> net = Model(lambda key, x: {"w": jnp.ones((3, 8))}, lambda p, x: x @ p["w"])
     >>> uses_of(net, jnp.ones((2, 3)))[0]
-    Uses(path="['w']", shape=(3, 8), inside=(0,), out=(1,), stack=())
+    Uses(path="['w']", shape=(3, 8), inside=(0,), out=(1,), stack=(), writes=False)
     """
     walk, params = walk_model(model, jax.ShapeDtypeStruct(x.shape, x.dtype))
-    found = []
+    writers, found = _writers(walk), []
     for number, leaf in enumerate(leaf_shapes(params)):
         sites = [site for site in walk.sites if site.leaf == number]
         inside, out, stack = (tuple(sorted({a for site in sites for a in getattr(site, kind)})) for kind in ("inside", "out", "stack"))
-        found.append(Uses(leaf.path, tuple(leaf.shape), inside, out, stack))
+        found.append(Uses(leaf.path, tuple(leaf.shape), inside, out, stack, number in writers))
+    return found
+
+
+def _writers(walk: Walk) -> set[int]:
+    """Leaves whose products residual branches end in, or streams start from."""
+    graph, adds = Graph(walk), {add.node: add for add in residual_adds(walk)}
+    found = {leaf for add in adds.values() for leaf in add.writers}
+    for node in adds:
+        # Down the stream, to what it starts from.
+        while node in adds or graph.moves(node) or added(graph, node):
+            parents = graph.nodes[node].parents
+            node = next((p for p in parents if p != adds[node].branch), parents[0]) if node in adds else parents[0]
+        found.update(site.leaf for site in graph.sites.get(node, ()) if site.kind in CONTRACTING)
     return found
 
 

@@ -28,10 +28,16 @@ def dataset(*shape):
     return pj.data.Dataset(x, y, x[:4], y[:4])
 
 
+def classes(data):
+    labels = [(y[:, 0] > 0).astype(np.int32) for y in (data.y_train, data.y_test)]
+    return pj.data.Dataset(data.x_train, labels[0], data.x_test, labels[1])
+
+
 NETWORKS = {
     "mlp": (lambda width: pj.models.mlp(width, depth=2, outputs=2), dataset(5)),
     "cnn": (lambda width: pj.models.cnn(width, depth=2, outputs=2), dataset(4, 4, 2)),
     "transformer": (lambda width: pj.models.transformer(width, depth=1, heads=2, outputs=2), dataset(3, 4)),
+    "classes": (lambda width: pj.models.mlp(width, depth=2, outputs=2), classes(dataset(5))),
 }
 SMALL = dict(sweep=1, data=1, model=2)
 
@@ -41,7 +47,8 @@ def experiment(name, **fields):
     # Every layout has cells one by one, so that none differs by how many run together.
     return pj.Experiment(
         family, data, optimizer=optax.adam, parametrization=pj.mup, base=dict(width=8),
-        grid=pj.grid(width=[16], lr=[1e-3, 1e-2], seed=2), steps=4, batch=8, measure_at=[0, 2, 4], **fields,
+        grid=pj.grid(width=[16], lr=[1e-3, 1e-2], seed=2), steps=4, batch=8, measure_at=[0, 2, 4],
+        loss="cross_entropy" if name == "classes" else "mse", **fields,
     )  # fmt: skip
 
 
@@ -73,7 +80,8 @@ def test_two_devices_are_one(sizes):
 def everything(name):
     """The whole table, in a process with eight devices."""
     reference = run(name, sweep=1)
-    for sizes in itertools.product((1, 2, 4, 8), repeat=3):
+    # Integer labels: of interest where scores are divided, too.
+    for sizes in itertools.product((1, 2, 4, 8), repeat=3) if name != "classes" else [(2, 2, 2), (1, 4, 2)]:
         if np.prod(sizes) <= 8:
             for rule in (tensor_parallel, fully_sharded) if sizes == (2, 2, 2) else (tensor_parallel,):
                 agrees(run(name, rule, **dict(zip(("sweep", "data", "model"), sizes))), reference, exact=sizes[1] * sizes[2] == 1)
@@ -234,8 +242,36 @@ def test_optimizers_follow_their_leaf():
     paths = [(jax.tree_util.keystr(path), a.shape) for path, a in jax.tree_util.tree_leaves_with_path(state)]
     where = {path: made.spec(path, shape) for path, shape in paths}
     assert {path: spec for path, spec in where.items() if spec != P()} == {
-        "[0].mu['b']": P("model"), "[0].mu['w']": P(None, "model"), "[0].nu['b']": P("model"), "[0].nu['w']": P(None, "model"),
+        "[0].mu['w']": P(None, "model"), "[0].nu['w']": P(None, "model")
     }  # fmt: skip
+
+
+def test_what_writes_into_a_stream_is_divided_along_its_fan_in():
+    uses = uses_of(pj.models.transformer(16, depth=2, heads=2, vocab=8), jnp.zeros((2, 3), int))
+    assert {use.path for use in uses if use.writes} == {"['blocks']['down']", "['blocks']['out']", "['embedding']"}
+    found = {use.path: tensor_parallel(use, SMALL) for use in uses}
+    # Stacked layers, width, heads, units of a head: heads are divided, as Shoeybi et al. (arXiv 1909.08053, section 3) have it.
+    heads, units, across = P(None, None, "model"), P(None, None, "model"), P(None, "model")
+    assert {path: spec for path, spec in found.items() if spec != P()} == {
+        "['blocks']['query']": heads, "['blocks']['key']": heads, "['blocks']['value']": heads, "['blocks']['up']": units,
+        "['blocks']['out']": across, "['blocks']['down']": across, "['embedding']": P("model"), "['readout']": P(None, "model"),
+    }  # fmt: skip
+
+
+def test_a_users_network_is_read_alike():
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, tokens):
+            h = nn.Embed(8, 16)(tokens) + self.param("position", nn.initializers.normal(), (1, 3, 16))
+            h = h + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(h))
+            h = h + nn.Dense(16)(nn.gelu(nn.Dense(64)(nn.LayerNorm()(h))))
+            return nn.Dense(8)(nn.LayerNorm()(h))
+
+    net = Network()
+    uses = uses_of(pj.Model(net.init, net.apply), jnp.zeros((2, 3), int))
+    writers = {use.path for use in uses if use.writes and use.inside}
+    names = ("['Dense_0']['kernel']", "['Embed_0']['embedding']", "['MultiHeadDotProductAttention_0']['out']['kernel']")
+    assert writers == {f"['params']{name}" for name in names}
 
 
 def test_stacked_layers_are_not_divided_by_tensors():

@@ -55,3 +55,11 @@ def test_products_on_cpu_are_eigens_where_xla_has_others():
     options = compiler_options("cpu")
     a = jnp.ones((64, 64))
     assert "ynn" not in jax.jit(lambda a: a @ a, compiler_options=options).lower(a).compile().as_text()
+
+
+def test_long_sums_on_cpu_are_in_pairs():
+    # Added up one by one, 4096 numbers in single precision are off by 1e-6 and more.
+    a = np.random.default_rng(0).uniform(size=(64, 4096)).astype(np.float32)
+    compiled = jax.jit(lambda a: a.sum(1), compiler_options=compiler_options("cpu", True)).lower(a).compile()
+    np.testing.assert_allclose(compiled(a), a.astype(np.float64).sum(1), rtol=2e-7)
+    assert "ynn" not in jax.jit(lambda a: a @ a.T, compiler_options=compiler_options("cpu", True)).lower(a).compile().as_text()

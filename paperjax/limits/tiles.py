@@ -129,7 +129,8 @@ def _tapes(program: Program, x: Any, ntk: bool) -> Any:
         one = rolled(lambda x, unit: program.tape(_double(x), asked, unit))
         size = peak_bytes(one, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), np.float64(1))
         batch = max(1, min(TILE, len(x), CACHE // max(1, size)))
-        return jax.jit(lambda some, unit: jax.lax.map(lambda x: one(x, unit), some, batch_size=batch)).lower(x, np.float64(1)).compile()
+        whole = jax.jit(lambda some, unit: jax.lax.map(lambda x: one(x, unit), some, batch_size=batch)).lower(x, np.float64(1))
+        return whole.compile(compiler_options=compiler_options(jax.default_backend(), True))
 
     return program.kept(("tapes", ntk, *_form(x)), compiled)(x, np.float64(1))
 
@@ -232,7 +233,7 @@ class _Made:
 
     def compiled(self, fn: Callable[..., Any], *forms: Any) -> Any:
         platform = jax.default_backend() if self.device is None else self.device.platform
-        options = {**compiler_options(platform), **(ONE_THREAD if platform == "cpu" and _workers(1 << 30) > 1 else {})}
+        options = {**compiler_options(platform, True), **(ONE_THREAD if platform == "cpu" and _workers(1 << 30) > 1 else {})}
         with jax.default_device(self.device) if self.device is not None else contextlib.nullcontext():
             return jax.jit(fn).lower(*forms).compile(compiler_options=options)
 

@@ -12,18 +12,21 @@ with Gaussian u of covariance Phi^{l-1} and r of covariance G^{l+1}, and respons
 """
 
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.linalg import solve_triangular
+from threadpoolctl import threadpool_limits
+
+from paperjax.limits.mean_field_iteration import iterate
+from paperjax.limits.mean_field_march import march
 
 Activation = Callable[[Array], Array]
-_JITTER = 1e-5
-"""White noise on Monte-Carlo fields, relative to their variance, so that kernels of rank below P steps have a Cholesky factor."""
+Order = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Dynamics(NamedTuple):
@@ -42,9 +45,10 @@ class Dynamics(NamedTuple):
     stderr
         Standard errors of predictions, features and gradients over replicas; zeros where nothing is sampled.
     rounds
-        Iterations of the fixed point, of the slowest replica.
+        Iterations of the fixed point, of the slowest replica; 1 for ``solver="march"``.
     residual
-        The largest relative change of a kernel or the predictions in the last of them.
+        Their report: the largest relative change of a kernel or the predictions in the last of them; of a march, the largest share of a
+        Gaussian field's variance at a step that was too little to be drawn.
 
     Examples
     --------
@@ -62,16 +66,6 @@ class Dynamics(NamedTuple):
     residual: float
 
 
-class _State(NamedTuple):
-    """Order parameters: f, ``(T P)``; Phi^1..L, G^1..L, A^1..L, B^1..L (``B^l`` of layer l's backward field), each ``(L, T P, T P)``."""
-
-    f: np.ndarray
-    phi: np.ndarray
-    g: np.ndarray
-    a: np.ndarray
-    b: np.ndarray
-
-
 def mean_field_dynamics(
     x: Float[Array | np.ndarray, "P D"],
     y: Float[Array | np.ndarray, "P"],
@@ -81,7 +75,8 @@ def mean_field_dynamics(
     learning_rate: float,
     steps: int,
     phi: Activation | None = None,
-    samples: int = 1000,
+    solver: str = "march",
+    samples: int = 2000,
     replicas: int = 4,
     damping: float = 0.0,
     rounds: int = 100,
@@ -90,9 +85,9 @@ def mean_field_dynamics(
 ) -> Dynamics:
     """Kernels and predictions of an infinitely wide muP network at steps 0 to ``steps - 1`` of full-batch gradient descent.
 
-    The self-consistent equations of the module are iterated: fields from kernels and responses, then kernels and responses from fields.
-    A linear layer is solved exactly, ``h = (I - gamma^2 C D)^{-1} (u + gamma C r)``; any other by Monte Carlo, with pairs ``(u, r)`` and
-    ``(u, -r)``, whose mean starts at f = 0. Only one hidden layer can be sampled: there are no responses.
+    ``"march"`` goes forward in time with the coordinates of each layer, of which each step's fields and responses are means over what is
+    known (`mean_field_march`): exact in the learning rate, no iteration. ``"iterate"`` is the paper's fixed point, damped, over whole
+    trajectories (`mean_field_iteration`): a second route, whose noise and cost grow with ``steps P``. Linear layers are exact in both.
 
     Parameters
     ----------
@@ -107,12 +102,15 @@ def mean_field_dynamics(
         error is of its order.
     phi
         Activation, elementwise; ``None`` is linear, where nothing is sampled.
+    solver
+        ``"march"`` or ``"iterate"``, above.
     samples, replicas
-        Coordinates of each independent run (even), and runs; standard errors are over runs.
+        Coordinates of each layer in an independent run (even), and runs; standard errors are over runs. A run differs from infinite
+        width by what a network of about that width does: its mean by 1 / samples, its noise by the root of it.
     damping
-        Share of the old iterate that is kept, in [0, 1).
+        Of ``"iterate"``: share of the old iterate that is kept, in [0, 1).
     rounds, tolerance
-        The most iterations, and the relative change that ends them; by default 1e-9 if linear, else 1e-3.
+        Of ``"iterate"``: the most iterations, and the relative change that ends them; by default 1e-9 if linear, else 1e-3.
     key
         Draws the Monte-Carlo fields; needed with an activation.
 
@@ -124,14 +122,13 @@ def mean_field_dynamics(
     ------
     ValueError
         If gamma is negative, depth is 0, shapes do not fit, something is not finite, or an option is out of range.
-    NotImplementedError
-        If there is an activation and more than one hidden layer.
     RuntimeError
-        If the iteration does not converge: says how far it is, and what to try.
+        If training overflows, samples are too few for the noises of a march, or the iteration does not converge: says how far it is, and
+        what to try.
 
     References
     ----------
-    Bordelon and Pehlevan, arXiv 2205.09653.
+    Bordelon and Pehlevan, arXiv 2205.09653: gradient flow; here are the steps of gradient descent, by the same argument.
 
     Examples
     --------
@@ -149,26 +146,30 @@ def mean_field_dynamics(
         )
     if phi is not None and key is None:
         raise ValueError("mean_field_dynamics: fields behind an activation are drawn: give key=jax.random.key(0), say.")
-    if phi is not None and depth > 1:
-        raise NotImplementedError(
-            f"mean_field_dynamics: depth = {depth} with an activation, whose responses between layers are not solved for. Give depth=1, "
-            "or phi=None for a linear network of any depth."
-        )
+    if solver not in ("march", "iterate"):
+        raise ValueError(f'mean_field_dynamics: solver = {solver!r}; it is "march" or "iterate".')
     tolerance = (1e-9 if phi is None else 1e-3) if tolerance is None else tolerance
     if not tolerance > 0:
         raise ValueError(f"mean_field_dynamics: tolerance = {tolerance}: a relative change above 0.")
-    n = steps * labels.size
-    kx = np.kron(np.ones((steps, steps)), inputs @ inputs.T / inputs.shape[1])
-    target = np.tile(labels, steps)
-    found, most, worst = [], 0, 0.0
-    for replica in range(1 if phi is None else replicas):
-        rng = np.random.default_rng([*np.asarray(jax.random.key_data(key)).ravel(), replica] if key is not None else replica)
-        half = samples // 2
-        noise = [] if phi is None else [(rng.standard_normal((n, half)), rng.standard_normal((n, half))) for _ in range(depth)]
-        state, used, residual = _solve(phi, kx, target, noise, depth, gamma, learning_rate, labels.size, damping, rounds, tolerance)
-        found.append(state)
-        most, worst = max(most, used), max(worst, residual)
-    return _dynamics(found, labels, steps, most, worst)
+    kx = inputs @ inputs.T / inputs.shape[1]
+    network = {"depth": depth, "gamma": gamma, "lr": learning_rate, "steps": steps, "samples": samples}
+    words = np.asarray(jax.random.key_data(key)).ravel() if key is not None else ()
+
+    def run(replica: int) -> tuple[Order, int, float]:
+        rng = np.random.default_rng([*words, replica])
+        if solver == "iterate":
+            return iterate(phi, kx, labels, **network, rng=rng, damping=damping, rounds=rounds, tolerance=tolerance)
+        found, left_out = march(phi, kx, labels, **network, rng=rng)
+        return found, 1, left_out
+
+    numbers = range(1 if phi is None else replicas)
+    if solver == "iterate":
+        runs = [run(replica) for replica in numbers]
+    else:
+        # Products of a march are small: BLAS is faster as one thread, and replicas take the others.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(min(len(numbers), os.cpu_count() or 1)) as pool:
+            runs = list(pool.map(run, numbers))
+    return _dynamics([found for found, _, _ in runs], labels, steps, max(used for _, used, _ in runs), max(left for _, _, left in runs))
 
 
 def _checked(x: object, y: object, depth: int, gamma: float, lr: float, steps: int, damping: float) -> tuple[np.ndarray, np.ndarray]:
@@ -191,143 +192,8 @@ def _checked(x: object, y: object, depth: int, gamma: float, lr: float, steps: i
     return inputs, labels
 
 
-def _solve(
-    phi: Activation | None, kx: np.ndarray, y: np.ndarray, noise: list, depth: int, gamma: float, lr: float, p: int, damping: float,
-    rounds: int, tolerance: float,
-) -> tuple[_State, int, float]:  # fmt: skip
-    n = y.size
-    zeros = np.zeros((depth, n, n))
-    state = _State(y.copy(), np.stack([kx] * depth), np.ones((depth, n, n)), zeros, zeros)
-    residual = math.inf
-    for i in range(1, rounds + 1):
-        with np.errstate(over="ignore", invalid="ignore"):
-            new = _update(phi, state, kx, y, noise, gamma, lr, p)
-        new = new._replace(f=_descent(new, state.f, kx, y, lr, p, gamma))
-        before, residual = residual, max(_change(a, b) for a, b in zip(new[:3], state[:3]))
-        if not math.isfinite(residual):
-            raise RuntimeError(
-                f"mean_field_dynamics: iteration {i} overflowed; the change before was {before:.3g} of the kernels' size. Training may "
-                f"diverge: take a smaller learning_rate (now {lr:g}). If it does not, raise damping (now {damping:g}), say to 0.5."
-            )
-        state = new if i == 1 else _State(*(damping * a + (1 - damping) * b for a, b in zip(state, new)))
-        if i > 2 and residual <= tolerance:
-            return state, i, residual
-    raise RuntimeError(
-        f"mean_field_dynamics: not converged after {rounds} rounds: the last changed a kernel or the predictions by {residual:.3g} of "
-        f"their size, and tolerance is {tolerance:g}. Raise damping (now {damping:g}), say to 0.5, or rounds, or take a smaller lr."
-    )
-
-
-def _change(new: np.ndarray, old: np.ndarray) -> float:
-    if not np.isfinite(new).all():
-        return math.inf
-    size = np.abs(new).max()
-    return float(np.abs(new - old).max() / size) if size else 0.0
-
-
-def _descent(state: _State, before: np.ndarray, kx: np.ndarray, y: np.ndarray, lr: float, p: int, gamma: float) -> np.ndarray:
-    """Outputs by the tangent kernel ``sum_l G^{l+1} Phi^l``, and what it lacks of ``E z phi(h) / gamma`` over a step, of order lr².
-
-    At gamma = 0 it lacks nothing. Elsewhere the fixed point is that of ``E z phi(h) / gamma``, but the way there does not overshoot.
-    """
-    below, above = [kx, *state.phi], [*state.g, np.ones_like(kx)]
-    kernel = np.sum([g * k for g, k in zip(above, below)], axis=0)
-    f = np.zeros_like(y)
-    for t in range(p, y.size, p):
-        now, then = slice(t - p, t), slice(t, t + p)
-        k = lr * kernel[now, now]
-        lacking = state.f[then] - state.f[now] - k @ (y - before)[now] if gamma else 0.0
-        f[then] = f[now] + k @ (y - f)[now] + lacking
-    return f
-
-
-def _update(phi: Activation | None, state: _State, kx: np.ndarray, y: np.ndarray, noise: list, gamma: float, lr: float, p: int) -> _State:
-    depth, n = state.phi.shape[:2]
-    time = np.arange(n) // p
-    past = time[:, None] > time[None, :]
-    error = lr * (y - state.f) * past
-    ones = np.ones((n, n))
-    phis, gs, a, b = state.phi.copy(), state.g.copy(), state.a.copy(), state.b.copy()
-    f = state.f
-    # Layers take the newest kernel from below; gradients come from above, of the iterate before.
-    for layer in range(depth):
-        under = phis[layer - 1] if layer else kx
-        over = state.g[layer + 1] if layer + 1 < depth else ones
-        c = error * under + (a[layer - 1] if layer else 0)
-        d = error * over + (state.b[layer + 1] if layer + 1 < depth else 0)
-        if phi is None:
-            phis[layer], gs[layer], a[layer], b[layer], f = _linear(under, over, c, d, gamma)
-        else:
-            phis[layer], gs[layer], f = _sampled(phi, under, over, c, d, noise[layer], gamma, p)
-    return _State(f, phis, gs, a, b)
-
-
-def _linear(under: np.ndarray, over: np.ndarray, c: np.ndarray, d: np.ndarray, gamma: float) -> tuple[np.ndarray, ...]:
-    """Kernels, responses and ``E h g / gamma`` of a linear layer, whose fields are jointly Gaussian."""
-    eye = np.eye(len(c))
-    lower = {"lower": True, "unit_diagonal": True, "check_finite": False}
-    m = solve_triangular(eye - gamma**2 * c @ d, eye, **lower)
-    a, b = m @ c, d + gamma**2 * d @ m @ c @ d
-    # h = m u + gamma a r, and g = gamma b u + k r.
-    k = eye + gamma**2 * d @ a
-    mu, ar = m @ under, a @ over
-    return (
-        mu @ m.T + gamma**2 * ar @ a.T,
-        gamma**2 * b @ under @ b.T + k @ over @ k.T,
-        a,
-        b,
-        np.sum(mu * b, axis=1) + np.sum(ar * k, axis=1),
-    )
-
-
-def _sampled(
-    phi: Activation, under: np.ndarray, over: np.ndarray, c: np.ndarray, d: np.ndarray, noise: tuple[np.ndarray, np.ndarray],
-    gamma: float, p: int,
-) -> tuple[np.ndarray, ...]:  # fmt: skip
-    """Kernels and ``E z phi(h) / gamma`` of the only hidden layer, which meets no responses, by means over coordinates."""
-    root_u, root_r = _root(under), _root(over)
-    # (u, r) and (u, -r): what is odd in r, and divided by gamma below, has no noise of order 1.
-    unit_u, unit_r = np.hstack([noise[0]] * 2), np.hstack([noise[1], -noise[1]])
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        found = _fields(phi, *(jnp.asarray(v) for v in (root_u @ unit_u, root_r @ unit_r, gamma * c, gamma * d)), p)
-        value, z, g = (np.asarray(v) for v in found)
-    samples = value.shape[1]
-    both = np.sum(value * z, axis=1) / (samples * gamma) if gamma else np.zeros(len(z))
-    return value @ value.T / samples, g @ g.T / samples, both
-
-
-def _root(k: np.ndarray) -> np.ndarray:
-    """A Cholesky factor; lower triangular with time first, so a field of the past is made of noises of the past."""
-    if not np.isfinite(k).all():
-        return np.full_like(k, np.nan)
-    return np.linalg.cholesky(k + _JITTER * np.mean(np.diagonal(k)) * np.eye(len(k)))
-
-
-def _one_coordinate(phi: Activation, u: Array, r: Array, c: Array, d: Array, p: int) -> tuple[Array, Array, Array]:
-    n, samples = u.shape
-    steps = n // p
-
-    def step(past: tuple[Array, Array], now: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-        values, gs = past
-        t, u_t, r_t, c_t, d_t = now
-        h = u_t + c_t @ gs
-        value, slope = jax.jvp(phi, (h,), (jnp.ones_like(h),))
-        values = jax.lax.dynamic_update_slice(values, value, (t * p, jnp.zeros_like(t)))
-        z = r_t + d_t @ values
-        g = slope * z
-        return (values, jax.lax.dynamic_update_slice(gs, g, (t * p, jnp.zeros_like(t)))), (value, z, g)
-
-    rows = (jnp.arange(steps), *(v.reshape(steps, p, v.shape[1]) for v in (u, r, c, d)))
-    start = jnp.zeros((n, samples)), jnp.zeros((n, samples))
-    value, z, g = (v.reshape(n, samples) for v in jax.lax.scan(step, start, rows)[1])
-    return value, z, g
-
-
-_fields = jax.jit(_one_coordinate, static_argnums=(0, 5))
-
-
-def _dynamics(found: list[_State], labels: np.ndarray, steps: int, rounds: int, residual: float) -> Dynamics:
-    depth, p, runs = len(found[0].phi), labels.size, len(found)
+def _dynamics(found: list[Order], labels: np.ndarray, steps: int, rounds: int, residual: float) -> Dynamics:
+    depth, p, runs = len(found[0][1]), labels.size, len(found)
     shape = (depth, steps, p, steps, p)
 
     def over_runs(values: list[np.ndarray], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -336,9 +202,9 @@ def _dynamics(found: list[_State], labels: np.ndarray, steps: int, rounds: int, 
         error = stacked.std(axis=0, ddof=1) / runs**0.5 if runs > 1 else np.zeros(shape)
         return stacked.mean(axis=0), error
 
-    f, f_error = over_runs([s.f for s in found], (steps, p))
-    phi, phi_error = over_runs([s.phi for s in found], shape)
-    g, g_error = over_runs([s.g for s in found], shape)
+    f, f_error = over_runs([f for f, _, _ in found], (steps, p))
+    phi, phi_error = over_runs([phi for _, phi, _ in found], shape)
+    g, g_error = over_runs([g for _, _, g in found], shape)
     equal = np.einsum("ltatb->ltab", phi)
     scale = np.linalg.norm(equal, axis=(2, 3)) * (labels @ labels)
     along = np.einsum("a,ltab,b->lt", labels, equal, labels)

@@ -28,16 +28,19 @@ from paperjax.limits.laws import Law, constant, leaf_laws, normal, orthogonal, t
 from paperjax.limits.mean_field_dynamics import Dynamics, mean_field_dynamics
 from paperjax.limits.program import Program
 from paperjax.limits.quadrature import quadrature
+from paperjax.limits.random_features import FeatureLayer, Target, feature_layers, network_target, random_features_error, single_index
 from paperjax.limits.recognise import Affine, Term, recognise
 from paperjax.limits.rectified import rectified_monomial, signed_power
 from paperjax.limits.recursion import Kernels, mlp_kernels
 from paperjax.limits.rg_flow import ExactFluctuations, RGFlow, Weights, exact_fluctuations, optimal_ratio, rg_flow
+from paperjax.limits.ridge import RidgeEquivalent, ridge_equivalent
 
 __all__ = [
-    "Affine", "Criticality", "DepthLimit", "Dual", "Dynamics", "Edge", "ExactFluctuations", "Expectation", "Flow", "Kernels", "Law",
-    "Limit", "Mean", "PhaseDiagram", "Program", "RGFlow", "Term", "Weights", "absolute", "constant", "cos", "criticality",
-    "depth_limit", "dual", "edge_of_chaos", "erf", "exact_fluctuations", "exp", "expect", "gelu", "identity", "isserlis", "leaf_laws",
-    "leaky_relu", "limit", "mean", "mean_field_dynamics", "mlp_kernels", "moment", "monomial", "normal", "optimal_ratio", "orthogonal",
-    "pair", "phase_diagram", "piecewise_linear", "polynomial", "quadrature", "recognise", "rectified_monomial", "relu", "residual_flow",
-    "rg_flow", "sign", "signed_power", "sin", "step", "truncated_normal", "uniform",
+    "Affine", "Criticality", "DepthLimit", "Dual", "Dynamics", "Edge", "ExactFluctuations", "Expectation", "FeatureLayer", "Flow",
+    "Kernels", "Law", "Limit", "Mean", "PhaseDiagram", "Program", "RGFlow", "RidgeEquivalent", "Target", "Term", "Weights", "absolute",
+    "constant", "cos", "criticality", "depth_limit", "dual", "edge_of_chaos", "erf", "exact_fluctuations", "exp", "expect",
+    "feature_layers", "gelu", "identity", "isserlis", "leaf_laws", "leaky_relu", "limit", "mean", "mean_field_dynamics", "mlp_kernels",
+    "moment", "monomial", "network_target", "normal", "optimal_ratio", "orthogonal", "pair", "phase_diagram", "piecewise_linear",
+    "polynomial", "quadrature", "random_features_error", "recognise", "rectified_monomial", "relu", "residual_flow", "rg_flow",
+    "ridge_equivalent", "sign", "signed_power", "sin", "single_index", "step", "truncated_normal", "uniform",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from paperjax.limits.criticality import Criticality, PhaseDiagram, criticality, 
 from paperjax.limits.depth import DepthLimit, Flow, depth_limit, residual_flow
 from paperjax.limits.dual import dual
 from paperjax.limits.expectation import Mean, mean, moment, pair
+from paperjax.limits.high_dim_gd import Descent, PopulationLimit, Statistics, high_dim_gd, population_limit, quadratic_test_loss
 from paperjax.limits.infinite import Limit, limit
 from paperjax.limits.joint import Expectation, expect, isserlis
 from paperjax.limits.laws import Law, constant, leaf_laws, normal, orthogonal, truncated_normal, uniform
@@ -36,11 +37,12 @@ from paperjax.limits.rg_flow import ExactFluctuations, RGFlow, Weights, exact_fl
 from paperjax.limits.ridge import RidgeEquivalent, ridge_equivalent
 
 __all__ = [
-    "Affine", "Criticality", "DepthLimit", "Dual", "Dynamics", "Edge", "ExactFluctuations", "Expectation", "FeatureLayer", "Flow",
-    "Kernels", "Law", "Limit", "Mean", "PhaseDiagram", "Program", "RGFlow", "RidgeEquivalent", "Target", "Term", "Weights", "absolute",
-    "constant", "cos", "criticality", "depth_limit", "dual", "edge_of_chaos", "erf", "exact_fluctuations", "exp", "expect",
-    "feature_layers", "gelu", "identity", "isserlis", "leaf_laws", "leaky_relu", "limit", "mean", "mean_field_dynamics", "mlp_kernels",
-    "moment", "monomial", "network_target", "normal", "optimal_ratio", "orthogonal", "pair", "phase_diagram", "piecewise_linear",
-    "polynomial", "quadrature", "random_features_error", "recognise", "rectified_monomial", "relu", "residual_flow", "rg_flow",
-    "ridge_equivalent", "sign", "signed_power", "sin", "single_index", "step", "truncated_normal", "uniform",
+    "Affine", "Criticality", "DepthLimit", "Descent", "Dual", "Dynamics", "Edge", "ExactFluctuations", "Expectation", "FeatureLayer",
+    "Flow", "Kernels", "Law", "Limit", "Mean", "PhaseDiagram", "PopulationLimit", "Program", "RGFlow", "RidgeEquivalent", "Statistics",
+    "Target", "Term", "Weights", "absolute", "constant", "cos", "criticality", "depth_limit", "dual", "edge_of_chaos", "erf",
+    "exact_fluctuations", "exp", "expect", "feature_layers", "gelu", "high_dim_gd", "identity", "isserlis", "leaf_laws", "leaky_relu",
+    "limit", "mean", "mean_field_dynamics", "mlp_kernels", "moment", "monomial", "network_target", "normal", "optimal_ratio",
+    "orthogonal", "pair", "phase_diagram", "piecewise_linear", "polynomial", "population_limit", "quadratic_test_loss", "quadrature",
+    "random_features_error", "recognise", "rectified_monomial", "relu", "residual_flow", "rg_flow", "ridge_equivalent", "sign",
+    "signed_power", "sin", "single_index", "step", "truncated_normal", "uniform",
 ]  # fmt: skip

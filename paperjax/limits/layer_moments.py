@@ -45,15 +45,16 @@ class Activation(NamedTuple):
     phi: Sampled
     breaks: tuple[float, ...]
 
-    def mean(self, f: Callable[[np.ndarray], np.ndarray], K: Numbers) -> Numbers:
-        """``E f(z)``, ``z ~ N(0, K)``; NaN where two orders of quadrature differ by more than `AGREE` of ``E |f|``."""
+    def mean(self, f: Callable[[np.ndarray], np.ndarray], K: Numbers, centre: Numbers | None = None) -> Numbers:
+        """``E f(z)``, ``z ~ N(centre, K)``, centre 0 if left out; NaN where two orders of quadrature differ by `AGREE` of ``E |f|``."""
         shape, K = np.shape(K), np.atleast_1d(np.asarray(K, np.float64))
+        at = np.zeros_like(K) if centre is None else np.broadcast_to(np.asarray(centre, np.float64), K.shape)
         cuts = tuple(sorted({*self.breaks, *CUTS}))
         with np.errstate(all="ignore"):
-            coarse, fine = (panels.single(Pieces(f, cuts), order, np.zeros_like(K), K) for order in panels.ORDERS[-2:])
-            size = panels.single(Pieces(lambda z: np.abs(f(z)), cuts), panels.ORDERS[-1], np.zeros_like(K), K)
+            coarse, fine = (panels.single(Pieces(f, cuts), order, at, K) for order in panels.ORDERS[-2:])
+            size = panels.single(Pieces(lambda z: np.abs(f(z)), cuts), panels.ORDERS[-1], at, K)
             ends = np.sqrt(K) * panels.REACH
-            beyond = (np.abs(f(ends)) + np.abs(f(-ends))) * np.exp(-(panels.REACH**2) / 2)
+            beyond = (np.abs(f(at + ends)) + np.abs(f(at - ends))) * np.exp(-(panels.REACH**2) / 2)
             fair = np.isfinite(fine) & (np.abs(fine - coarse) <= AGREE * size) & (beyond <= AGREE * size)
             return np.where(fair | (size == 0), fine, np.nan).reshape(shape)
 
@@ -70,7 +71,7 @@ class Activation(NamedTuple):
         return np.asarray(self.mean(lambda z: z * self.phi.at(z) * self.phi.slope.at(z), K) / K)
 
 
-def activation(phi: Phi, where: str) -> Activation:
+def activation(phi: Phi, where: str, *, jumping: bool = False) -> Activation:
     """An activation, looked at.
 
     Parameters
@@ -79,11 +80,13 @@ def activation(phi: Phi, where: str) -> Activation:
         A function of JAX arrays that acts entry by entry.
     where
         What messages begin with.
+    jumping
+        Whether it may jump, as sign does: no mean of its derivative is wanted.
 
     Raises
     ------
     ValueError
-        If it does not act entry by entry, has no second moment at variance 1, or jumps.
+        If it does not act entry by entry, has no second moment at variance 1, or jumps where it may not.
     TypeError
         If it is no function, or not of floating point.
 
@@ -105,7 +108,7 @@ def activation(phi: Phi, where: str) -> Activation:
             f"{where}: {found.name} has no finite second moment under N(0, 1), or one that quadrature cannot find, so a wide layer has no "
             "kernel. Does it grow like exp(h²), or have a pole, a logarithm or a root? Give an activation whose square has a mean."
         )
-    if any(jumps):
+    if any(jumps) and not jumping:
         at = [b for b, jump in zip(found.breaks, jumps) if jump]
         raise ValueError(
             f"{where}: {found.name} jumps at {at}, and the susceptibilities are means of its derivative's square, which is infinite there. "

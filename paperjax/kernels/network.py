@@ -16,6 +16,8 @@ from paperjax.model import Model, join, split
 from paperjax.trace import primitives as prim
 from paperjax.trace.products import find_products
 
+SQUEEZED = "Does the model squeeze() all axes of size 1, or ask for the batch's size? Name the axes: x.squeeze((1, 2))."
+
 
 class Spec(NamedTuple):
     """What is asked of a kernel; hashable, so that a program is compiled once for each.
@@ -118,8 +120,11 @@ def _read(model: Model, structure: Any, shapes: tuple[Any, ...], x: Any, which: 
 
     jaxpr = prim.trace(apply, *leaves, *fixed, jax.ShapeDtypeStruct(*x))
     y = jaxpr.jaxpr.outvars[0].aval
+    shape, n_examples = tuple(y.shape), x[0][0]  # pyright: ignore[reportAttributeAccessIssue]
+    if shape[:1] != (n_examples,):
+        raise ValueError(f"a batch of {n_examples} gives an output of shape {shape}, without the batch as first axis. {SQUEEZED}")
     terms = find_terms(find_products(jaxpr, n))
-    return Network(jaxpr, paths, tuple(jnp.shape(leaf) for leaf in leaves), terms, tuple(y.shape[1:]), y.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    return Network(jaxpr, paths, tuple(jnp.shape(leaf) for leaf in leaves), terms, shape[1:], y.dtype)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def signature(tree: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from paperjax.binding import nearest
 from paperjax.devices import device_budget, keep_freed_memory
 from paperjax.kernels import programs
 from paperjax.kernels.blocks import BlockPlan, Store, fingerprint, plan_blocks, run_blocks
+from paperjax.kernels.checks import batch, check_finite, check_one, leaf_weights, trained_paths
 from paperjax.kernels.network import Spec, abstract, read, result_shape, signature
-from paperjax.model import Model, as_model, split
+from paperjax.model import Model, as_model
 from paperjax.trace.batch import coupling
 
 OUTPUTS = ("full", "trace", "diagonal")
@@ -123,15 +123,15 @@ def ntk(
     (2, 2, 3, 3)
     """
     model = _model(model)
-    x1 = _batch("x1", x1)
-    x2 = x1 if x2 is None else _batch("x2", x2)
+    x1 = batch("x1", x1)
+    x2 = x1 if x2 is None else batch("x2", x2)
     same = x2 is x1
     if x1.shape[1:] != x2.shape[1:] or x1.dtype != x2.dtype:
         raise ValueError(
             f"x1 has examples of {x1.dtype}{list(x1.shape[1:])} and x2 of {x2.dtype}{list(x2.shape[1:])}: a kernel is between examples of "
             "one kind. Did a batch axis go missing, or was one of them flattened?"
         )
-    paths = _check_params(params)
+    paths = trained_paths(params)
     results, tree = _outputs(model, *signature((params, x1)))
     if not coupled:
         met = _coupling(model, *signature((params, jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype))))
@@ -156,10 +156,12 @@ def ntk(
     for path in leaves or ():
         if path not in paths:
             raise ValueError(f"leaves names {path!r}, which is not trained here. {nearest(path, paths)}")
-    numbers = None if weights is None else _weights(params, weights)
+    numbers = None if weights is None else leaf_weights(params, weights)
     found = []
     for which, y in enumerate(results):
         name, one = chosen_outputs(outputs, tuple(y.shape[1:]))
+        if not coupled:
+            check_one(model, params, x1, which, y)
         spec = Spec(
             name,
             (which, one),
@@ -193,10 +195,10 @@ def _kernel(
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x1, x2)))
         budget = device_budget(jax.devices()) if max_bytes is None else max_bytes
         if spec.coupled or (traced and not diagonal):
-            _check_finite(params)
+            check_finite(params)
             return programs.kernel_program(model, spec, params, weights, x1, x2, same)
         if diagonal:
-            _check_finite(params)
+            check_finite(params)
             at_once = x1.shape[0] if traced else _at_once(model, spec, *signature((params, x1)), budget)
             return programs.in_groups(lambda x: programs.diagonal_program(model, spec, params, weights, x), x1, at_once)
         plan, result = _plan(model, spec, *signature((params, x1, x2)), same, budget)
@@ -206,9 +208,9 @@ def _kernel(
                 keep_freed_memory()
             kernel = programs.kernel_program(model, spec, params, weights, x1, x2, same)
             # After the call, while the device computes: a tenth of a small kernel's time.
-            _check_finite(params)
+            check_finite(params)
             return kernel
-        _check_finite(params)
+        check_finite(params)
         store = None
         if out is not None:
             mark = fingerprint(params, weights, x1, x2, str(spec), str(same))
@@ -297,54 +299,6 @@ def _model(network: Any) -> Model:
         raise
 
 
-def _batch(name: str, x: Any) -> Any:
-    x = x if isinstance(x, jax.Array) else jnp.asarray(x)
-    if x.ndim == 0 or x.shape[0] == 0:
-        raise ValueError(
-            f"{name} has shape {x.shape}: an empty batch has no kernel. Give at least one example, with the batch as first axis."
-        )
-    return x
-
-
-def _check_params(params: Any) -> tuple[str, ...]:
-    paths = []
-    trained, given = split(params)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
-        name = jax.tree_util.keystr(path)
-        paths.append(name)
-        if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.complexfloating):
-            raise ValueError(
-                f"parameter {name} is complex: its kernel is not defined here (real and imaginary parts would train apart). Keep them as "
-                "two real leaves and build the complex numbers inside the model."
-            )
-    if not paths:
-        raise ValueError("the model has no trained parameter, so its kernel is zero: are all of them Frozen or integers?")
-    whole = [
-        jax.tree_util.keystr(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.integer) and leaf_is_alone(given, path)
-    ]
-    if whole:
-        warnings.warn(f"integers among the parameters do not count in the kernel: {', '.join(whole)}.", UserWarning, stacklevel=3)
-    return tuple(paths)
-
-
-def _check_finite(params: Any) -> None:
-    on = np if jax.default_backend() == "cpu" else jnp
-    leaves = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(split(params)[0]) if not isinstance(leaf, Tracer)]
-    for (path, _), finite in zip(leaves, jax.device_get([on.isfinite(on.asarray(leaf)).all() for _, leaf in leaves])):
-        if not finite:
-            name = jax.tree_util.keystr(path)
-            raise ValueError(f"parameter {name} holds NaN or infinity: the network diverged, or was never initialized.")
-
-
-def leaf_is_alone(given: Any, path: Any) -> bool:
-    """Whether a given leaf stands by itself, not inside a `Frozen` node."""
-    return path in [p for p, _ in jax.tree_util.tree_leaves_with_path(given)] and not any(
-        getattr(key, "name", None) == "value" for key in path
-    )
-
-
 @functools.lru_cache(maxsize=64)
 def _outputs(model: Model, structure: Any, shapes: tuple[Any, ...]) -> tuple[list[Any], Any]:
     params, x = abstract(structure, shapes)
@@ -376,21 +330,3 @@ def chosen_outputs(outputs: Any, out: tuple[int, ...]) -> tuple[str, int | None]
     if len(place) != len(out) or not all(-n <= i < n for i, n in zip(place, out)):
         raise ValueError(f"outputs = {outputs!r} names no output: an example's output has shape {out}.")
     return "trace", int(np.ravel_multi_index([i % n for i, n in zip(place, out)], out)) if out else 0
-
-
-def _weights(params: Any, weights: Any) -> list[Any]:
-    try:
-        pairs = jax.tree.map(lambda leaf, weight: weight, params, weights)
-    except ValueError as error:
-        raise ValueError(
-            f"weights must be a pytree like params, one number for each leaf (such as plan.factors('learning_rate', params)): {error}"
-        ) from error
-    trained = split(params)[0]
-    flags = [leaf is not None for leaf in jax.tree.leaves(trained, is_leaf=lambda leaf: leaf is None)]
-    found = jax.tree.leaves(pairs, is_leaf=lambda leaf: leaf is None)
-    if len(flags) == len(found):
-        found = [weight for weight, flag in zip(found, flags) if flag]
-    for weight in found:
-        if jnp.shape(weight) != ():
-            raise ValueError(f"weights must be one number for each leaf, and one has shape {jnp.shape(weight)}.")
-    return found

@@ -95,6 +95,16 @@ def test_weights_are_those_of_a_plan():
     np.testing.assert_allclose(whole, sum(factors[path] * kernel for path, kernel in parts.items()), rtol=1e-10)
 
 
+def test_what_is_given_needs_no_weight():
+    params = {"a": Frozen({"x": jnp.ones(2), "y": jnp.ones(3)}), "n": jnp.arange(3), "net": PARAMS}
+    model = Model(MODEL.init, lambda p, x: MODEL.apply(p["net"], x))
+    rates = [{"w": 2.0, "b": 3.0}, {"w": 5.0, "b": 7.0}, {"w": 11.0, "b": 13.0}]
+    wanted = ntk(MODEL, PARAMS, X1, weights=rates)
+    for fixed in (Frozen({"x": 17.0, "y": 19.0}), None):
+        with pytest.warns(UserWarning, match="do not count"):
+            np.testing.assert_allclose(ntk(model, params, X1, weights={"a": fixed, "n": 23, "net": rates}), wanted, rtol=1e-12)
+
+
 def test_only_some_leaves(exact):
     parts = ntk(MODEL, PARAMS, X1, X2, per="leaf")
     np.testing.assert_allclose(ntk(MODEL, PARAMS, X1, X2, leaves=["[1]['w']"]), parts["[1]['w']"], rtol=1e-12)
@@ -267,6 +277,10 @@ def bad_params(**changed):
     return [{**PARAMS[0], **changed}, *PARAMS[1:]]
 
 
+def weights(of_one):
+    return [{"w": 1.0, "b": 1.0}, {"w": of_one, "b": 1.0}, {"w": 1.0, "b": 1.0}]
+
+
 REFUSED = {
     "empty batch": (lambda: ntk(MODEL, PARAMS, X1[:0]), ValueError, "x1 has shape"),
     "features differ": (lambda: ntk(MODEL, PARAMS, X1, X2[:, :2]), ValueError, r"examples of float64\[3\] and x2 of float64\[2\]"),
@@ -289,6 +303,28 @@ REFUSED = {
     "weights of another shape": (lambda: ntk(MODEL, PARAMS, X1, weights={"w": 1.0}), ValueError, "pytree like params"),
     "file and parts": (lambda: ntk(MODEL, PARAMS, X1, out="k.npy", per="leaf"), ValueError, "holds one array"),
     "diagonal of two batches": (lambda: ntk(MODEL, PARAMS, X1, X2, diagonal=True), ValueError, "leave out x2"),
+    "weight of another shape": (
+        lambda: ntk(MODEL, PARAMS, X1, weights=[{"w": 1.0, "b": jnp.ones(2)}, *PARAMS[1:]]),
+        ValueError,
+        r"\[0\]\['b'\] is none: one has shape \(2,\)",
+    ),
+    "weight that is no number": (lambda: ntk(MODEL, PARAMS, X1, weights=weights(None)), ValueError, r"\[1\]\['w'\] is none: None"),
+    "weight that is NaN": (lambda: ntk(MODEL, PARAMS, X1, weights=weights(np.nan)), ValueError, r"weight of \[1\]\['w'\] is nan"),
+    "squeezed in between": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x)[:, None].squeeze()), PARAMS, X1),
+        ValueError,
+        r"shape \(2,\), without the batch as first axis. .* x.squeeze\(\(1, 2\)\)",
+    ),
+    "squeezed to one number": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x)[:, None].squeeze()[..., :1]), PARAMS, X1),
+        ValueError,
+        r"one example gives outputs of shape \(\), and one of 6 of shape \(1,\)",
+    ),
+    "squeezed at the end": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x)[:, :1].squeeze()), PARAMS, X1),
+        ValueError,
+        r"shape \(\), without the batch",
+    ),
     "unknown parts": (lambda: ntk(MODEL, PARAMS, X1, per="layers"), ValueError, "'leaf', 'layer'"),
     "unknown precision": (lambda: ntk(MODEL, PARAMS, X1, accumulate="double"), ValueError, "float64"),
 }

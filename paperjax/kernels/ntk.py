@@ -137,9 +137,9 @@ def ntk(
         met = _coupling(model, *signature((params, jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype))))
         if met is not None:
             raise ValueError(
-                f"the examples of a batch depend on each other: {met} runs over the batch (batch statistics?). A kernel between examples "
-                "is then one of whole batches. Use running averages (BatchNorm(use_running_average=True)), or pass coupled=True for the "
-                "kernel of x1 and x2 as they stand."
+                f"the examples of a batch depend on each other, or on their number or places: {met} runs over the batch (batch statistics? "
+                "dropout?). A kernel between examples is then one of whole batches. Use running averages "
+                "(BatchNorm(use_running_average=True)), switch dropout off, or pass coupled=True for the kernel of x1 and x2 as they stand."
             )
     if per not in (None, "leaf", "layer"):
         raise ValueError(f"per = {per!r}: 'leaf', 'layer', or None for the whole kernel.")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core as jex
 
 from paperjax.kernels.factors import Terms, find_terms
@@ -72,6 +73,12 @@ class Network(NamedTuple):
     terms: Terms
     out: tuple[int, ...]
     dtype: Any
+
+
+def under_trace(model: Model, params: Any, x: Any, spec: Spec) -> bool:
+    """Whether the model holds values of a trace that is going on around it: a network made inside of jit, grad or vmap."""
+    network = read(model, params, x, spec.which[0], jnp.shape(x)[0] if spec.coupled else 1)
+    return any(isinstance(const, Tracer) for const in network.jaxpr.consts)
 
 
 def flat(params: Any) -> tuple[list[Any], list[Any], tuple[str, ...], Any]:

@@ -17,7 +17,7 @@ from paperjax.devices import device_budget, keep_freed_memory
 from paperjax.kernels import programs
 from paperjax.kernels.blocks import BlockPlan, Store, fingerprint, plan_blocks, run_blocks
 from paperjax.kernels.checks import batch, check_finite, check_one, leaf_weights, trained_paths
-from paperjax.kernels.network import Spec, abstract, read, result_shape, signature
+from paperjax.kernels.network import Spec, abstract, read, result_shape, signature, under_trace
 from paperjax.model import Model, as_model
 from paperjax.trace.batch import coupling
 
@@ -74,7 +74,8 @@ def ntk(
         vectors); or a dict from paths to ``"gram"``, ``"gradients"``, ``"jacobian"``, ``"ntvp"``. `paperjax.kernels.explain` prints what
         is chosen.
     max_bytes
-        Memory for the work besides the result; half of the device's by default. What does not fit is computed in blocks.
+        Memory for the work besides the result; half of the device's by default. What does not fit is computed in blocks, but inside of jit,
+        grad or vmap, where the kernel is part of one program.
     accumulate
         ``"float64"`` contracts in double precision what the network computed in its own. Needs ``jax_enable_x64``.
     coupled
@@ -192,7 +193,11 @@ def _kernel(
     progress: bool | None,
 ) -> Mapping[str, Any]:
     try:
-        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x1, x2)))
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, weights, x1, x2))) or under_trace(
+            model, params, x1, spec
+        )
+        if traced and out:
+            raise ValueError("out= writes a file, which a program cannot: call ntk outside of jit, grad and vmap, or leave out= out.")
         budget = device_budget(jax.devices()) if max_bytes is None else max_bytes
         if spec.coupled or (traced and not diagonal):
             check_finite(params)

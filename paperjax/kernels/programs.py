@@ -13,7 +13,7 @@ from paperjax.devices import compiler_options, known_options
 from paperjax.kernels.blocks import filled
 from paperjax.kernels.engine import Scale, by_vectors, coupled_kernel, pairs, record
 from paperjax.kernels.features import Features
-from paperjax.kernels.network import Network, Spec, flat, read, result_shape, routes, shaped, sizes_of
+from paperjax.kernels.network import Network, Spec, flat, read, result_shape, routes, shaped, sizes_of, under_trace
 from paperjax.kernels.routes import Choice, held_forward, loops_per_product
 from paperjax.kernels.strided import large
 from paperjax.layout import peak_bytes, tree_bytes
@@ -103,6 +103,8 @@ def program(batch: Callable[..., Any], *static: str) -> Callable[[Callable[..., 
             if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
                 return fn(*args)
             model, spec, params = args[:3]
+            if under_trace(model, params, batch(*args), spec):
+                return fn(*args)
             network = None if spec.coupled else read(model, params, batch(*args), spec.which[0])
             return compiled(tuple(options(jax.default_backend(), network).items()))(*args)
 

@@ -128,6 +128,26 @@ def test_under_jit_and_derivatives_of_it(exact):
     np.testing.assert_allclose(found, exact, rtol=1e-12)
 
 
+INSIDE = {
+    "jit": lambda f: jax.jit(f)(2.0),
+    "grad": lambda f: jax.value_and_grad(lambda s: f(s).sum())(2.0)[0],
+    "vmap": lambda f: jax.vmap(f)(jnp.array([2.0]))[0],
+    "loop": lambda f: jax.lax.map(f, jnp.array([2.0]))[0],
+}
+
+
+@pytest.mark.parametrize("form", [{}, {"diagonal": True}, {"max_bytes": 6000}, {"coupled": True}], ids=str)
+@pytest.mark.parametrize("inside", INSIDE)
+def test_a_network_made_inside_of_a_program(inside, form):
+    """It holds values of that program, and the kernel is a part of it."""
+
+    def kernel(scale):
+        return ntk(Model(MODEL.init, lambda p, x: scale * MODEL.apply(p, x)), PARAMS, X1, outputs="trace", **form)
+
+    wanted = 4 * ntk(MODEL, PARAMS, X1, outputs="trace", diagonal="diagonal" in form)
+    np.testing.assert_allclose(INSIDE[inside](kernel), wanted.sum() if inside == "grad" else wanted, rtol=1e-12)
+
+
 def test_float64_contraction_of_a_float32_network():
     model = dense((3, 5, 4, 2), dtype=jnp.float32)
     x = X1.astype(jnp.float32)
@@ -302,6 +322,7 @@ REFUSED = {
     "route of an unknown leaf": (lambda: ntk(MODEL, PARAMS, X1, route={"[7]": "jacobian"}), ValueError, "not trained here"),
     "weights of another shape": (lambda: ntk(MODEL, PARAMS, X1, weights={"w": 1.0}), ValueError, "pytree like params"),
     "file and parts": (lambda: ntk(MODEL, PARAMS, X1, out="k.npy", per="leaf"), ValueError, "holds one array"),
+    "file inside of a program": (lambda: jax.jit(lambda p: ntk(MODEL, p, X1, out="k.npy"))(PARAMS), ValueError, "outside of jit"),
     "diagonal of two batches": (lambda: ntk(MODEL, PARAMS, X1, X2, diagonal=True), ValueError, "leave out x2"),
     "weight of another shape": (
         lambda: ntk(MODEL, PARAMS, X1, weights=[{"w": 1.0, "b": jnp.ones(2)}, *PARAMS[1:]]),

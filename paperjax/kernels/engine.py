@@ -40,9 +40,16 @@ def record(network: Network, spec: Spec, choices: tuple[Choice, ...], arguments:
     what = recorded(choices, network)
     kept, formed = ([network.terms.terms[n] for n in numbers] for numbers in (what.kept, what.formed))
     found = features(network.jaxpr, kept, formed, what.gradients, arguments, len(network.shapes), x, directions(network, spec))
+    return jax.tree.map(functools.partial(contracted_in, network, spec), found)
+
+
+def contracted_in(network: Network, spec: Spec, a: Any) -> Any:
+    """An array in the precision of its contraction: what is asked for, or its own, but not less than that of the outputs."""
+    if not jnp.issubdtype(a.dtype, jnp.floating):
+        return a
     if spec.wide:
-        found = jax.tree.map(lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, found)
-    return found
+        return a.astype(jnp.float64)
+    return a if jnp.finfo(a.dtype).bits >= jnp.finfo(network.dtype).bits else a.astype(network.dtype)
 
 
 class Scale(NamedTuple):
@@ -182,8 +189,7 @@ def coupled_kernel(model: Model, spec: Spec, weigh: Scale, params: Any, x1: Any,
         if spec.only is not None and path not in spec.only:
             continue
         found = [jax.jacrev(functools.partial(outputs, net, leaf, x))(leaves[leaf]) for net, x in zip(networks, (x1, x2))]
-        if spec.wide:
-            found = [g.astype(jnp.float64) for g in found]
+        found = [contracted_in(networks[0], spec, g) for g in found]
         name = {None: "", "leaf": path, "layer": _parent(path)}[spec.per]
         _into(total, name, weigh(leaf, contract.gradients_product([(found[0], found[1])], spec.outputs)))
     return total

@@ -28,11 +28,12 @@ PLAIN_LOOPS = {"xla_cpu_use_fusion_emitters": False}
 LOOPS_PER_PRODUCT = 4.0
 
 
-def finished(spec: Spec, out: tuple[int, ...], kernels: dict[str, Any], alone: bool = False) -> dict[str, Any]:
+def finished(spec: Spec, network: Network, kernels: dict[str, Any], alone: bool = False) -> dict[str, Any]:
     """Kernels as they are handed out: ``(N, M, *out, *out)``, ``(N, M)`` or ``(N, M, *out)``; without M for examples with themselves."""
+    dtype = result_shape(network, spec, 1, 1).dtype
 
     def one(kernel: Any) -> Any:
-        shape = () if spec.which[1] is not None else out
+        kernel, shape = kernel.astype(dtype), () if spec.which[1] is not None else network.out
         if spec.outputs == "trace":
             return kernel[:, 0] if alone else kernel
         order = (0, 2, 1, 3) if spec.outputs == "full" else (0, 2, 1)
@@ -118,11 +119,11 @@ def kernel_program(model: Model, spec: Spec, params: Any, weights: Any, x1: Any,
     """The kernel of two batches that fit in memory together."""
     if spec.coupled:
         weigh = Scale(None if weights is None else tuple(weights))
-        return finished(spec, read(model, params, x1, spec.which[0]).out, coupled_kernel(model, spec, weigh, params, x1, x2))
+        return finished(spec, read(model, params, x1, spec.which[0], x1.shape[0]), coupled_kernel(model, spec, weigh, params, x1, x2))
     this = task(model, spec, params, weights, x1, x1.shape[0], x2.shape[0], same)
     first = this.record(x1)
     second = first if same else this.record(x2)
-    return finished(spec, this.network.out, this.pairs(first, second, x1, x2))
+    return finished(spec, this.network, this.pairs(first, second, x1, x2))
 
 
 @program(lambda *args: args[4], "model", "spec")
@@ -132,7 +133,7 @@ def diagonal_program(model: Model, spec: Spec, params: Any, weights: Any, x: Any
 
     def one(row: Features, x: Any) -> dict[str, Any]:
         row = jax.tree.map(lambda a: a[None], row)
-        kernels = finished(spec, this.network.out, this.pairs(row, row, x[None], x[None]), alone=True)
+        kernels = finished(spec, this.network, this.pairs(row, row, x[None], x[None]), alone=True)
         return {name: kernel[0] for name, kernel in kernels.items()}
 
     return jax.vmap(one)(this.record(x), x)
@@ -149,7 +150,7 @@ def pair_program(model: Model, spec: Spec, params: Any, weights: Any, first: Any
     """The kernel between two recorded batches."""
     (one, x1), (two, x2) = first, second
     this = task(model, spec, params, weights, x1, x1.shape[0], x2.shape[0])
-    return finished(spec, this.network.out, this.pairs(one, two, x1, x2))
+    return finished(spec, this.network, this.pairs(one, two, x1, x2))
 
 
 class Held(NamedTuple):

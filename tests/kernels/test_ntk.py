@@ -157,6 +157,24 @@ def test_float64_contraction_of_a_float32_network():
     np.testing.assert_allclose(found, ntk(model, params, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", [{}, {"route": "jacobian"}, {"route": "ntvp"}, {"coupled": True}, {"diagonal": True}], ids=str)
+@pytest.mark.parametrize("inside", [True, False])
+def test_half_precision_is_contracted_in_that_of_the_outputs(form, inside):
+    """A network that computes in bfloat16 and returns float32, with parameters of either kind."""
+    half = dense((3, 5, 4, 2), dtype=jnp.bfloat16)
+    to_half = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree)  # noqa: E731
+    to_single = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float32), tree)  # noqa: E731
+    params, x = to_half(PARAMS), to_half(X1)
+    model = Model(half.init, lambda p, x: half.apply(to_half(p), x).astype(jnp.float32))
+    found = ntk(model, to_single(params) if inside else params, x, outputs="trace", **form)
+    assert found.dtype == jnp.float32
+    assert (found != found.astype(jnp.bfloat16).astype(jnp.float32)).any(), "rounded on the way"
+    exact = np.einsum("nmoo->nm", brute(MODEL, *(jax.tree.map(lambda a: a.astype(jnp.float64), t) for t in (params, x, x))))
+    # The forward and backward passes round to 8 bits, a few times each.
+    np.testing.assert_allclose(found, np.diag(exact) if "diagonal" in form else exact, atol=0.02 * exact.max())
+    assert ntk(half, params, x, outputs="trace", **form).dtype == jnp.bfloat16
+
+
 def test_operator_is_the_kernel(exact):
     v = jax.random.normal(jax.random.key(3), (4, 2), jnp.float64)
     for batch in (1, 3, 256):

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.extend import core as jex
 from jaxtyping import PyTree
 
 from paperjax.progress import progress_bar
@@ -159,7 +162,6 @@ def fingerprint(*trees: PyTree) -> str:
 
     Examples
     --------
-    >>> import jax.numpy as jnp
     >>> fingerprint(jnp.ones(2), "full") == fingerprint(jnp.ones(2), "full") != fingerprint(jnp.zeros(2), "full")
     True
     """
@@ -168,10 +170,25 @@ def fingerprint(*trees: PyTree) -> str:
         if isinstance(leaf, str):
             digest.update(leaf.encode())
         else:
-            array = np.asarray(leaf)
+            keys = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+            array = np.asarray(jax.random.key_data(leaf) if keys else leaf)
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def of_trace(jaxpr: jex.ClosedJaxpr) -> list[Any]:
+    """What a network computes, for its `fingerprint`: its trace in words, without places in memory, and the numbers that it holds.
+
+    Examples
+    --------
+    >>> tanh, relu = (fingerprint(of_trace(jax.make_jaxpr(f)(1.0))) for f in (jnp.tanh, jax.nn.relu))
+    >>> tanh == relu, relu == fingerprint(of_trace(jax.make_jaxpr(lambda x: jax.nn.relu(x))(1.0)))
+    (False, True)
+    """
+    # What a set holds is printed in another order by each process.
+    text = re.sub(r"frozenset\(\{(.*?)\}\)", lambda found: str(sorted(found[1].split(", "))), str(jaxpr))
+    return [re.sub(r"0x[0-9a-f]+", "", text), *jaxpr.consts]
 
 
 def run_blocks(

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from paperjax.binding import nearest
 from paperjax.devices import device_budget, keep_freed_memory
 from paperjax.kernels import programs
-from paperjax.kernels.blocks import BlockPlan, Store, fingerprint, plan_blocks, run_blocks
+from paperjax.kernels.blocks import BlockPlan, Store, fingerprint, of_trace, plan_blocks, run_blocks
 from paperjax.kernels.checks import batch, check_finite, check_one, leaf_weights, trained_paths
 from paperjax.kernels.network import Spec, abstract, read, result_shape, signature, under_trace
 from paperjax.model import Model, as_model
@@ -218,7 +218,7 @@ def _kernel(
         check_finite(params)
         store = None
         if out is not None:
-            mark = fingerprint(params, weights, x1, x2, str(spec), str(same))
+            mark = fingerprint(params, weights, x1, x2, str(spec), str(same), of_trace(read(model, params, x1, spec.which[0]).jaxpr))
             store = Store(Path(out), result.shape, result.dtype, plan, mark)
             into = {"": store.array}
         else:

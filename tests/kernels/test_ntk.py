@@ -280,6 +280,9 @@ def test_a_file_is_taken_up_again(tmp_path, monkeypatch):
     assert len(calls) - 1 == blocks
     with pytest.raises(ValueError, match="holds blocks of another kernel"):
         ntk(MODEL, PARAMS, X1 + 1, max_bytes=6000, out=path)
+    for other in (dense((3, 5, 4, 2), jax.nn.relu), Model(MODEL.init, lambda p, x: MODEL.apply(p, x) * jnp.array([[1.0, 2.0]]))):
+        with pytest.raises(ValueError, match="holds blocks of another kernel"):
+            ntk(other, PARAMS, X1, max_bytes=6000, out=path)
 
 
 # Routes --------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from jax.extend import core as jex
 from paperjax.kernels import contract
 from paperjax.kernels.factors import Term
 from paperjax.kernels.features import Features, features
-from paperjax.kernels.network import Network, Spec, directions, flat, read
+from paperjax.kernels.network import Network, Spec, directions, flat, n_outputs, read
 from paperjax.kernels.routes import Choice
 from paperjax.model import Model
 
@@ -69,6 +69,7 @@ def pairs(
     weigh: Scale,
     first: Features,
     second: Features,
+    examples: tuple[int, int],
     vectors: Any = None,
 ) -> dict[str, Any]:
     """The kernel between two recorded batches: ``{"": whole}``, or one for each leaf or layer.
@@ -126,7 +127,19 @@ def pairs(
         _into(total, "", contract.gradients_product(together, spec.outputs))
     for leaf in what.vectors:
         add(leaf, vectors(leaf), 0)
+    # What the network does not use has a kernel of zeros.
+    zeros, used = _zeros(network, spec, examples), {c.leaf for c in choices}
+    for leaf, path in enumerate(network.paths):
+        name = {None: "", "leaf": path, "layer": _parent(path)}[spec.per]
+        counts = spec.only is None or path in spec.only
+        if counts and leaf not in used and not any(there == name or there.startswith(f"{name}, layer ") for there in total):
+            total[name] = zeros
     return total
+
+
+def _zeros(network: Network, spec: Spec, examples: tuple[int, int]) -> Any:
+    (n, m), o = examples, n_outputs(network, spec)
+    return jnp.zeros({"full": (n, o, m, o), "trace": (n, m), "diagonal": (n, o, m)}[spec.outputs], network.dtype)
 
 
 def _of_gradients(term: Term, gradients: tuple[Any, Any], outputs: str) -> list[Any]:

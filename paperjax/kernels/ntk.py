@@ -154,6 +154,8 @@ def ntk(
         raise ValueError("diagonal=True is the kernel of each example of x1 with itself: leave out x2 and out=.")
     if out and per:
         raise ValueError("out= holds one array: leave out per=, or ask for the leaves one by one with leaves=.")
+    if leaves is not None and (isinstance(leaves, str) or not len(leaves)):
+        raise ValueError(f"leaves = {leaves!r}: a list of paths, at least one, such as [{paths[0]!r}]; None for all.")
     for path in leaves or ():
         if path not in paths:
             raise ValueError(f"leaves names {path!r}, which is not trained here. {nearest(path, paths)}")

@@ -64,7 +64,7 @@ class Task(NamedTuple):
         def vectors(leaf: int) -> Any:
             return by_vectors(self.network, self.spec, self.arguments, leaf, x1, x2)
 
-        return pairs(self.network, self.spec, self.choices, self.weigh, first, second, vectors)
+        return pairs(self.network, self.spec, self.choices, self.weigh, first, second, (x1.shape[0], x2.shape[0]), vectors)
 
 
 def task(model: Model, spec: Spec, params: Any, weights: Any, x: Any, n: int, m: int, same: bool = False) -> Task:

@@ -110,6 +110,19 @@ def test_only_some_leaves(exact):
     np.testing.assert_allclose(ntk(MODEL, PARAMS, X1, X2, leaves=["[1]['w']"]), parts["[1]['w']"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("form", [{}, {"outputs": "trace"}, {"diagonal": True}, {"max_bytes": 6000}, {"route": "jacobian"}], ids=str)
+def test_what_the_network_does_not_use_has_a_kernel_of_zeros(form):
+    params = {"net": {"all": PARAMS}, "spare": {"w": jnp.ones((2, 3))}}
+    model = Model(MODEL.init, lambda p, x: MODEL.apply(p["net"]["all"], x))
+    whole, alone = ntk(model, params, X1, **form), ntk(model, params, X1, leaves=["['spare']['w']"], **form)
+    assert alone.shape == whole.shape
+    assert not alone.any()
+    for per, name in (("leaf", "['spare']['w']"), ("layer", "['spare']")):
+        parts = ntk(model, params, X1, per=per, **form)
+        np.testing.assert_array_equal(parts[name], alone)
+        np.testing.assert_allclose(sum(parts.values()), whole, rtol=1e-12)
+
+
 def test_outputs_of_several_axes_and_several_outputs(exact):
     def both(params, x):
         y = MODEL.apply(params, x)
@@ -339,6 +352,8 @@ REFUSED = {
     "unknown output": (lambda: ntk(MODEL, PARAMS, X1, outputs=2), ValueError, "names no output"),
     "unknown form": (lambda: ntk(MODEL, PARAMS, X1, outputs="traces"), ValueError, "trace"),
     "unknown leaf": (lambda: ntk(MODEL, PARAMS, X1, leaves=["[0]['v']"]), ValueError, r"\[0\]\['w'\]|\[0\]\['b'\]"),
+    "no leaf": (lambda: ntk(MODEL, PARAMS, X1, leaves=[]), ValueError, "a list of paths, at least one"),
+    "leaf without a list": (lambda: ntk(MODEL, PARAMS, X1, leaves="[0]['w']"), ValueError, "a list of paths"),
     "unknown route": (lambda: ntk(MODEL, PARAMS, X1, route="jacobains"), ValueError, "jacobian"),
     "route of an unknown leaf": (lambda: ntk(MODEL, PARAMS, X1, route={"[7]": "jacobian"}), ValueError, "not trained here"),
     "weights of another shape": (lambda: ntk(MODEL, PARAMS, X1, weights={"w": 1.0}), ValueError, "pytree like params"),

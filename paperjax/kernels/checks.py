@@ -1,5 +1,6 @@
 """What the entry points of a kernel refuse: batches, parameters and weights that would give numbers of something else."""
 
+import functools
 import warnings
 from typing import Any
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from paperjax.kernels.network import SQUEEZED, read
+from paperjax.kernels.network import SQUEEZED, abstract, read, signature
 from paperjax.model import Frozen, Model, split
+from paperjax.trace.batch import coupling
 
 
 def batch(name: str, x: Any) -> Any:
@@ -20,6 +22,54 @@ def batch(name: str, x: Any) -> Any:
             f"{name} has shape {x.shape}: an empty batch has no kernel. Give at least one example, with the batch as first axis."
         )
     return x
+
+
+def check_kinds(x1: Any, x2: Any) -> None:
+    """Refuse batches of examples of two kinds."""
+    if x1.shape[1:] != x2.shape[1:] or x1.dtype != x2.dtype:
+        raise ValueError(
+            f"x1 has examples of {x1.dtype}{list(x1.shape[1:])} and x2 of {x2.dtype}{list(x2.shape[1:])}: a kernel is between examples of "
+            "one kind. Did a batch axis go missing, or was one of them flattened?"
+        )
+
+
+def check_apart(model: Model, params: Any, x: Any, instead: str) -> None:
+    """Refuse a model whose examples depend on each other."""
+    met = _coupling(model, *signature((params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))))
+    if met is not None:
+        raise ValueError(
+            f"the examples of a batch depend on each other, or on their number or places: {met} runs over the batch (batch statistics? "
+            "dropout?). A kernel between examples is then one of whole batches. Use running averages "
+            f"(BatchNorm(use_running_average=True)), switch dropout off, or {instead}."
+        )
+
+
+# Traces take longer than small kernels: one for each model and shapes.
+@functools.lru_cache(maxsize=64)
+def _coupling(model: Model, structure: Any, shapes: tuple[Any, ...]) -> str | None:
+    return coupling(model.apply, *abstract(structure, shapes))
+
+
+@functools.lru_cache(maxsize=64)
+def outputs_of(model: Model, structure: Any, shapes: tuple[Any, ...]) -> tuple[list[Any], Any]:
+    """Shapes of the arrays that a model returns, and how they are put together."""
+    params, x = abstract(structure, shapes)
+    try:
+        y = jax.eval_shape(model.apply, params, x)
+    except TypeError as error:
+        if "not a valid JAX type" in str(error):
+            raise TypeError(f"the model returns something that is not an array: {error}") from error
+        raise
+    found = jax.tree.leaves(y)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(y):
+        name = jax.tree_util.keystr(path) or "the output"
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{name} is {leaf.dtype}, which has no derivative: return the scores, not their argmax.")
+        if not leaf.shape or leaf.shape[0] != x.shape[0]:
+            raise ValueError(f"{name} has shape {leaf.shape} for a batch of {x.shape[0]}: the first axis must be the batch.")
+    if not found:
+        raise TypeError("the model returns no array, so there is nothing to take the kernel of.")
+    return found, jax.tree.structure(y)
 
 
 def check_one(model: Model, params: Any, x: Any, which: int, y: Any) -> None:

@@ -16,10 +16,9 @@ from paperjax.binding import nearest
 from paperjax.devices import device_budget, keep_freed_memory
 from paperjax.kernels import programs
 from paperjax.kernels.blocks import BlockPlan, Store, fingerprint, of_trace, plan_blocks, run_blocks
-from paperjax.kernels.checks import batch, check_finite, check_one, leaf_weights, trained_paths
+from paperjax.kernels.checks import batch, check_apart, check_finite, check_kinds, check_one, leaf_weights, outputs_of, trained_paths
 from paperjax.kernels.network import Spec, abstract, read, result_shape, signature, under_trace
 from paperjax.model import Model, as_model
-from paperjax.trace.batch import coupling
 
 OUTPUTS = ("full", "trace", "diagonal")
 
@@ -127,21 +126,11 @@ def ntk(
     x1 = batch("x1", x1)
     x2 = x1 if x2 is None else batch("x2", x2)
     same = x2 is x1
-    if x1.shape[1:] != x2.shape[1:] or x1.dtype != x2.dtype:
-        raise ValueError(
-            f"x1 has examples of {x1.dtype}{list(x1.shape[1:])} and x2 of {x2.dtype}{list(x2.shape[1:])}: a kernel is between examples of "
-            "one kind. Did a batch axis go missing, or was one of them flattened?"
-        )
+    check_kinds(x1, x2)
     paths = trained_paths(params)
-    results, tree = _outputs(model, *signature((params, x1)))
+    results, tree = outputs_of(model, *signature((params, x1)))
     if not coupled:
-        met = _coupling(model, *signature((params, jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype))))
-        if met is not None:
-            raise ValueError(
-                f"the examples of a batch depend on each other, or on their number or places: {met} runs over the batch (batch statistics? "
-                "dropout?). A kernel between examples is then one of whole batches. Use running averages "
-                "(BatchNorm(use_running_average=True)), switch dropout off, or pass coupled=True for the kernel of x1 and x2 as they stand."
-            )
+        check_apart(model, params, x1, "pass coupled=True for the kernel of x1 and x2 as they stand")
     if per not in (None, "leaf", "layer"):
         raise ValueError(f"per = {per!r}: 'leaf', 'layer', or None for the whole kernel.")
     if accumulate not in (None, "float64"):
@@ -256,12 +245,6 @@ def _kernel(
         raise
 
 
-# Traces take longer than small kernels: one for each model and shapes.
-@functools.lru_cache(maxsize=64)
-def _coupling(model: Model, structure: Any, shapes: tuple[Any, ...]) -> str | None:
-    return coupling(model.apply, *abstract(structure, shapes))
-
-
 @functools.lru_cache(maxsize=64)
 def _plan(model: Model, spec: Spec, structure: Any, shapes: tuple[Any, ...], same: bool, budget: int) -> tuple[BlockPlan, Any]:
     params, x1, x2 = abstract(structure, shapes)
@@ -304,27 +287,6 @@ def _model(network: Any) -> Model:
         if "unhashable" in str(error):
             return as_model(network)
         raise
-
-
-@functools.lru_cache(maxsize=64)
-def _outputs(model: Model, structure: Any, shapes: tuple[Any, ...]) -> tuple[list[Any], Any]:
-    params, x = abstract(structure, shapes)
-    try:
-        y = jax.eval_shape(model.apply, params, x)
-    except TypeError as error:
-        if "not a valid JAX type" in str(error):
-            raise TypeError(f"the model returns something that is not an array: {error}") from error
-        raise
-    found = jax.tree.leaves(y)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(y):
-        name = jax.tree_util.keystr(path) or "the output"
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"{name} is {leaf.dtype}, which has no derivative: return the scores, not their argmax.")
-        if not leaf.shape or leaf.shape[0] != x.shape[0]:
-            raise ValueError(f"{name} has shape {leaf.shape} for a batch of {x.shape[0]}: the first axis must be the batch.")
-    if not found:
-        raise TypeError("the model returns no array, so there is nothing to take the kernel of.")
-    return found, jax.tree.structure(y)
 
 
 def chosen_outputs(outputs: Any, out: tuple[int, ...]) -> tuple[str, int | None]:

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,10 @@ from paperjax.trace.batch import coupling
 
 def batch(name: str, x: Any) -> Any:
     """A batch as an array, of at least one example."""
+    if isinstance(x, Mapping) or (isinstance(x, (tuple, list)) and any(hasattr(part, "shape") for part in x)):
+        raise TypeError(
+            f"{name} is a {type(x).__name__} of arrays, and must be one array, batch first: join them, and let the model take them apart."
+        )
     x = x if isinstance(x, jax.Array) else jnp.asarray(x)
     if x.ndim == 0 or x.shape[0] == 0:
         raise ValueError(
@@ -63,8 +68,12 @@ def outputs_of(model: Model, structure: Any, shapes: tuple[Any, ...]) -> tuple[l
     found = jax.tree.leaves(y)
     for path, leaf in jax.tree_util.tree_leaves_with_path(y):
         name = jax.tree_util.keystr(path) or "the output"
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise TypeError(f"{name} is {leaf.dtype}, and a kernel is between real outputs: return real and imaginary part as two outputs.")
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(f"{name} is {leaf.dtype}, which has no derivative: return the scores, not their argmax.")
+        if 0 in leaf.shape:
+            raise ValueError(f"{name} has shape {leaf.shape}: an output of size 0 has no kernel.")
         if not leaf.shape or leaf.shape[0] != x.shape[0]:
             raise ValueError(f"{name} has shape {leaf.shape} for a batch of {x.shape[0]}: the first axis must be the batch.")
     if not found:

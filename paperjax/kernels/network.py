@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.extend import core as jex
 
 from paperjax.kernels.factors import Terms, find_terms
-from paperjax.kernels.routes import Choice, Machine, Sizes, choose, forward_flops, itemsize
+from paperjax.kernels.routes import Choice, Machine, Sizes, choose, forward_flops, has_forward, itemsize
 from paperjax.model import Model, join, split
 from paperjax.trace import primitives as prim
 from paperjax.trace.products import find_products
@@ -158,7 +158,8 @@ def n_outputs(network: Network, spec: Spec) -> int:
 def sizes_of(network: Network, spec: Spec, n: int, m: int, same: bool = False) -> Sizes:
     """What the cost of a kernel of that many examples depends on."""
     size = 8 if spec.wide else itemsize(network.dtype)
-    return Sizes(n, m, n_outputs(network, spec), size, forward_flops(network.jaxpr), same)
+    forward = forward_flops(network.jaxpr) if has_forward(network.jaxpr) else math.inf
+    return Sizes(n, m, n_outputs(network, spec), size, forward, same)
 
 
 def routes(network: Network, spec: Spec, n: int, m: int, machine: Machine | None = None, same: bool = False) -> tuple[Choice, ...]:

@@ -143,6 +143,8 @@ def ntk(
         raise ValueError("diagonal=True is the kernel of each example of x1 with itself: leave out x2 and out=.")
     if out and per:
         raise ValueError("out= holds one array: leave out per=, or ask for the leaves one by one with leaves=.")
+    if not isinstance(route, (str, Mapping)):
+        raise TypeError(f"route = {route!r}: the name of a route for all leaves ('auto', 'jacobian', ...), or a dict from paths to names.")
     if leaves is not None and (isinstance(leaves, str) or not len(leaves)):
         raise ValueError(f"leaves = {leaves!r}: a list of paths, at least one, such as [{paths[0]!r}]; None for all.")
     for path in leaves or ():
@@ -236,7 +238,12 @@ def _kernel(
             progress,
         )
         return into if store is not None else {name: jnp.asarray(array) for name, array in into.items()}
-    except (NotImplementedError, ValueError) as error:
+    except (NotImplementedError, TypeError, ValueError) as error:
+        if "custom_vjp" in str(error):
+            raise ValueError(
+                f"the route 'ntvp' takes forward derivatives, and a part of the model has only backward ones: {error} Leave the route to "
+                "the engine ('auto'), or write that part with jax.custom_jvp."
+            ) from error
         if "ifferentiation" in str(error):
             raise ValueError(
                 f"the model cannot be differentiated in the way that its kernel needs: {error} A loop whose length is known (lax.scan, or "
@@ -295,7 +302,10 @@ def chosen_outputs(outputs: Any, out: tuple[int, ...]) -> tuple[str, int | None]
         if outputs not in OUTPUTS:
             raise ValueError(f"outputs = {outputs!r}. {nearest(outputs, OUTPUTS)} Or the number of one output.")
         return outputs, None
-    place = (outputs,) if isinstance(outputs, int) else tuple(outputs)
+    number = (int, np.integer)
+    place = (outputs,) if isinstance(outputs, number) else tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+    if not all(isinstance(i, number) and not isinstance(i, bool) for i in place):
+        raise TypeError(f"outputs = {outputs!r}: one of {', '.join(map(repr, OUTPUTS))}, or the number of one output.")
     if len(place) != len(out) or not all(-n <= i < n for i, n in zip(place, out)):
         raise ValueError(f"outputs = {outputs!r} names no output: an example's output has shape {out}.")
     return "trace", int(np.ravel_multi_index([i % n for i, n in zip(place, out)], out)) if out else 0

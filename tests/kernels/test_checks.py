@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paperjax.kernels import ntk
+from paperjax.kernels import explain, ntk
 from paperjax.model import Frozen, Model
 from tests.kernels.test_ntk import MODEL, PARAMS, X1, X2
+from tests.zoo import as_users_run_it
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -35,6 +36,14 @@ REFUSED = {
     "nothing trained": (lambda: ntk(MODEL, Frozen(PARAMS), X1), ValueError, "no trained parameter"),
     "too little memory": (lambda: ntk(MODEL, PARAMS, X1, max_bytes=100), MemoryError, "Give max_bytes="),
     "unknown output": (lambda: ntk(MODEL, PARAMS, X1, outputs=2), ValueError, "names no output"),
+    "output that is no number": (lambda: ntk(MODEL, PARAMS, X1, outputs=1.5), TypeError, "'full', 'trace', 'diagonal', or the number"),
+    "output True": (lambda: ntk(MODEL, PARAMS, X1, outputs=True), TypeError, "the number of one output"),
+    "no outputs": (lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x)[:, :0]), PARAMS, X1), ValueError, "size 0"),
+    "complex outputs": (lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x) * (1 + 1j)), PARAMS, X1), TypeError, "real and"),
+    "dict of batches": (lambda: ntk(MODEL, PARAMS, {"a": X1}), TypeError, "x1 is a dict of arrays"),
+    "no route": (lambda: ntk(MODEL, PARAMS, X1, route=None), TypeError, "the name of a route"),
+    "explained, features differ": (lambda: explain(MODEL, PARAMS, X1, X2[:, :2]), ValueError, "x2 of float64"),
+    "explained, empty batch": (lambda: explain(MODEL, PARAMS, X1[:0]), ValueError, "x1 has shape"),
     "unknown form": (lambda: ntk(MODEL, PARAMS, X1, outputs="traces"), ValueError, "trace"),
     "unknown leaf": (lambda: ntk(MODEL, PARAMS, X1, leaves=["[0]['v']"]), ValueError, r"\[0\]\['w'\]|\[0\]\['b'\]"),
     "no leaf": (lambda: ntk(MODEL, PARAMS, X1, leaves=[]), ValueError, "a list of paths, at least one"),
@@ -75,5 +84,5 @@ REFUSED = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_refused(what):
     call, error, message = REFUSED[what]
-    with pytest.raises(error, match=message):
+    with as_users_run_it(), pytest.raises(error, match=message):
         call()

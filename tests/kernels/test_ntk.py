@@ -316,6 +316,28 @@ def test_routes_can_be_told(route, exact):
     np.testing.assert_allclose(ntk(MODEL, PARAMS, X1, X2, route=route), exact, rtol=1e-12)
 
 
+@jax.custom_vjp
+def sign(x):
+    return jnp.sign(x)
+
+
+sign.defvjp(lambda x: (jnp.sign(x), None), lambda _, y: (y,))
+
+
+def test_what_has_backward_derivatives_only_takes_no_forward_ones():
+    params, x = {"gain": jnp.linspace(1.0, 2.0, 64)}, jnp.linspace(-1.0, 1.0, 128).reshape(2, 64)
+    model = Model(lambda key, x: params, lambda p, x: sign(x * p["gain"][None]))
+    # Where derivatives could be taken either way, forward ones would be the cheaper: one example, many outputs.
+    assert explain(Model(model.init, lambda p, x: jnp.sin(x * p["gain"][None])), params, x[:1]).leaves[0].route == "ntvp"
+    table = explain(model, params, x[:1], measure=True)
+    assert table.leaves[0].route == "jacobian"
+    assert set(table.leaves[0].measured) == {"jacobian"}
+    wanted = np.stack([np.diag(row**2) for row in np.asarray(x)])
+    np.testing.assert_allclose(ntk(model, params, x, diagonal=True), wanted, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"forward derivatives.*'auto'"):
+        ntk(model, params, x, route="ntvp")
+
+
 # Loops, integers, batch statistics ------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from jax.extend import core as jex
 from paperjax.kernels import contract
 from paperjax.kernels.factors import Term
 from paperjax.kernels.features import Features, features
-from paperjax.kernels.network import Network, Spec, directions, flat, read
+from paperjax.kernels.network import Network, Spec, directions, flat, n_outputs, read
 from paperjax.kernels.routes import Choice
 from paperjax.model import Model
 
@@ -40,9 +40,16 @@ def record(network: Network, spec: Spec, choices: tuple[Choice, ...], arguments:
     what = recorded(choices, network)
     kept, formed = ([network.terms.terms[n] for n in numbers] for numbers in (what.kept, what.formed))
     found = features(network.jaxpr, kept, formed, what.gradients, arguments, len(network.shapes), x, directions(network, spec))
+    return jax.tree.map(functools.partial(contracted_in, network, spec), found)
+
+
+def contracted_in(network: Network, spec: Spec, a: Any) -> Any:
+    """An array in the precision of its contraction: what is asked for, or its own, but not less than that of the outputs."""
+    if not jnp.issubdtype(a.dtype, jnp.floating):
+        return a
     if spec.wide:
-        found = jax.tree.map(lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, found)
-    return found
+        return a.astype(jnp.float64)
+    return a if jnp.finfo(a.dtype).bits >= jnp.finfo(network.dtype).bits else a.astype(network.dtype)
 
 
 class Scale(NamedTuple):
@@ -62,6 +69,7 @@ def pairs(
     weigh: Scale,
     first: Features,
     second: Features,
+    examples: tuple[int, int],
     vectors: Any = None,
 ) -> dict[str, Any]:
     """The kernel between two recorded batches: ``{"": whole}``, or one for each leaf or layer.
@@ -119,7 +127,19 @@ def pairs(
         _into(total, "", contract.gradients_product(together, spec.outputs))
     for leaf in what.vectors:
         add(leaf, vectors(leaf), 0)
+    # What the network does not use has a kernel of zeros.
+    zeros, used = _zeros(network, spec, examples), {c.leaf for c in choices}
+    for leaf, path in enumerate(network.paths):
+        name = {None: "", "leaf": path, "layer": _parent(path)}[spec.per]
+        counts = spec.only is None or path in spec.only
+        if counts and leaf not in used and not any(there == name or there.startswith(f"{name}, layer ") for there in total):
+            total[name] = zeros
     return total
+
+
+def _zeros(network: Network, spec: Spec, examples: tuple[int, int]) -> Any:
+    (n, m), o = examples, n_outputs(network, spec)
+    return jnp.zeros({"full": (n, o, m, o), "trace": (n, m), "diagonal": (n, o, m)}[spec.outputs], network.dtype)
 
 
 def _of_gradients(term: Term, gradients: tuple[Any, Any], outputs: str) -> list[Any]:
@@ -182,8 +202,7 @@ def coupled_kernel(model: Model, spec: Spec, weigh: Scale, params: Any, x1: Any,
         if spec.only is not None and path not in spec.only:
             continue
         found = [jax.jacrev(functools.partial(outputs, net, leaf, x))(leaves[leaf]) for net, x in zip(networks, (x1, x2))]
-        if spec.wide:
-            found = [g.astype(jnp.float64) for g in found]
+        found = [contracted_in(networks[0], spec, g) for g in found]
         name = {None: "", "leaf": path, "layer": _parent(path)}[spec.per]
         _into(total, name, weigh(leaf, contract.gradients_product([(found[0], found[1])], spec.outputs)))
     return total

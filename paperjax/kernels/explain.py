@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from paperjax.kernels.checks import check_kinds
 from paperjax.kernels.inputs import chosen_outputs
-from paperjax.kernels.network import Network, Spec, read, routes
+from paperjax.kernels.network import Network, Spec, read, routes, shaped
 from paperjax.kernels.ntk import ntk
 from paperjax.kernels.routes import Machine
 from paperjax.model import as_model, split
@@ -106,6 +108,12 @@ def explain(
     Returns
     -------
     Explanation
+        Of the first array, where the model returns several. A route that cannot be taken costs infinitely much.
+
+    Raises
+    ------
+    ValueError
+        If a batch is empty, the two batches' features differ, or a leaf, an output or a route is not there.
 
     Examples
     --------
@@ -118,6 +126,10 @@ def explain(
     model = as_model(model)
     same = x2 is None or x2 is x1
     x2 = x1 if x2 is None else x2
+    for name, x in (("x1", x1), ("x2", x2)):
+        if not jnp.shape(x) or not jnp.shape(x)[0]:
+            raise ValueError(f"{name} has shape {jnp.shape(x)}: an empty batch has no kernel. Give at least one example.")
+    check_kinds(*map(shaped, (x1, x2)))
     n, m = jnp.shape(x1)[0], jnp.shape(x2)[0]
     network = read(model, params, x1)
     name, one = chosen_outputs(outputs, network.out)
@@ -130,7 +142,8 @@ def explain(
             continue
         timed = {}
         if measure:
-            timed = {way: _seconds(model, params, x1, x2, outputs, path, way) for way in choice.costs if _alone(network, choice.leaf, way)}
+            ways = [way for way, cost in choice.costs.items() if _alone(network, choice.leaf, way) and math.isfinite(cost.flops)]
+            timed = {way: _seconds(model, params, x1, x2, outputs, path, way) for way in ways}
         use = f"enters {choice.why}" if choice.why else _use(network, choice.leaf)
         predicted = {way: cost.seconds(machine) for way, cost in choice.costs.items()}
         rows[path] = LeafRoute(path, network.shapes[choice.leaf], choice.route, use, predicted, timed)

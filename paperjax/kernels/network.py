@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core as jex
 
 from paperjax.kernels.factors import Terms, find_terms
-from paperjax.kernels.routes import Choice, Machine, Sizes, choose, forward_flops, itemsize
+from paperjax.kernels.routes import Choice, Machine, Sizes, choose, forward_flops, has_forward, itemsize
 from paperjax.model import Model, join, split
 from paperjax.trace import primitives as prim
 from paperjax.trace.products import find_products
+
+SQUEEZED = "Does the model squeeze() all axes of size 1, or ask for the batch's size? Name the axes: x.squeeze((1, 2))."
 
 
 class Spec(NamedTuple):
@@ -72,6 +75,12 @@ class Network(NamedTuple):
     dtype: Any
 
 
+def under_trace(model: Model, params: Any, x: Any, spec: Spec) -> bool:
+    """Whether the model holds values of a trace that is going on around it: a network made inside of jit, grad or vmap."""
+    network = read(model, params, x, spec.which[0], jnp.shape(x)[0] if spec.coupled else 1)
+    return any(isinstance(const, Tracer) for const in network.jaxpr.consts)
+
+
 def flat(params: Any) -> tuple[list[Any], list[Any], tuple[str, ...], Any]:
     """Trained leaves, given leaves, paths of the trained ones, and how to put them together."""
     trained, given = split(params)
@@ -118,8 +127,11 @@ def _read(model: Model, structure: Any, shapes: tuple[Any, ...], x: Any, which: 
 
     jaxpr = prim.trace(apply, *leaves, *fixed, jax.ShapeDtypeStruct(*x))
     y = jaxpr.jaxpr.outvars[0].aval
+    shape, n_examples = tuple(y.shape), x[0][0]  # pyright: ignore[reportAttributeAccessIssue]
+    if shape[:1] != (n_examples,):
+        raise ValueError(f"a batch of {n_examples} gives an output of shape {shape}, without the batch as first axis. {SQUEEZED}")
     terms = find_terms(find_products(jaxpr, n))
-    return Network(jaxpr, paths, tuple(jnp.shape(leaf) for leaf in leaves), terms, tuple(y.shape[1:]), y.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    return Network(jaxpr, paths, tuple(jnp.shape(leaf) for leaf in leaves), terms, shape[1:], y.dtype)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def signature(tree: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -146,7 +158,8 @@ def n_outputs(network: Network, spec: Spec) -> int:
 def sizes_of(network: Network, spec: Spec, n: int, m: int, same: bool = False) -> Sizes:
     """What the cost of a kernel of that many examples depends on."""
     size = 8 if spec.wide else itemsize(network.dtype)
-    return Sizes(n, m, n_outputs(network, spec), size, forward_flops(network.jaxpr), same)
+    forward = forward_flops(network.jaxpr) if has_forward(network.jaxpr) else math.inf
+    return Sizes(n, m, n_outputs(network, spec), size, forward, same)
 
 
 def routes(network: Network, spec: Spec, n: int, m: int, machine: Machine | None = None, same: bool = False) -> tuple[Choice, ...]:

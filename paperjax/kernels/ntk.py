@@ -17,12 +17,12 @@ from paperjax.binding import nearest
 from paperjax.devices import device_budget, devices_of, keep_freed_memory
 from paperjax.kernels import programs, spread
 from paperjax.kernels.blocks import BlockPlan, divided, plan_blocks, run_blocks
-from paperjax.kernels.inputs import batch, check_finite, check_params, chosen_outputs, leaf_weights, model_of, model_outputs
-from paperjax.kernels.network import Spec, abstract, read, result_shape, signature
+from paperjax.kernels.checks import batch, check_apart, check_finite, check_kinds, check_one, leaf_weights, outputs_of, trained_paths
+from paperjax.kernels.inputs import chosen_outputs, model_of
+from paperjax.kernels.network import Spec, abstract, read, result_shape, signature, under_trace
 from paperjax.kernels.store import Store, fingerprint, trace_fingerprint
 from paperjax.layout import replicate
 from paperjax.model import Model
-from paperjax.trace.batch import coupling
 
 
 def ntk(
@@ -76,7 +76,8 @@ def ntk(
         vectors); or a dict from paths to ``"gram"``, ``"gradients"``, ``"jacobian"``, ``"ntvp"``. `paperjax.kernels.explain` prints what
         is chosen.
     max_bytes
-        Memory for the work besides the result, of each device; half of the device's by default. What does not fit is computed in blocks.
+        Memory for the work besides the result, of each device; half of the device's by default. What does not fit is computed in blocks,
+        but inside of jit, grad or vmap, where the kernel is part of one program.
     accumulate
         ``"float64"`` contracts in double precision what the network computed in its own. Needs ``jax_enable_x64``.
     coupled
@@ -134,21 +135,11 @@ def ntk(
     given = (x1,) if x2 is None or x2 is x1 else (x1, x2)
     x1, x2 = ([batch(name, x, bool(devices)) for name, x in zip(("x1", "x2"), given)] * 2)[:2]
     same = x2 is x1
-    if x1.shape[1:] != x2.shape[1:] or x1.dtype != x2.dtype:
-        raise ValueError(
-            f"x1 has examples of {x1.dtype}{list(x1.shape[1:])} and x2 of {x2.dtype}{list(x2.shape[1:])}: a kernel is between examples of "
-            "one kind. Did a batch axis go missing, or was one of them flattened?"
-        )
-    paths = check_params(params)
-    results, tree = model_outputs(model, *signature((params, x1)))
+    check_kinds(x1, x2)
+    paths = trained_paths(params)
+    results, tree = outputs_of(model, *signature((params, x1)))
     if not coupled:
-        met = _coupling(model, *signature((params, jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype))))
-        if met is not None:
-            raise ValueError(
-                f"the examples of a batch depend on each other: {met} runs over the batch (batch statistics?). A kernel between examples "
-                "is then one of whole batches. Use running averages (BatchNorm(use_running_average=True)), or pass coupled=True for the "
-                "kernel of x1 and x2 as they stand."
-            )
+        check_apart(model, params, x1, "pass coupled=True for the kernel of x1 and x2 as they stand")
     if per not in (None, "leaf", "layer"):
         raise ValueError(f"per = {per!r}: 'leaf', 'layer', or None for the whole kernel.")
     if accumulate not in (None, "float64"):
@@ -161,6 +152,10 @@ def ntk(
         raise ValueError("diagonal=True is the kernel of each example of x1 with itself: leave out x2 and out=.")
     if out and per:
         raise ValueError("out= holds one array: leave out per=, or ask for the leaves one by one with leaves=.")
+    if not isinstance(route, (str, Mapping)):
+        raise TypeError(f"route = {route!r}: the name of a route for all leaves ('auto', 'jacobian', ...), or a dict from paths to names.")
+    if leaves is not None and (isinstance(leaves, str) or not len(leaves)):
+        raise ValueError(f"leaves = {leaves!r}: a list of paths, at least one, such as [{paths[0]!r}]; None for all.")
     for path in leaves or ():
         if path not in paths:
             raise ValueError(f"leaves names {path!r}, which is not trained here. {nearest(path, paths)}")
@@ -168,6 +163,8 @@ def ntk(
     found = []
     for which, y in enumerate(results):
         name, one = chosen_outputs(outputs, tuple(y.shape[1:]))
+        if not coupled:
+            check_one(model, params, x1, which, y)
         spec = Spec(
             name,
             (which, one),
@@ -189,7 +186,13 @@ def _kernel(
     out: str | Path | None, devices: Sequence[Any], progress: bool | None,
 ) -> Mapping[str, Any]:  # fmt: skip
     try:
-        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x1, x2)))
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, weights, x1, x2))) or under_trace(
+            model, params, x1, spec
+        )
+        if traced and (out or devices):
+            what = "out= writes a file" if out else "mesh= spreads blocks over devices"
+            name = "out=" if out else "mesh="
+            raise ValueError(f"{what}, which a program cannot: call ntk outside of jit, grad and vmap, or leave {name} out.")
         budget = _budget(devices) if max_bytes is None else max_bytes
         if spec.coupled or (traced and not diagonal):
             check_finite(params)
@@ -224,7 +227,12 @@ def _kernel(
         with Store(Path(f"{out}.json"), {"": (Path(out), result)}, what, same) as store:
             _fill(plan, model, spec, params, weights, x1, x2, line, store.arrays, store, progress)
         return store.arrays
-    except (NotImplementedError, ValueError) as error:
+    except (NotImplementedError, TypeError, ValueError) as error:
+        if "custom_vjp" in str(error):
+            raise ValueError(
+                f"the route 'ntvp' takes forward derivatives, and a part of the model has only backward ones: {error} Leave the route to "
+                "the engine ('auto'), or write that part with jax.custom_jvp."
+            ) from error
         if "ifferentiation" in str(error):
             raise ValueError(
                 f"the model cannot be differentiated in the way that its kernel needs: {error} A loop whose length is known (lax.scan, or "
@@ -269,12 +277,6 @@ def _budget(devices: Sequence[Any]) -> int:
     """Of each device; those of a CPU share its memory."""
     here = devices or jax.devices()
     return device_budget(here) // (len(devices) if devices and devices[0].platform == "cpu" else 1)
-
-
-# Traces take longer than small kernels: one for each model and shapes.
-@functools.lru_cache(maxsize=64)
-def _coupling(model: Model, structure: Any, shapes: tuple[Any, ...]) -> str | None:
-    return coupling(model.apply, *abstract(structure, shapes))
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from paperjax.kernels.checks import batch as batch_of
+from paperjax.kernels.checks import check_apart, check_finite, check_kinds, check_one, leaf_weights, outputs_of, trained_paths
+from paperjax.kernels.network import signature
 from paperjax.model import as_model, join, split
 
 
@@ -31,7 +34,8 @@ def operator(
     Raises
     ------
     ValueError
-        If a vector does not have the shape of the outputs.
+        As `ntk`; if `batch` is below 1, the model returns several arrays, or a vector does not have the shape of the outputs. A model with
+        derivatives written by hand for one way only (``jax.custom_vjp``) has no operator.
 
     Examples
     --------
@@ -42,13 +46,24 @@ def operator(
     Array([2., 6.], dtype=float32)
     """
     model = as_model(model)
-    x2 = x1 if x2 is None else x2
+    x1 = batch_of("x1", x1)
+    x2 = x1 if x2 is None else batch_of("x2", x2)
+    check_kinds(x1, x2)
+    trained_paths(params)
+    check_finite(params)
+    if batch < 1:
+        raise ValueError(f"batch = {batch}: at least one example is worked on at a time.")
+    arrays, _ = outputs_of(model, *signature((params, x2)))
+    if len(arrays) != 1:
+        raise ValueError(f"the model returns {len(arrays)} arrays, and an operator is of one: wrap it to return one of them.")
+    check_apart(model, params, x1, "take ntk(..., coupled=True)")
+    check_one(model, params, x2, 0, arrays[0])
     trained, given = split(params)
-    scale = None if weights is None else jax.tree.map(lambda leaf, weight: weight, params, weights)
-    out = jax.eval_shape(model.apply, params, x2)
+    scale = None if weights is None else leaf_weights(params, weights)
+    out = arrays[0]
 
     def apply(leaves: Any, x: Any) -> Any:
-        return model.apply(join(leaves, given), x)
+        return jax.tree.leaves(model.apply(join(leaves, given), x))[0]
 
     def product(v: Any) -> Any:
         v = jnp.asarray(v)
@@ -62,8 +77,17 @@ def operator(
 
         gradient = _over_batches(add, jax.tree.map(jnp.zeros_like, trained), (x2, v.astype(out.dtype)), batch)
         if scale is not None:
-            gradient = jax.tree.map(lambda g, w: g * jnp.asarray(w).astype(g.dtype), gradient, split(scale)[0])
-        return lax.map(lambda x: jax.jvp(lambda leaves: apply(leaves, x[None])[0], (trained,), (gradient,))[1], x1, batch_size=batch)
+            leaves, tree = jax.tree.flatten(gradient)
+            gradient = jax.tree.unflatten(tree, [g * jnp.asarray(w).astype(g.dtype) for g, w in zip(leaves, scale)])
+        try:
+            return lax.map(lambda x: jax.jvp(lambda leaves: apply(leaves, x[None])[0], (trained,), (gradient,))[1], x1, batch_size=batch)
+        except TypeError as error:
+            if "custom_vjp" not in str(error):
+                raise
+            raise ValueError(
+                f"the operator takes forward derivatives, and a part of the model has only backward ones: {error} Take ntk, which needs "
+                "no others, or write that part with jax.custom_jvp."
+            ) from error
 
     return product
 

@@ -13,7 +13,7 @@ from paperjax.devices import compiler_options, known_options
 from paperjax.kernels.blocks import filled
 from paperjax.kernels.engine import Scale, by_vectors, coupled_kernel, pairs, record
 from paperjax.kernels.features import Features
-from paperjax.kernels.network import Network, Spec, flat, read, result_shape, routes, shaped, sizes_of
+from paperjax.kernels.network import Network, Spec, flat, read, result_shape, routes, shaped, sizes_of, under_trace
 from paperjax.kernels.routes import Choice, held_forward, loops_per_product
 from paperjax.kernels.strided import large
 from paperjax.layout import peak_bytes, tree_bytes
@@ -28,11 +28,12 @@ PLAIN_LOOPS = {"xla_cpu_use_fusion_emitters": False}
 LOOPS_PER_PRODUCT = 4.0
 
 
-def finished(spec: Spec, out: tuple[int, ...], kernels: dict[str, Any], alone: bool = False) -> dict[str, Any]:
+def finished(spec: Spec, network: Network, kernels: dict[str, Any], alone: bool = False) -> dict[str, Any]:
     """Kernels as they are handed out: ``(N, M, *out, *out)``, ``(N, M)`` or ``(N, M, *out)``; without M for examples with themselves."""
+    dtype = result_shape(network, spec, 1, 1).dtype
 
     def one(kernel: Any) -> Any:
-        shape = () if spec.which[1] is not None else out
+        kernel, shape = kernel.astype(dtype), () if spec.which[1] is not None else network.out
         if spec.outputs == "trace":
             return kernel[:, 0] if alone else kernel
         order = (0, 2, 1, 3) if spec.outputs == "full" else (0, 2, 1)
@@ -63,7 +64,7 @@ class Task(NamedTuple):
         def vectors(leaf: int) -> Any:
             return by_vectors(self.network, self.spec, self.arguments, leaf, x1, x2)
 
-        return pairs(self.network, self.spec, self.choices, self.weigh, first, second, vectors)
+        return pairs(self.network, self.spec, self.choices, self.weigh, first, second, (x1.shape[0], x2.shape[0]), vectors)
 
 
 def task(model: Model, spec: Spec, params: Any, weights: Any, x: Any, n: int, m: int, same: bool = False) -> Task:
@@ -103,6 +104,8 @@ def program(batch: Callable[..., Any], *static: str) -> Callable[[Callable[..., 
             if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
                 return fn(*args)
             model, spec, params = args[:3]
+            if under_trace(model, params, batch(*args), spec):
+                return fn(*args)
             network = None if spec.coupled else read(model, params, batch(*args), spec.which[0])
             return compiled(tuple(options(jax.default_backend(), network).items()))(*args)
 
@@ -116,11 +119,11 @@ def kernel_program(model: Model, spec: Spec, params: Any, weights: Any, x1: Any,
     """The kernel of two batches that fit in memory together."""
     if spec.coupled:
         weigh = Scale(None if weights is None else tuple(weights))
-        return finished(spec, read(model, params, x1, spec.which[0]).out, coupled_kernel(model, spec, weigh, params, x1, x2))
+        return finished(spec, read(model, params, x1, spec.which[0], x1.shape[0]), coupled_kernel(model, spec, weigh, params, x1, x2))
     this = task(model, spec, params, weights, x1, x1.shape[0], x2.shape[0], same)
     first = this.record(x1)
     second = first if same else this.record(x2)
-    return finished(spec, this.network.out, this.pairs(first, second, x1, x2))
+    return finished(spec, this.network, this.pairs(first, second, x1, x2))
 
 
 @program(lambda *args: args[4], "model", "spec")
@@ -130,7 +133,7 @@ def diagonal_program(model: Model, spec: Spec, params: Any, weights: Any, x: Any
 
     def one(row: Features, x: Any) -> dict[str, Any]:
         row = jax.tree.map(lambda a: a[None], row)
-        kernels = finished(spec, this.network.out, this.pairs(row, row, x[None], x[None]), alone=True)
+        kernels = finished(spec, this.network, this.pairs(row, row, x[None], x[None]), alone=True)
         return {name: kernel[0] for name, kernel in kernels.items()}
 
     return jax.vmap(one)(this.record(x), x)
@@ -147,7 +150,7 @@ def pair_program(model: Model, spec: Spec, params: Any, weights: Any, first: Any
     """The kernel between two recorded batches."""
     (one, x1), (two, x2) = first, second
     this = task(model, spec, params, weights, x1, x1.shape[0], x2.shape[0])
-    return finished(spec, this.network.out, this.pairs(one, two, x1, x2))
+    return finished(spec, this.network, this.pairs(one, two, x1, x2))
 
 
 class Held(NamedTuple):

@@ -68,7 +68,9 @@ class Choice(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Examples of the two batches, outputs, bytes of a number, operations of one forward pass of one example; are both batches one?"""
+    """Examples of the two batches, outputs, bytes of a number, operations of one forward pass of one example (infinite if it cannot be
+    differentiated so); are both batches one?
+    """
 
     n: int
     m: int
@@ -101,6 +103,13 @@ def forward_flops(jaxpr: jex.ClosedJaxpr) -> float:
         else:
             total += sum(getattr(var.aval, "size", 0) for var in eqn.outvars)
     return total
+
+
+def has_forward(jaxpr: jex.ClosedJaxpr) -> bool:
+    """Whether a trace has forward derivatives: no part of it has backward ones only, written by hand."""
+    return all(
+        not eqn.primitive.name.startswith("custom_vjp") and all(map(has_forward, prim.inner_jaxprs(eqn))) for eqn in jaxpr.jaxpr.eqns
+    )
 
 
 def held_forward(jaxpr: jex.ClosedJaxpr) -> float:

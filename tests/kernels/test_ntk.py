@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import paperjax as pj
-from paperjax.kernels import explain, ntk, operator
+from paperjax.kernels import explain, ntk
 from paperjax.model import Frozen, Model
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -95,9 +95,32 @@ def test_weights_are_those_of_a_plan():
     np.testing.assert_allclose(whole, sum(factors[path] * kernel for path, kernel in parts.items()), rtol=1e-10)
 
 
+def test_what_is_given_needs_no_weight():
+    params = {"a": Frozen({"x": jnp.ones(2), "y": jnp.ones(3)}), "n": jnp.arange(3), "net": PARAMS}
+    model = Model(MODEL.init, lambda p, x: MODEL.apply(p["net"], x))
+    rates = [{"w": 2.0, "b": 3.0}, {"w": 5.0, "b": 7.0}, {"w": 11.0, "b": 13.0}]
+    wanted = ntk(MODEL, PARAMS, X1, weights=rates)
+    for fixed in (Frozen({"x": 17.0, "y": 19.0}), None):
+        with pytest.warns(UserWarning, match="do not count"):
+            np.testing.assert_allclose(ntk(model, params, X1, weights={"a": fixed, "n": 23, "net": rates}), wanted, rtol=1e-12)
+
+
 def test_only_some_leaves(exact):
     parts = ntk(MODEL, PARAMS, X1, X2, per="leaf")
     np.testing.assert_allclose(ntk(MODEL, PARAMS, X1, X2, leaves=["[1]['w']"]), parts["[1]['w']"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("form", [{}, {"outputs": "trace"}, {"diagonal": True}, {"max_bytes": 6000}, {"route": "jacobian"}], ids=str)
+def test_what_the_network_does_not_use_has_a_kernel_of_zeros(form):
+    params = {"net": {"all": PARAMS}, "spare": {"w": jnp.ones((2, 3))}}
+    model = Model(MODEL.init, lambda p, x: MODEL.apply(p["net"]["all"], x))
+    whole, alone = ntk(model, params, X1, **form), ntk(model, params, X1, leaves=["['spare']['w']"], **form)
+    assert alone.shape == whole.shape
+    assert not alone.any()
+    for per, name in (("leaf", "['spare']['w']"), ("layer", "['spare']")):
+        parts = ntk(model, params, X1, per=per, **form)
+        np.testing.assert_array_equal(parts[name], alone)
+        np.testing.assert_allclose(sum(parts.values()), whole, rtol=1e-12)
 
 
 def test_outputs_of_several_axes_and_several_outputs(exact):
@@ -118,6 +141,26 @@ def test_under_jit_and_derivatives_of_it(exact):
     np.testing.assert_allclose(found, exact, rtol=1e-12)
 
 
+INSIDE = {
+    "jit": lambda f: jax.jit(f)(2.0),
+    "grad": lambda f: jax.value_and_grad(lambda s: f(s).sum())(2.0)[0],
+    "vmap": lambda f: jax.vmap(f)(jnp.array([2.0]))[0],
+    "loop": lambda f: jax.lax.map(f, jnp.array([2.0]))[0],
+}
+
+
+@pytest.mark.parametrize("form", [{}, {"diagonal": True}, {"max_bytes": 6000}, {"coupled": True}], ids=str)
+@pytest.mark.parametrize("inside", INSIDE)
+def test_a_network_made_inside_of_a_program(inside, form):
+    """It holds values of that program, and the kernel is a part of it."""
+
+    def kernel(scale):
+        return ntk(Model(MODEL.init, lambda p, x: scale * MODEL.apply(p, x)), PARAMS, X1, outputs="trace", **form)
+
+    wanted = 4 * ntk(MODEL, PARAMS, X1, outputs="trace", diagonal="diagonal" in form)
+    np.testing.assert_allclose(INSIDE[inside](kernel), wanted.sum() if inside == "grad" else wanted, rtol=1e-12)
+
+
 def test_float64_contraction_of_a_float32_network():
     model = dense((3, 5, 4, 2), dtype=jnp.float32)
     x = X1.astype(jnp.float32)
@@ -127,12 +170,22 @@ def test_float64_contraction_of_a_float32_network():
     np.testing.assert_allclose(found, ntk(model, params, x), rtol=1e-4, atol=1e-5)
 
 
-def test_operator_is_the_kernel(exact):
-    v = jax.random.normal(jax.random.key(3), (4, 2), jnp.float64)
-    for batch in (1, 3, 256):
-        np.testing.assert_allclose(operator(MODEL, PARAMS, X1, X2, batch=batch)(v), np.einsum("nmop,mp->no", exact, v), rtol=1e-12)
-    with pytest.raises(ValueError, match=r"shape of the outputs, \(4, 2\)"):
-        operator(MODEL, PARAMS, X1, X2)(v[:3])
+@pytest.mark.parametrize("form", [{}, {"route": "jacobian"}, {"route": "ntvp"}, {"coupled": True}, {"diagonal": True}], ids=str)
+@pytest.mark.parametrize("inside", [True, False])
+def test_half_precision_is_contracted_in_that_of_the_outputs(form, inside):
+    """A network that computes in bfloat16 and returns float32, with parameters of either kind."""
+    half = dense((3, 5, 4, 2), dtype=jnp.bfloat16)
+    to_half = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree)  # noqa: E731
+    to_single = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float32), tree)  # noqa: E731
+    params, x = to_half(PARAMS), to_half(X1)
+    model = Model(half.init, lambda p, x: half.apply(to_half(p), x).astype(jnp.float32))
+    found = ntk(model, to_single(params) if inside else params, x, outputs="trace", **form)
+    assert found.dtype == jnp.float32
+    assert (found != found.astype(jnp.bfloat16).astype(jnp.float32)).any(), "rounded on the way"
+    exact = np.einsum("nmoo->nm", brute(MODEL, *(jax.tree.map(lambda a: a.astype(jnp.float64), t) for t in (params, x, x))))
+    # The forward and backward passes round to 8 bits, a few times each.
+    np.testing.assert_allclose(found, np.diag(exact) if "diagonal" in form else exact, atol=0.02 * exact.max())
+    assert ntk(half, params, x, outputs="trace", **form).dtype == jnp.bfloat16
 
 
 # Laws ----------------------------------------------------------------------------------------------------------------
@@ -232,6 +285,9 @@ def test_a_file_is_taken_up_again(tmp_path, monkeypatch):
     assert len(calls) - 1 == blocks
     with pytest.raises(ValueError, match="holds blocks of another kernel"):
         ntk(MODEL, PARAMS, X1 + 1, max_bytes=6000, out=path)
+    for other in (dense((3, 5, 4, 2), jax.nn.relu), Model(MODEL.init, lambda p, x: MODEL.apply(p, x) * jnp.array([[1.0, 2.0]]))):
+        with pytest.raises(ValueError, match="holds blocks of another kernel"):
+            ntk(other, PARAMS, X1, max_bytes=6000, out=path)
 
 
 # Routes --------------------------------------------------------------------------------------------------------------
@@ -260,45 +316,29 @@ def test_routes_can_be_told(route, exact):
     np.testing.assert_allclose(ntk(MODEL, PARAMS, X1, X2, route=route), exact, rtol=1e-12)
 
 
-# Bad input -----------------------------------------------------------------------------------------------------------
+@jax.custom_vjp
+def sign(x):
+    return jnp.sign(x)
 
 
-def bad_params(**changed):
-    return [{**PARAMS[0], **changed}, *PARAMS[1:]]
+sign.defvjp(lambda x: (jnp.sign(x), None), lambda _, y: (y,))
 
 
-REFUSED = {
-    "empty batch": (lambda: ntk(MODEL, PARAMS, X1[:0]), ValueError, "x1 has shape"),
-    "features differ": (lambda: ntk(MODEL, PARAMS, X1, X2[:, :2]), ValueError, r"examples of float64\[3\] and x2 of float64\[2\]"),
-    "NaN": (lambda: ntk(MODEL, bad_params(b=PARAMS[0]["b"] * jnp.nan), X1), ValueError, r"\[0\]\['b'\] holds NaN"),
-    "complex": (lambda: ntk(MODEL, bad_params(b=PARAMS[0]["b"].astype(complex)), X1), ValueError, r"\[0\]\['b'\] is complex"),
-    "no array": (lambda: ntk(Model(MODEL.init, lambda p, x: (MODEL.apply(p, x), "y")), PARAMS, X1), TypeError, "not an array"),
-    "classes": (lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x).argmax(1)), PARAMS, X1), TypeError, "int"),
-    "sum over the batch": (
-        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x - x.mean(0, keepdims=True))), PARAMS, X1),
-        ValueError,
-        "depend on each other: reduce_sum",
-    ),
-    "nothing trained": (lambda: ntk(MODEL, Frozen(PARAMS), X1), ValueError, "no trained parameter"),
-    "too little memory": (lambda: ntk(MODEL, PARAMS, X1, max_bytes=100), MemoryError, "Give max_bytes="),
-    "unknown output": (lambda: ntk(MODEL, PARAMS, X1, outputs=2), ValueError, "names no output"),
-    "unknown form": (lambda: ntk(MODEL, PARAMS, X1, outputs="traces"), ValueError, "trace"),
-    "unknown leaf": (lambda: ntk(MODEL, PARAMS, X1, leaves=["[0]['v']"]), ValueError, r"\[0\]\['w'\]|\[0\]\['b'\]"),
-    "unknown route": (lambda: ntk(MODEL, PARAMS, X1, route="jacobains"), ValueError, "jacobian"),
-    "route of an unknown leaf": (lambda: ntk(MODEL, PARAMS, X1, route={"[7]": "jacobian"}), ValueError, "not trained here"),
-    "weights of another shape": (lambda: ntk(MODEL, PARAMS, X1, weights={"w": 1.0}), ValueError, "pytree like params"),
-    "file and parts": (lambda: ntk(MODEL, PARAMS, X1, out="k.npy", per="leaf"), ValueError, "holds one array"),
-    "diagonal of two batches": (lambda: ntk(MODEL, PARAMS, X1, X2, diagonal=True), ValueError, "leave out x2"),
-    "unknown parts": (lambda: ntk(MODEL, PARAMS, X1, per="layers"), ValueError, "'leaf', 'layer'"),
-    "unknown precision": (lambda: ntk(MODEL, PARAMS, X1, accumulate="double"), ValueError, "float64"),
-}
+def test_what_has_backward_derivatives_only_takes_no_forward_ones():
+    params, x = {"gain": jnp.linspace(1.0, 2.0, 64)}, jnp.linspace(-1.0, 1.0, 128).reshape(2, 64)
+    model = Model(lambda key, x: params, lambda p, x: sign(x * p["gain"][None]))
+    # Where derivatives could be taken either way, forward ones would be the cheaper: one example, many outputs.
+    assert explain(Model(model.init, lambda p, x: jnp.sin(x * p["gain"][None])), params, x[:1]).leaves[0].route == "ntvp"
+    table = explain(model, params, x[:1], measure=True)
+    assert table.leaves[0].route == "jacobian"
+    assert set(table.leaves[0].measured) == {"jacobian"}
+    wanted = np.stack([np.diag(row**2) for row in np.asarray(x)])
+    np.testing.assert_allclose(ntk(model, params, x, diagonal=True), wanted, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"forward derivatives.*'auto'"):
+        ntk(model, params, x, route="ntvp")
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_refused(what):
-    call, error, message = REFUSED[what]
-    with pytest.raises(error, match=message):
-        call()
+# Loops, integers, batch statistics ------------------------------------------------------------------------------------
 
 
 def test_a_loop_of_unknown_length_is_named():

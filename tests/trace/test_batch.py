@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from paperjax.trace.batch import coupling
@@ -24,6 +25,17 @@ MET = {
     "sorted": lambda w, x: jnp.sort(x @ w, axis=0),
     "first example": lambda w, x: x @ w + (x[:1] @ w),
     "cumulative": lambda w, x: jnp.cumsum(x @ w, axis=0),
+    "divided by their number": lambda w, x: x @ w / x.shape[0],
+    "sum of segments": lambda w, x: x @ w + jax.ops.segment_sum(x @ w, jnp.zeros(x.shape[0], int), 1),
+    "singular values": lambda w, x: x @ w * jnp.linalg.svd(x[:, 0], full_matrices=False)[1][0],
+    "reduce": lambda w, x: x @ w + jax.lax.reduce(x @ w, jnp.float32(0), lambda a, b: a + b + a * b, (0,))[None],
+    "taken apart": lambda w, x: x @ w + sum(jnp.split(x @ w, x.shape[0])),
+    "numbered": lambda w, x: x @ w * jnp.arange(1.0, x.shape[0] + 1)[:, None, None],
+    "numbered by numpy": lambda w, x: x @ w * np.arange(1.0, x.shape[0] + 1, dtype=np.float32)[:, None, None],
+    "noise": lambda w, x: x @ w + jax.random.normal(jax.random.key(0), (*x.shape[:2], 5)),
+    "a key for each": lambda w, x: jax.vmap(lambda k, x: x @ w + jax.random.normal(k, (5,))[None])(
+        jax.random.split(jax.random.key(0), x.shape[0]), x
+    ),
     "in jit": lambda w, x: jax.jit(lambda h: h - h.sum(0, keepdims=True))(x @ w),
 }
 APART = {
@@ -32,6 +44,14 @@ APART = {
     "attention": lambda w, x: jax.nn.softmax(jnp.einsum("ntd,nsd->nts", x, x)) @ x @ w,
     "map over examples": lambda w, x: jax.lax.map(lambda row: row @ w, x),
     "merged and parted": lambda w, x: (x.reshape(-1, 3) @ w).reshape(*x.shape[:2], 5),
+    "counted in a loop": lambda w, x: jax.lax.fori_loop(0, 2, lambda i, h: h + i.astype(h.dtype), x) @ w,
+    "carried beside a number": lambda w, x: jax.lax.scan(lambda c, _: ((c[0] + 1, c[1] * c[0]), None), (1.0, x), None, length=2)[0][1] @ w,
+    "rematerialized": lambda w, x: jax.checkpoint(lambda w, x: jnp.tanh(x @ w))(w, x),
+    "constants": lambda w, x: (x + np.ones(x.shape, np.float32)) @ w / x.shape[1],
+    "noise of one example": lambda w, x: x @ w + jax.random.normal(jax.random.key(0), (1, x.shape[1], 5)),
+    "rows one by one": lambda w, x: jax.vmap(lambda row: row @ w + w[row[0, 0].astype(int)][None])(x),
+    "solved": lambda w, x: jax.vmap(lambda row: jnp.linalg.solve(row[:3], row[3:]))(x) @ w,
+    "empty": lambda w, x: jnp.concatenate([x[:, :0], x], 1) @ w + x[:, :0].sum((1, 2))[:, None, None],
     "moved": lambda w, x: jnp.moveaxis(jnp.moveaxis(x, 0, -1).sum(0), -1, 0) @ w,
     "scan over places": lambda w, x: jax.lax.scan(lambda h, row: (h + row, None), jnp.zeros(x[:, 0].shape), x.swapaxes(0, 1))[0] @ w,
 }

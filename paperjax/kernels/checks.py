@@ -1,0 +1,159 @@
+"""What the entry points of a kernel refuse: batches, parameters and weights that would give numbers of something else."""
+
+import functools
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from paperjax.kernels.network import SQUEEZED, abstract, read, signature
+from paperjax.model import Frozen, Model, split
+from paperjax.trace.batch import coupling
+
+
+def batch(name: str, x: Any, host: bool = False) -> Any:
+    """A batch as an array, of at least one example; on the host if told to."""
+    if isinstance(x, Mapping) or (isinstance(x, (tuple, list)) and any(hasattr(part, "shape") for part in x)):
+        raise TypeError(
+            f"{name} is a {type(x).__name__} of arrays, and must be one array, batch first: join them, and let the model take them apart."
+        )
+    if host:
+        x = np.asarray(x)
+        x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
+    x = x if host or isinstance(x, jax.Array) else jnp.asarray(x)
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise ValueError(
+            f"{name} has shape {x.shape}: an empty batch has no kernel. Give at least one example, with the batch as first axis."
+        )
+    return x
+
+
+def check_kinds(x1: Any, x2: Any) -> None:
+    """Refuse batches of examples of two kinds."""
+    if x1.shape[1:] != x2.shape[1:] or x1.dtype != x2.dtype:
+        raise ValueError(
+            f"x1 has examples of {x1.dtype}{list(x1.shape[1:])} and x2 of {x2.dtype}{list(x2.shape[1:])}: a kernel is between examples of "
+            "one kind. Did a batch axis go missing, or was one of them flattened?"
+        )
+
+
+def check_apart(model: Model, params: Any, x: Any, instead: str) -> None:
+    """Refuse a model whose examples depend on each other."""
+    met = _coupling(model, *signature((params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))))
+    if met is not None:
+        raise ValueError(
+            f"the examples of a batch depend on each other, or on their number or places: {met} runs over the batch (batch statistics? "
+            "dropout?). A kernel between examples is then one of whole batches. Use running averages "
+            f"(BatchNorm(use_running_average=True)), switch dropout off, or {instead}."
+        )
+
+
+# Traces take longer than small kernels: one for each model and shapes.
+@functools.lru_cache(maxsize=64)
+def _coupling(model: Model, structure: Any, shapes: tuple[Any, ...]) -> str | None:
+    return coupling(model.apply, *abstract(structure, shapes))
+
+
+@functools.lru_cache(maxsize=64)
+def outputs_of(model: Model, structure: Any, shapes: tuple[Any, ...]) -> tuple[list[Any], Any]:
+    """Shapes of the arrays that a model returns, and how they are put together."""
+    params, x = abstract(structure, shapes)
+    try:
+        y = jax.eval_shape(model.apply, params, x)
+    except TypeError as error:
+        if "not a valid JAX type" in str(error):
+            raise TypeError(f"the model returns something that is not an array: {error}") from error
+        raise
+    found = jax.tree.leaves(y)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(y):
+        name = jax.tree_util.keystr(path) or "the output"
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise TypeError(f"{name} is {leaf.dtype}, and a kernel is between real outputs: return real and imaginary part as two outputs.")
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{name} is {leaf.dtype}, which has no derivative: return the scores, not their argmax.")
+        if 0 in leaf.shape:
+            raise ValueError(f"{name} has shape {leaf.shape}: an output of size 0 has no kernel.")
+        if not leaf.shape or leaf.shape[0] != x.shape[0]:
+            raise ValueError(f"{name} has shape {leaf.shape} for a batch of {x.shape[0]}: the first axis must be the batch.")
+    if not found:
+        raise TypeError("the model returns no array, so there is nothing to take the kernel of.")
+    return found, jax.tree.structure(y)
+
+
+def check_one(model: Model, params: Any, x: Any, which: int, y: Any) -> None:
+    """Refuse a model that gives an example by itself an output of another shape than one of a larger batch."""
+    out = read(model, params, x, which).out
+    if out != tuple(y.shape[1:]):
+        raise ValueError(
+            f"a batch of one example gives outputs of shape {out}, and one of {y.shape[0]} of shape {tuple(y.shape[1:])}. {SQUEEZED}"
+        )
+
+
+def trained_paths(params: Any, stacklevel: int = 3) -> tuple[str, ...]:
+    """Paths of the trained leaves; integers among the others are said."""
+    paths = []
+    trained, given = split(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trained):
+        name = jax.tree_util.keystr(path)
+        paths.append(name)
+        if jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.complexfloating):
+            raise ValueError(
+                f"parameter {name} is complex: its kernel is not defined here (real and imaginary parts would train apart). Keep them as "
+                "two real leaves and build the complex numbers inside the model."
+            )
+    if not paths:
+        raise ValueError("the model has no trained parameter, so its kernel is zero: are all of them Frozen or integers?")
+    whole = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.integer) and _is_alone(given, path)
+    ]
+    if whole:
+        warnings.warn(f"integers among the parameters do not count in the kernel: {', '.join(whole)}.", UserWarning, stacklevel=stacklevel)
+    return tuple(paths)
+
+
+def check_finite(params: Any) -> None:
+    """Refuse NaN and infinity in trained leaves, where their numbers are known."""
+    on = np if jax.default_backend() == "cpu" else jnp
+    leaves = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(split(params)[0]) if not isinstance(leaf, Tracer)]
+    for (path, _), finite in zip(leaves, jax.device_get([on.isfinite(on.asarray(leaf)).all() for _, leaf in leaves])):
+        if not finite:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"parameter {name} holds NaN or infinity: the network diverged, or was never initialized.")
+
+
+def _is_alone(given: Any, path: Any) -> bool:
+    """Whether a given leaf stands by itself, not inside a `Frozen` node."""
+    return path in [p for p, _ in jax.tree_util.tree_leaves_with_path(given)] and not any(
+        getattr(key, "name", None) == "value" for key in path
+    )
+
+
+def leaf_weights(params: Any, weights: Any) -> list[Any]:
+    """The numbers of the trained leaves, in their order, of a pytree like `params`; what is given needs none."""
+
+    def chosen(path: Any, leaf: Any, weight: Any) -> Any:
+        if isinstance(leaf, Frozen) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            return None
+        name = jax.tree_util.keystr(path)
+        if not isinstance(weight, (int, float, np.ndarray, np.generic, jax.Array)) or jnp.shape(weight) != ():
+            got = f"one has shape {jnp.shape(weight)}" if hasattr(weight, "shape") else repr(weight)
+            raise ValueError(f"weights must be one number for each leaf, and that of {name} is none: {got}.")
+        if not isinstance(weight, Tracer) and not np.isfinite(np.asarray(weight, np.float64)):
+            raise ValueError(f"the weight of {name} is {weight}: weights must be finite. 0 leaves a leaf out.")
+        return weight
+
+    try:
+        found = jax.tree_util.tree_map_with_path(chosen, params, weights, is_leaf=lambda node: isinstance(node, Frozen))
+    except ValueError as error:
+        if "pytree" not in str(error):
+            raise
+        raise ValueError(
+            f"weights must be a pytree like params, one number for each leaf (such as plan.factors('learning_rate', params)): {error}"
+        ) from error
+    return jax.tree.leaves(found)

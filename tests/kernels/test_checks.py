@@ -1,0 +1,88 @@
+"""What the entry points of a kernel refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paperjax.kernels import explain, ntk
+from paperjax.model import Frozen, Model
+from tests.kernels.test_ntk import MODEL, PARAMS, X1, X2
+from tests.zoo import as_users_run_it
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def bad_params(**changed):
+    return [{**PARAMS[0], **changed}, *PARAMS[1:]]
+
+
+def weights(of_one):
+    return [{"w": 1.0, "b": 1.0}, {"w": of_one, "b": 1.0}, {"w": 1.0, "b": 1.0}]
+
+
+REFUSED = {
+    "empty batch": (lambda: ntk(MODEL, PARAMS, X1[:0]), ValueError, "x1 has shape"),
+    "features differ": (lambda: ntk(MODEL, PARAMS, X1, X2[:, :2]), ValueError, r"examples of float64\[3\] and x2 of float64\[2\]"),
+    "NaN": (lambda: ntk(MODEL, bad_params(b=PARAMS[0]["b"] * jnp.nan), X1), ValueError, r"\[0\]\['b'\] holds NaN"),
+    "complex": (lambda: ntk(MODEL, bad_params(b=PARAMS[0]["b"].astype(complex)), X1), ValueError, r"\[0\]\['b'\] is complex"),
+    "no array": (lambda: ntk(Model(MODEL.init, lambda p, x: (MODEL.apply(p, x), "y")), PARAMS, X1), TypeError, "not an array"),
+    "classes": (lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x).argmax(1)), PARAMS, X1), TypeError, "int"),
+    "sum over the batch": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x - x.mean(0, keepdims=True))), PARAMS, X1),
+        ValueError,
+        "depend on each other.*: reduce_sum",
+    ),
+    "nothing trained": (lambda: ntk(MODEL, Frozen(PARAMS), X1), ValueError, "no trained parameter"),
+    "too little memory": (lambda: ntk(MODEL, PARAMS, X1, max_bytes=100), MemoryError, "Give max_bytes="),
+    "unknown output": (lambda: ntk(MODEL, PARAMS, X1, outputs=2), ValueError, "names no output"),
+    "output that is no number": (lambda: ntk(MODEL, PARAMS, X1, outputs=1.5), TypeError, "'full', 'trace', 'diagonal', or the number"),
+    "output True": (lambda: ntk(MODEL, PARAMS, X1, outputs=True), TypeError, "the number of one output"),
+    "no outputs": (lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x)[:, :0]), PARAMS, X1), ValueError, "size 0"),
+    "complex outputs": (lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x) * (1 + 1j)), PARAMS, X1), TypeError, "real and"),
+    "dict of batches": (lambda: ntk(MODEL, PARAMS, {"a": X1}), TypeError, "x1 is a dict of arrays"),
+    "no route": (lambda: ntk(MODEL, PARAMS, X1, route=None), TypeError, "the name of a route"),
+    "explained, features differ": (lambda: explain(MODEL, PARAMS, X1, X2[:, :2]), ValueError, "x2 of float64"),
+    "explained, empty batch": (lambda: explain(MODEL, PARAMS, X1[:0]), ValueError, "x1 has shape"),
+    "unknown form": (lambda: ntk(MODEL, PARAMS, X1, outputs="traces"), ValueError, "trace"),
+    "unknown leaf": (lambda: ntk(MODEL, PARAMS, X1, leaves=["[0]['v']"]), ValueError, r"\[0\]\['w'\]|\[0\]\['b'\]"),
+    "no leaf": (lambda: ntk(MODEL, PARAMS, X1, leaves=[]), ValueError, "a list of paths, at least one"),
+    "leaf without a list": (lambda: ntk(MODEL, PARAMS, X1, leaves="[0]['w']"), ValueError, "a list of paths"),
+    "unknown route": (lambda: ntk(MODEL, PARAMS, X1, route="jacobains"), ValueError, "jacobian"),
+    "route of an unknown leaf": (lambda: ntk(MODEL, PARAMS, X1, route={"[7]": "jacobian"}), ValueError, "not trained here"),
+    "weights of another shape": (lambda: ntk(MODEL, PARAMS, X1, weights={"w": 1.0}), ValueError, "pytree like params"),
+    "file and parts": (lambda: ntk(MODEL, PARAMS, X1, out="k.npy", per="leaf"), ValueError, "holds one array"),
+    "file inside of a program": (lambda: jax.jit(lambda p: ntk(MODEL, p, X1, out="k.npy"))(PARAMS), ValueError, "outside of jit"),
+    "diagonal of two batches": (lambda: ntk(MODEL, PARAMS, X1, X2, diagonal=True), ValueError, "leave out x2"),
+    "weight of another shape": (
+        lambda: ntk(MODEL, PARAMS, X1, weights=[{"w": 1.0, "b": jnp.ones(2)}, *PARAMS[1:]]),
+        ValueError,
+        r"\[0\]\['b'\] is none: one has shape \(2,\)",
+    ),
+    "weight that is no number": (lambda: ntk(MODEL, PARAMS, X1, weights=weights(None)), ValueError, r"\[1\]\['w'\] is none: None"),
+    "weight that is NaN": (lambda: ntk(MODEL, PARAMS, X1, weights=weights(np.nan)), ValueError, r"weight of \[1\]\['w'\] is nan"),
+    "squeezed in between": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x)[:, None].squeeze()), PARAMS, X1),
+        ValueError,
+        r"shape \(2,\), without the batch as first axis. .* x.squeeze\(\(1, 2\)\)",
+    ),
+    "squeezed to one number": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x)[:, None].squeeze()[..., :1]), PARAMS, X1),
+        ValueError,
+        r"one example gives outputs of shape \(\), and one of 6 of shape \(1,\)",
+    ),
+    "squeezed at the end": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x)[:, :1].squeeze()), PARAMS, X1),
+        ValueError,
+        r"shape \(\), without the batch",
+    ),
+    "unknown parts": (lambda: ntk(MODEL, PARAMS, X1, per="layers"), ValueError, "'leaf', 'layer'"),
+    "unknown precision": (lambda: ntk(MODEL, PARAMS, X1, accumulate="double"), ValueError, "float64"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(what):
+    call, error, message = REFUSED[what]
+    with as_users_run_it(), pytest.raises(error, match=message):
+        call()

@@ -115,13 +115,6 @@ def frozen_features(width: int, alpha: Scalar | float) -> pj.Model:
     return pj.Model(init, apply)
 
 
-def exact_loss(shift_D: Float[Array, "D"], drift_DxD: Float[Array, "D D"], alpha: Scalar | float) -> Scalar:
-    """Test loss from the shifts of wbar and of M, by the formula above."""
-    D = shift_D.shape[0]
-    A_DxD = alpha * EPS * drift_DxD - jnp.ones((D, D), drift_DxD.dtype)
-    return alpha**2 * jnp.sum(shift_D**2) / D + (jnp.trace(A_DxD) ** 2 + 2 * jnp.sum(A_DxD**2)) / (4 * D**2)
-
-
 def weights(params: PyTree) -> Float[Array, "D N"]:
     """The w of a network, centred or not."""
     return params.get("trained", params)["first"]["w"]
@@ -135,13 +128,14 @@ def second_moment(w_DxN: Float[Array, "D N"]) -> Float[Array, "D D"]:
 def network_loss(params: PyTree, params0: PyTree, alpha: Scalar | float) -> Scalar:
     """Exact test loss of the network."""
     w_DxN, w0_DxN = weights(params), weights(params0)
-    return exact_loss(jnp.mean(w_DxN - w0_DxN, axis=1), second_moment(w_DxN) - second_moment(w0_DxN), alpha)
+    shift_D, drift_DxD = jnp.mean(w_DxN - w0_DxN, axis=1), second_moment(w_DxN) - second_moment(w0_DxN)
+    return jnp.asarray(pj.limits.quadratic_test_loss(shift_D, drift_DxD, jnp.ones_like(shift_D), alpha=alpha, eps=EPS))
 
 
 def frozen_loss(v_DxN: Float[Array, "D N"], w0_DxN: Float[Array, "D N"], alpha: Scalar | float) -> Scalar:
     """Exact test loss of the linearised network, whose M moves by ``mean (v w_0^T + w_0 v^T)``."""
-    half_DxD = v_DxN @ w0_DxN.T / v_DxN.shape[1]
-    return exact_loss(jnp.mean(v_DxN, axis=1), half_DxD + half_DxD.T, alpha)
+    half_DxD, shift_D = v_DxN @ w0_DxN.T / v_DxN.shape[1], jnp.mean(v_DxN, axis=1)
+    return jnp.asarray(pj.limits.quadratic_test_loss(shift_D, half_DxD + half_DxD.T, jnp.ones_like(shift_D), alpha=alpha, eps=EPS))
 
 
 def monte_carlo(model: pj.Model, params: PyTree, data: pj.data.Dataset, key: Array) -> Scalar:
@@ -283,6 +277,15 @@ def feature_slope(results: Results) -> Estimate:
     return fit_slope(result.alpha.values, result.moved.isel(step=-1).transpose("seed", "alpha").values)
 
 
+def infinite_width(result: "xarray.Dataset", alpha: float) -> pj.limits.Descent:
+    """Losses at N = infinity, mean over three sets of points, by `pj.limits.high_dim_gd`."""
+    D, lr, steps = result.D.item(), result.lr.item() * alpha / (1 + alpha), int(result.step[-1])
+    P = min(SHAPES.values(), key=lambda shape: abs(shape.D - D)).P
+    points = np.random.default_rng(0).standard_normal((3, P, D)) / D**0.5
+    runs = [pj.limits.high_dim_gd(np.ones(D), alpha=alpha, eps=EPS, learning_rate=lr, steps=steps, x=x) for x in points]
+    return runs[0]._replace(test_loss=np.mean([run.test_loss for run in runs], axis=0))
+
+
 def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
     """Losses at the ends of the range of alpha, alignment, times to fit and to generalise, and how far the features move."""
     from paperjax.report.figure import curves, panels, points, prediction
@@ -301,6 +304,8 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
         points(ax, flow_time(fresh).values, fresh.monte_carlo.values, "test loss, 20,000 points", color=colour, marker="s")
         curves(ax, flow_time(still).values, still.test_loss.values, "test loss, frozen features", marker="^")
         prediction(ax, flow_time(here).values, float(still.kernel_floor.mean()), "kernel regression")
+        wide = infinite_width(trained, float(alpha))
+        prediction(ax, wide.time[1:], wide.test_loss[1:], "test loss, infinite width", linestyle=(0, (1, 1)))
         ax.axhline(THRESHOLD, color="black", linewidth=0.6)
         ax.set(xscale="log", yscale="log", ylim=(1e-3, 2), xlabel=TIME, ylabel="loss, mean (f − y)²", title=f"α = {alpha:g}")
     axes[0, 0].legend(fontsize=7)

@@ -121,7 +121,8 @@ def mean_field_dynamics(
     Raises
     ------
     ValueError
-        If gamma is negative, depth is 0, shapes do not fit, something is not finite, or an option is out of range.
+        If gamma is negative, depth is 0, shapes do not fit, something is not finite (phi at a field among it), phi is not
+        elementwise, or an option is out of range.
     RuntimeError
         If training overflows, samples are too few for the noises of a march, or the iteration does not converge: says how far it is, and
         what to try.
@@ -153,6 +154,8 @@ def mean_field_dynamics(
         )
     if phi is not None and key is None:
         raise ValueError("mean_field_dynamics: fields behind an activation are drawn: give key=jax.random.key(0), say.")
+    if phi is not None and (shape := jax.eval_shape(phi, jax.ShapeDtypeStruct((2, 3), np.float32)).shape) != (2, 3):
+        raise ValueError(f"mean_field_dynamics: phi maps shape (2, 3) to {shape}; an activation is a function of each entry.")
     if solver not in ("march", "iterate"):
         raise ValueError(f'mean_field_dynamics: solver = {solver!r}; it is "march" or "iterate".')
     tolerance = (1e-9 if phi is None else 1e-3) if tolerance is None else tolerance

@@ -121,7 +121,8 @@ def mean_field_dynamics(
     Raises
     ------
     ValueError
-        If gamma is negative, depth is 0, shapes do not fit, something is not finite, or an option is out of range.
+        If gamma is negative, depth is 0, shapes do not fit, something is not finite (phi at a field among it), phi is not
+        elementwise, or an option is out of range.
     RuntimeError
         If training overflows, samples are too few for the noises of a march, or the iteration does not converge: says how far it is, and
         what to try.
@@ -137,6 +138,13 @@ def mean_field_dynamics(
     >>> f = answer.predictions[-1, 0]  # Gradient flow of one sample keeps H = sqrt(1 + gamma^2 f^2).
     >>> bool(abs(answer.features[0, -1, 0, -1, 0] - (1 + f**2) ** 0.5) < 0.01)
     True
+
+    Two hidden layers of tanh, and how well 4 runs of 200 coordinates know the kernels:
+
+    >>> options = dict(phi=jax.numpy.tanh, samples=200, key=jax.random.key(0))
+    >>> answer = mean_field_dynamics(x, y, depth=2, gamma=1.0, learning_rate=0.1, steps=5, **options)
+    >>> bool(np.all(np.diff(answer.predictions[:, 0]) > 0)), bool(answer.stderr[1].max() < 0.1)
+    (True, True)
     """
     inputs, labels = _checked(x, y, depth, gamma, learning_rate, steps, damping)
     if rounds < 1 or replicas < 2 or samples < 2 or samples % 2:
@@ -146,6 +154,8 @@ def mean_field_dynamics(
         )
     if phi is not None and key is None:
         raise ValueError("mean_field_dynamics: fields behind an activation are drawn: give key=jax.random.key(0), say.")
+    if phi is not None and (shape := jax.eval_shape(phi, jax.ShapeDtypeStruct((2, 3), np.float32)).shape) != (2, 3):
+        raise ValueError(f"mean_field_dynamics: phi maps shape (2, 3) to {shape}; an activation is a function of each entry.")
     if solver not in ("march", "iterate"):
         raise ValueError(f'mean_field_dynamics: solver = {solver!r}; it is "march" or "iterate".')
     tolerance = (1e-9 if phi is None else 1e-3) if tolerance is None else tolerance

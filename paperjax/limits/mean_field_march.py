@@ -139,7 +139,13 @@ def _activated(phi: Any, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return h, np.ones_like(h)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         value, slope = _activate(phi, jnp.asarray(h))
-    return np.asarray(value), np.asarray(slope)
+    found = np.asarray(value), np.asarray(slope)
+    if np.isfinite(h).all() and not all(np.isfinite(v).all() for v in found):
+        raise ValueError(
+            f"mean_field_dynamics: phi or its derivative is not finite at a preactivation between {h.min():.3g} and {h.max():.3g}; "
+            "preactivations are Gaussian at the start, so phi must be finite everywhere."
+        )
+    return found
 
 
 def march(
@@ -150,6 +156,8 @@ def march(
 
     Raises
     ------
+    ValueError
+        If phi or its derivative is not finite at a preactivation.
     RuntimeError
         If something overflows, or `samples` are too few for the number of independent noises.
     """

@@ -186,6 +186,8 @@ def test_one_hidden_layer_does_what_sampled_coordinates_do(phi):
         ({"replicas": 1}, "two replicas"),
         ({"tolerance": 0.0}, "tolerance = 0"),
         ({"solver": "newton"}, "solver = 'newton'"),
+        ({"phi": jnp.sum, "key": jax.random.key(0)}, r"maps shape \(2, 3\) to \(\)"),
+        ({"phi": jnp.log, "key": jax.random.key(0)}, "phi or its derivative is not finite"),
         ({"phi": jnp.tanh, "depth": 1}, r"key=jax\.random\.key"),
     ],
 )

@@ -185,7 +185,7 @@ def alignment(phi: np.ndarray) -> np.ndarray:
 
 def aligned(results: Results) -> Estimate:
     """Of the last kernel of the widest networks, after the last step, minus the theory's."""
-    return estimate(alignment(measured(results["tanh"])[-1, :, -1, 0, -1]) - alignment(theory("tanh", GAMMA["tanh"])[-1, 0, -1]))
+    return estimate(alignment(measured(results["tanh"])[-1, :, -1, 0, -1]) - alignment(theory("tanh", GAMMA["tanh"])[-1:, 0, -1]))
 
 
 def slope(results: Results) -> Estimate:

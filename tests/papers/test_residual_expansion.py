@@ -48,5 +48,6 @@ def test_undone_branches_start_as_the_function_of_lambda_one():
 
 def test_complexity_of_a_linear_map_is_its_squared_norm():
     model = pj.Model(lambda key, x: jnp.arange(6.0).reshape(2, 3), lambda w, x: x @ w)
-    data = pj.data.Dataset(*(jnp.ones((4, 2)), jnp.ones((4, 3))) * 2, "linear", "generated")
+    x, y = jnp.ones((4, 2)), jnp.ones((4, 3))
+    data = pj.data.Dataset(x, y, x, y, "linear", "generated")
     np.testing.assert_allclose(paper.complexity(model, jnp.arange(6.0).reshape(2, 3), data), 55.0)

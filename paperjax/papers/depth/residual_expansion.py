@@ -285,19 +285,19 @@ CLAIMS = (
     ),
     Claim(
         "tanh blocks: after order 1, Σ F_i, O(λ²) is left: slope on λ",
-        THEOREM, 2.0, lambda results: fit_slope(SMALL, left_over(results["tanh"], 0)), 0.1,
+        THEOREM, 2.0, lambda results: fit_slope(np.asarray(SMALL), left_over(results["tanh"], 0)), 0.1,
         "of next order in λ L, which is 0.25 at the largest λ", Control("the last block is left out of the sum", {"tanh": "tanh-wrong"}),
     ),
     Claim(
         "tanh blocks: after order 2, Σ DF_j F_i, O(λ³) is left: slope on λ",
-        THEOREM, 3.0, lambda results: fit_slope(SMALL, left_over(results["tanh"], 1)), 0.1,
+        THEOREM, 3.0, lambda results: fit_slope(np.asarray(SMALL), left_over(results["tanh"], 1)), 0.1,
         "of next order in λ L, which is 0.25 at the largest λ",
         Control("F_j(F_i(h)) for DF_j(h) F_i(h), as if blocks were linear", {"tanh": "tanh-wrong"}),
     ),
     Claim(
         "ReLU blocks: after order 2 λ^(5/2) is left, root mean square over networks: slope on λ",
         "refines the theorem, which needs smooth blocks; derived in the docstring", 2.5,
-        lambda results: fit_slope(SMALL, left_over(results["relu"], 1)), 0.1,
+        lambda results: fit_slope(np.asarray(SMALL), left_over(results["relu"], 1)), 0.1,
         "λ³ is added, next order in (λ L)^1/2, and few networks with a change of sign at the smallest λ",
         Control("tanh, which is smooth", {"relu": "tanh"}),
     ),
@@ -316,7 +316,7 @@ CLAIMS = (
     Claim(
         "λ = 1/L: E|h^L|² / |h^0|² tends to 1 as 1/L: slope on L of what it is above 1",
         "scaling of the blocks", float(np.polyfit(np.log(DEPTHS), np.log(expected(DEPTHS, 1.0) - 1), 1)[0]),
-        lambda results: fit_slope(DEPTHS, ratios(results["inverse"]) - 1), 0.1, "exact; chance in a small difference",
+        lambda results: fit_slope(np.asarray(DEPTHS), ratios(results["inverse"]) - 1), 0.1, "exact; chance in a small difference",
         Control("λ = L^-1/2, which tends to e", {"inverse": "root"}),
     ),
     Claim(

@@ -345,12 +345,12 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
     fig, axes = panels(1, 3, (4.4, 3.6))
     ridge, logistic, covariance = axes.reshape(-1)
     for name, label, strength in (("networks", "networks, ridge 0.01", RIDGE), ("heavy-ridge", "networks, ridge 1", HEAVY)):
-        colour = points(ridge, SAMPLES, errors(results[name]), label)
-        prediction(ridge, SAMPLES, theory(strength), f"equivalent, ridge {strength:g}", color=colour)
-    points(ridge, SAMPLES, errors(results["gaussian"]), "Gaussian features")
-    points(ridge, SAMPLES, errors(results["linear"]), "without $\\kappa_*$")
+        colour = points(ridge, np.asarray(SAMPLES), errors(results[name]), label)
+        prediction(ridge, np.asarray(SAMPLES), theory(strength), f"equivalent, ridge {strength:g}", color=colour)
+    points(ridge, np.asarray(SAMPLES), errors(results["gaussian"]), "Gaussian features")
+    points(ridge, np.asarray(SAMPLES), errors(results["linear"]), "without $\\kappa_*$")
     for name, label in (("networks", "networks"), ("gaussian", "Gaussian features"), ("linear", "without $\\kappa_*$")):
-        points(logistic, FEW, errors(results[f"logistic-{name}"]), label)
+        points(logistic, np.asarray(FEW), errors(results[f"logistic-{name}"]), label)
     ridge.set(title="ridge regression", ylabel="test error, mean square", yscale="log")
     logistic.set(title="logistic regression", ylabel="share of wrong signs")
     d = results["covariance"].d.values
@@ -362,9 +362,9 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
     )
     for name, each, label, power in kinds:
         found = relative(results[name], each)
-        colour = points(covariance, d, found, label)
+        colour = points(covariance, np.asarray(d), found, label)
         middle = np.exp(np.log(found).mean()) * (d / np.exp(np.log(d).mean())) ** power
-        prediction(covariance, d, middle, "", color=colour)
+        prediction(covariance, np.asarray(d), middle, "", color=colour)
     covariance.set(title="covariance of layer 3", ylabel="relative error", xlabel="d", xscale="log", yscale="log", ylim=(2e-3, 1))
     covariance.set_xticks(d, [str(size) for size in d])
     for ax, samples in ((ridge, SAMPLES), (logistic, FEW)):

@@ -281,10 +281,10 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
         (by_depth, "depth", DEPTHS, least_share(5, DEPTHS), "hidden layers L"),
         (by_width, "width", WIDTHS, least_share(WIDTHS, 2), "width n (neurons)"),
     ):
-        points(ax, sizes, full(results[name]), "ReLU", marker="o")
+        points(ax, np.asarray(sizes), full(results[name]), "ReLU", marker="o")
         control = results[f"{name}-leaky"]
         points(ax, control[name].values, full(control), "control: leaky ReLU", marker="s")
-        prediction(ax, sizes, most, "at most $(1 - 2^{-n})^{n(L-1)}$")
+        prediction(ax, np.asarray(sizes), most, "at most $(1 - 2^{-n})^{n(L-1)}$")
         ax.set(xlabel=label, ylabel="P(full functional dimension)", ylim=(-0.05, 1.1))
         ax.set_xticks(sorted({*sizes, *control[name].values}))
     by_depth.set_title("$n_0 = n = 5$")
@@ -293,8 +293,8 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
         rank, most, _ = found(results[name])
         points(short, results[name].depth.values, (rank - most).max(axis=-1), f"{label}, largest of a seed", marker=marker)
         if name == "depth":
-            points(short, DEPTHS, (rank - most).mean(axis=-1), f"{label}, mean", marker="v")
-    prediction(short, DEPTHS, 0.0, "no hidden symmetry")
+            points(short, np.asarray(DEPTHS), (rank - most).mean(axis=-1), f"{label}, mean", marker="v")
+    prediction(short, np.asarray(DEPTHS), 0.0, "no hidden symmetry")
     short.set(xlabel="hidden layers L", ylabel="rank less its bound", title="$n_0 = n = 5$")
     short.set_xticks(DEPTHS)
     for ax in axes.reshape(-1):

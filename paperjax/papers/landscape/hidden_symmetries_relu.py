@@ -262,12 +262,12 @@ CLAIMS = (
     ),
     Claim(
         "P(full functional dimension) falls with depth: least fall from L to L + 1, L = 1 to 4",
-        "the paper's abstract", 0.01, least_fall, 0.0, "a bound without a formula, set after a first run: above no fall, below what was seen",
+        "the paper's abstract", 0.01, least_fall, 0.0, "no formula; set after a first run, above no fall and below what was seen",
         Control(LEAKY, {"depth": "depth-leaky"}), ">=",
     ),
     Claim(
         "P(full functional dimension) rises with width and input dimension: slope on log n, n = n_0 = 2, 3, 5, 10, L = 2",
-        "the paper's abstract", 0.25, rise, 0.0, "a bound without a formula, set after a first run: between ReLU and its control",
+        "the paper's abstract", 0.25, rise, 0.0, "no formula; set after a first run, between ReLU and its control",
         Control(LEAKY, {"width": "width-leaky"}), ">=",
     ),
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Record batches and contract them to kernels, each leaf by its route."""
 
 import functools
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,9 @@ from paperjax.kernels.features import Features, features
 from paperjax.kernels.network import Network, Spec, directions, flat, n_outputs, read
 from paperjax.kernels.routes import Choice
 from paperjax.model import Model
+
+# One key of a path as `jax.tree_util.keystr` writes it: quoted, bracketed or an attribute.
+KEY = re.compile(r"""\['(?:[^'\\]|\\.)*'\]|\["(?:[^"\\]|\\.)*"\]|\[[^\]'"]*\]|\.[^.\[]+""")
 
 
 class Recorded(NamedTuple):
@@ -156,8 +160,8 @@ def _into(total: dict[str, Any], name: str, kernel: Any) -> None:
 
 
 def _parent(path: str) -> str:
-    """The path of the module that a leaf belongs to: all but its last key."""
-    keys = [i for i, c in enumerate(path) if c in "[."]
+    """The path of the module that a leaf belongs to: all but its last key, whatever stands in a key's quotes."""
+    keys = [key.start() for key in KEY.finditer(path)]
     return path[: keys[-1]] if len(keys) > 1 else path
 
 

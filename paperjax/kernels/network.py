@@ -137,7 +137,10 @@ def _read(model: Model, structure: Any, shapes: tuple[Any, ...], x: Any, which: 
 def signature(tree: Any) -> tuple[Any, tuple[Any, ...]]:
     """Structure, shapes and dtypes of a pytree: what traces depend on."""
     leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    # JAX takes ten times as long to find the type of its own arrays.
+    return structure, tuple(
+        (leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else (jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves
+    )
 
 
 def abstract(structure: Any, shapes: tuple[Any, ...]) -> Any:

@@ -17,7 +17,17 @@ from paperjax.binding import nearest
 from paperjax.devices import device_budget, devices_of, keep_freed_memory
 from paperjax.kernels import programs, spread
 from paperjax.kernels.blocks import BlockPlan, divided, plan_blocks, run_blocks
-from paperjax.kernels.checks import batch, check_apart, check_finite, check_kinds, check_one, leaf_weights, outputs_of, trained_paths
+from paperjax.kernels.checks import (
+    batch,
+    check_apart,
+    check_finite,
+    check_finite_batch,
+    check_kinds,
+    check_one,
+    leaf_weights,
+    outputs_of,
+    trained_paths,
+)
 from paperjax.kernels.inputs import chosen_outputs, model_of
 from paperjax.kernels.network import Spec, abstract, read, result_shape, signature, under_trace
 from paperjax.kernels.store import Store, fingerprint, trace_fingerprint
@@ -101,8 +111,8 @@ def ntk(
     Raises
     ------
     ValueError
-        If a batch is empty, the two batches' features differ, a parameter is NaN or complex, the examples of a batch depend on each other,
-        a leaf, an output or a route is not there, `out` holds another kernel, or `mesh` has another process's devices.
+        If a batch is empty or gives NaN, the two batches' features differ, a parameter is NaN or complex, the examples of a batch depend
+        on each other, a leaf, an output or a route is not there, `out` holds another kernel, or `mesh` has another process's devices.
     MemoryError
         If `max_bytes` is too little for one pair of examples.
 
@@ -185,6 +195,12 @@ def _kernel(
     model: Model, spec: Spec, params: Any, weights: Any, x1: Any, x2: Any, same: bool, diagonal: bool, max_bytes: int | None,
     out: str | Path | None, devices: Sequence[Any], progress: bool | None,
 ) -> Mapping[str, Any]:  # fmt: skip
+    def check_numbers() -> None:
+        check_finite(params)
+        check_finite_batch(model, params, "x1", x1)
+        if not same:
+            check_finite_batch(model, params, "x2", x2)
+
     try:
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, weights, x1, x2))) or under_trace(
             model, params, x1, spec
@@ -195,11 +211,11 @@ def _kernel(
             raise ValueError(f"{what}, which a program cannot: call ntk outside of jit, grad and vmap, or leave {name} out.")
         budget = _budget(devices) if max_bytes is None else max_bytes
         if spec.coupled or (traced and not diagonal):
-            check_finite(params)
+            check_numbers()
             return programs.kernel_program(model, spec, params, weights, x1, x2, same)
         line = spread.line_of(devices, read(model, params, x1, spec.which[0])) if devices else None
         if diagonal:
-            check_finite(params)
+            check_numbers()
             at_once = x1.shape[0] if traced else _at_once(model, spec, *signature((params, x1)), budget)
             if line is not None:
                 params, weights = replicate((params, weights), line)
@@ -213,9 +229,9 @@ def _kernel(
                 keep_freed_memory()
             kernel = programs.kernel_program(model, spec, params, weights, x1, x2, same)
             # After the call, while the device computes: a tenth of a small kernel's time.
-            check_finite(params)
+            check_numbers()
             return kernel
-        check_finite(params)
+        check_numbers()
         if out is None:
             some = abstract(*signature((x1[:1], x2[:1])))
             names = jax.eval_shape(lambda a, b: programs.kernel_program(model, spec, params, weights, a, b, False), *some)

@@ -9,7 +9,16 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from paperjax.kernels.checks import batch as batch_of
-from paperjax.kernels.checks import check_apart, check_finite, check_kinds, check_one, leaf_weights, outputs_of, trained_paths
+from paperjax.kernels.checks import (
+    check_apart,
+    check_finite,
+    check_finite_batch,
+    check_kinds,
+    check_one,
+    leaf_weights,
+    outputs_of,
+    trained_paths,
+)
 from paperjax.kernels.network import signature
 from paperjax.model import as_model, join, split
 
@@ -58,6 +67,8 @@ def operator(
         raise ValueError(f"the model returns {len(arrays)} arrays, and an operator is of one: wrap it to return one of them.")
     check_apart(model, params, x1, "take ntk(..., coupled=True)")
     check_one(model, params, x2, 0, arrays[0])
+    for name, x in (("x1", x1), ("x2", x2)):
+        check_finite_batch(model, params, name, x)
     trained, given = split(params)
     scale = None if weights is None else leaf_weights(params, weights)
     out = arrays[0]

@@ -1,5 +1,6 @@
 """Which way the kernel of each leaf is computed, and what it costs: floating-point operations and bytes, read off shapes."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -122,6 +123,7 @@ def held_forward(jaxpr: jex.ClosedJaxpr) -> float:
     return total
 
 
+@functools.lru_cache(maxsize=64)
 def loops_per_product(jaxpr: jex.ClosedJaxpr) -> float:
     """Equations of a trace that compute something and are no products, for each that is."""
     counted = _counted(jaxpr)

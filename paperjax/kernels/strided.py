@@ -5,6 +5,7 @@ zeros, ``s^d`` times the products there are for stride ``s`` in ``d`` axes. Over
 channels, the window is that of the blocks it meets, and nothing lies in between; only the window's edge is filled up with zeros.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -145,9 +146,10 @@ def large(shape: tuple[int, ...]) -> bool:
 
 
 def by_rows(product: Product, rows: int, platform: str) -> Callable[[Sequence[Any]], list[Any]] | None:
-    """What computes a product ``x W`` whose derivative by `x` reads a copy of ``W^T``, or ``None`` where that saves nothing.
+    """What computes a product ``x W`` whose derivative by `x` reads by rows, or ``None`` where that saves nothing.
 
     Eigen reads a transposed matrix by columns, 640 cotangents against 1024 x 1024 in 17.2 ms of one core; by rows, from a copy, in 14.7 ms.
+    The smaller one of the two is copied: ``y W^T`` or ``(W y^T)^T``.
 
     Parameters
     ----------
@@ -182,7 +184,12 @@ def by_rows(product: Product, rows: int, platform: str) -> Callable[[Sequence[An
 
     def backward(kept: tuple[Any, Any], y: Any) -> tuple[Any, Any]:
         x, w = kept
-        by_x = jnp.matmul(y, lax.optimization_barrier(w.T), precision=eqn.params["precision"])
+        matmul = functools.partial(jnp.matmul, precision=eqn.params["precision"])
+        places = math.prod(y.shape[:-1])
+        if rows * places < min(shape):
+            by_x = matmul(w, y.reshape(places, -1).T).T.reshape(*y.shape[:-1], -1)
+        else:
+            by_x = matmul(y, lax.optimization_barrier(w.T))
         return by_x.astype(dtype), None if x is None else jax.linear_transpose(lambda w: bound(x, w), w)(y)[0]
 
     compute.defvjp(forward, backward, symbolic_zeros=True)

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -117,6 +117,7 @@ def taylor(model: Model, order: int, params: PyTree = None) -> Model:
         return {"trained": start, "origin": Frozen(jax.tree.map(lambda leaf: leaf, start))}
 
     def apply(params: PyTree, x: Any) -> Array:
+        _check_pair(params)
         origin, given = split(params["origin"].value)
         direction = jax.tree.map(jnp.subtract, split(params["trained"])[0], origin)
         terms = _derivatives(lambda theta: model.apply(join(theta, given), x), direction, degree)(origin)
@@ -147,6 +148,15 @@ def _check_order(order: Any) -> int:
     if whole < 0 or isinstance(order, bool):
         raise ValueError(f"taylor: order = {order!r}, but the degree of a polynomial is a whole number of at least 0; 1 is linearize.")
     return whole
+
+
+def _check_pair(params: Any) -> None:
+    if not isinstance(params, Mapping) or set(params) != {"trained", "origin"} or not isinstance(params["origin"], Frozen):
+        raise ValueError(
+            "linearize or taylor: the parameters to apply must be {'trained': theta, 'origin': Frozen(theta_0)}, as the expanded model's init "
+            f"returns them; got a {type(params).__name__}{f' with keys {list(params)}' if isinstance(params, Mapping) else ''}. For the network's "
+            "own parameters: {**expanded.init(key, x), 'trained': theta}."
+        )
 
 
 def _check_params(params: PyTree, expected: PyTree) -> None:

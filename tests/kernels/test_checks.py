@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paperjax.kernels import explain, ntk
+from paperjax.kernels import explain, ntk, operator
 from paperjax.model import Frozen, Model
 from tests.kernels.test_ntk import MODEL, PARAMS, X1, X2
 from tests.zoo import as_users_run_it
@@ -25,6 +25,9 @@ REFUSED = {
     "empty batch": (lambda: ntk(MODEL, PARAMS, X1[:0]), ValueError, "x1 has shape"),
     "features differ": (lambda: ntk(MODEL, PARAMS, X1, X2[:, :2]), ValueError, r"examples of float64\[3\] and x2 of float64\[2\]"),
     "NaN": (lambda: ntk(MODEL, bad_params(b=PARAMS[0]["b"] * jnp.nan), X1), ValueError, r"\[0\]\['b'\] holds NaN"),
+    "NaN in x1": (lambda: ntk(MODEL, PARAMS, X1.at[2, 1].set(jnp.nan)), ValueError, r"x1 holds NaN .* 1 of 6 examples, .* number 2"),
+    "infinity in x2": (lambda: ntk(MODEL, PARAMS, X1, X2.at[0].set(jnp.inf), max_bytes=10_000), ValueError, "x2 holds NaN or infinity"),
+    "NaN in x1, the operator's": (lambda: operator(MODEL, PARAMS, X1 * jnp.nan), ValueError, "x1 holds NaN .* in 6 of 6"),
     "complex": (lambda: ntk(MODEL, bad_params(b=PARAMS[0]["b"].astype(complex)), X1), ValueError, r"\[0\]\['b'\] is complex"),
     "no array": (lambda: ntk(Model(MODEL.init, lambda p, x: (MODEL.apply(p, x), "y")), PARAMS, X1), TypeError, "not an array"),
     "classes": (lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x).argmax(1)), PARAMS, X1), TypeError, "int"),
@@ -86,3 +89,19 @@ def test_refused(what):
     call, error, message = REFUSED[what]
     with as_users_run_it(), pytest.raises(error, match=message):
         call()
+
+
+def test_networks_that_fill_in_what_is_missing_have_a_kernel():
+    filled = Model(MODEL.init, lambda p, x: MODEL.apply(p, jnp.nan_to_num(x)))
+    with as_users_run_it():
+        np.testing.assert_array_equal(ntk(filled, PARAMS, X1.at[0, 0].set(jnp.nan)), ntk(filled, PARAMS, X1.at[0, 0].set(0.0)))
+
+
+def test_layers_are_named_by_keys_that_hold_dots_and_brackets():
+    params = {"block.0": {"w": jnp.ones(3)}, "it's [1]": {"w": jnp.ones(3), "v.0": jnp.ones(3)}}
+    model = Model(lambda key, x: params, lambda p, x: x @ p["block.0"]["w"] * (x @ p["it's [1]"]["w"]) + x @ p["it's [1]"]["v.0"])
+    with as_users_run_it():
+        layers = ntk(model, params, X1, per="layer", outputs="trace")
+        leaves = ntk(model, params, X1, per="leaf", outputs="trace")
+    assert set(layers) == {"['block.0']", """["it's [1]"]"""}
+    np.testing.assert_allclose(layers["['block.0']"], leaves["['block.0']['w']"], rtol=1e-12)

@@ -121,6 +121,13 @@ def test_parameters_of_another_model_are_refused(change, message):
         linearize(TANH, change(start(TANH, 0, X32))).init(jax.random.key(0), X32)
 
 
+@pytest.mark.parametrize("change", [lambda p: p["trained"], lambda p: {**p, "origin": p["trained"]}, lambda p: p["origin"]])
+def test_what_is_no_pair_of_parameters_is_refused(change):
+    model = linearize(TANH)
+    with pytest.raises(ValueError, match=r"must be \{'trained': theta, 'origin': Frozen"):
+        model.apply(change(start(model, 0, X32)), X32)
+
+
 @pytest.mark.parametrize("order", [-1, 1.5, True])
 def test_orders_that_are_refused(order):
     with pytest.raises(Exception, match=r"order"):

@@ -144,7 +144,7 @@ def check_finite_batch(model: Model, params: Any, name: str, x: Any) -> None:
         return
     if _all_finite(x):
         return
-    finite = np.isfinite(np.asarray(x)).reshape(x.shape[0], -1).all(1)
+    finite = np.asarray(np.isfinite(np.asarray(x)).reshape(x.shape[0], -1).all(1))
     bad = np.flatnonzero(~finite)
     y = jax.tree.leaves(model.apply(params, jnp.asarray(x[bad[0] : bad[0] + 1])))
     if not all(isinstance(leaf, Tracer) or bool(jnp.isfinite(leaf).all()) for leaf in y):

@@ -285,7 +285,7 @@ def _again(program: Program, x: Any, described: Mapping[str, Any]) -> Program:
 def _for_the_user(found: tuple[Any, ...]) -> tuple[Any, ...]:
     """Double precision in a form that the user's flag allows: JAX warns of every function of such an array of its own where it does not."""
     if jax.config.read("jax_enable_x64") or all(k.dtype == np.float32 for k in found):
-        # Without a copy: see `paperjax.limits.tiles._empty`.
+        # Without a copy: see `paperjax.limits.buffers`.
         return tuple(k if isinstance(k, Tracer) else jax.device_put(k) for k in found)
     return tuple(k.astype(jnp.float32) if isinstance(k, Tracer) else k for k in found)
 

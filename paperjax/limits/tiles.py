@@ -20,6 +20,7 @@ from paperjax.devices import ONE_THREAD, compiler_options
 from paperjax.kernels.store import Block, Store
 from paperjax.layout import peak_bytes
 from paperjax.limits import nodes as nd
+from paperjax.limits.buffers import aligned, empty, turned
 from paperjax.limits.levels import LEVELS, ordinary, refuse_not_finite, settled
 from paperjax.limits.program import Program, as_tape
 from paperjax.limits.roll import roll, rolled
@@ -70,7 +71,7 @@ def kernels(
     outputs that are almost the same, and all that is drawn. In the arrays of the store that `into` makes of their forms, if there is one.
     """
     with nd.usual(True):
-        given = [_in(x) for x in ((x1,) if x2 is None else (x1, x2))]
+        given = [aligned(_in(x)) for x in ((x1,) if x2 is None else (x1, x2))]
         asked = _asked(program, given[0], ntk)
 
         def tapes_of(which: Program) -> list[Any]:
@@ -170,15 +171,15 @@ def _tiled(
                 # The lower triangle from the upper one: exactly symmetric, whatever a tile rounds.
                 square = whole[a : a + n, b : b + n]
                 square[:] = part
-                np.copyto(square, _turned(part), where=below[:n, :n].reshape(n, n, *(1,) * (part.ndim - 2)))
+                np.copyto(square, turned(part), where=below[:n, :n].reshape(n, n, *(1,) * (part.ndim - 2)))
             else:
                 whole[a : a + n, b : b + m] = part
-                whole[b : b + m, a : a + n] = _turned(part)
+                whole[b : b + m, a : a + n] = turned(part)
         return finite
 
     workers = _workers(1 << 30 if single else len(blocks), len(devices))
     with contextlib.nullcontext() if into is None else into(shapes) as store:
-        out = [_empty(form.shape, form.dtype) for form in shapes] if store is None else list(store.arrays.values())
+        out = [empty(form.shape, form.dtype) for form in shapes] if store is None else list(store.arrays.values())
         left = blocks if store is None else store.missing(blocks)
 
         def work(number: int, block: Block) -> bool:
@@ -291,17 +292,21 @@ class _Made:
         x1, x2 = x1[row : row + height], x2[column : column + width]
         return x1, x2, tape1, tape2, np.int32(row), np.int32(column), np.float64(1), np.ones(max(height, width))
 
-    def pairs(self, i: np.ndarray, j: np.ndarray) -> list[np.ndarray]:
-        """Kernels of examples i of the first set and j of the second, in double precision inside."""
+    def some_pairs(self, most: int) -> tuple[int, Any]:
+        """How many pairs are computed together, of so many at most, and the compiled ``(x1, x2, tapes1, tapes2, unit) -> kernels``."""
 
         def compiled() -> Any:
             step, pair, _ = self.step(False)
             # As many at once as fit a cache.
-            n = max(1, min(PAIRS, len(i), CACHE // max(1, peak_bytes(step, *pair))))
+            n = max(1, min(PAIRS, most, CACHE // max(1, peak_bytes(step, *pair))))
             forms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), self.args)
             return n, self.compiled(jax.vmap(step, (0, 0, 0, 0, None)), *forms, np.float64(1))
 
-        (n, run), found = self.kept("pairs", compiled), []
+        return self.kept("pairs", compiled)
+
+    def pairs(self, i: np.ndarray, j: np.ndarray) -> list[np.ndarray]:
+        """Kernels of examples i of the first set and j of the second, in double precision inside."""
+        (n, run), found = self.some_pairs(len(i)), []
         # Rows are taken by NumPy, as XLA on CPU takes them entry by entry.
         sides = [jax.tree.map(np.asarray, side) for side in self.args]
         for start in range(0, len(i), n):
@@ -312,17 +317,20 @@ class _Made:
 
     def own(self, x: Any, tape: Any, pool: ThreadPoolExecutor) -> tuple[list[np.ndarray], np.ndarray]:
         """Kernels of examples with themselves, and the roots of their covariances, ``(N, *positions)``."""
-        twice, index, shape = dataclasses.replace(self, args=(x, x, tape, tape)), np.arange(len(x)), self.program.shape
+        twice, shape = dataclasses.replace(self, args=(x, x, tape, tape)), self.program.shape
+        n, run = twice.some_pairs(len(x))
+        x, tape = jax.tree.map(np.asarray, (x, tape))
 
         def some(start: int) -> list[np.ndarray]:
+            # The last ones reach back, so that all are as many.
+            begin = min(start, len(x) - n)
+            rows, tapes = jax.tree.map(lambda a: a[begin : begin + n], (x, tape))
             with nd.usual(True):
-                return twice.pairs(*(index[start : start + PAIRS],) * 2)
+                return [np.asarray(k)[start - begin :] for k in run(rows, rows, tapes, tapes, np.float64(1))]
 
-        # The first one by itself: it compiles, once.
-        chunks = [some(0), *pool.map(some, range(PAIRS, len(x), PAIRS))]
-        found = [np.concatenate(parts) for parts in zip(*chunks)]
-        n = math.prod(shape)
-        return found, np.sqrt(np.diagonal(found[0].reshape(len(x), n, n), axis1=1, axis2=2).reshape(len(x), *shape))
+        found = [np.concatenate(parts) for parts in zip(*pool.map(some, range(0, len(x), n)))]
+        size = math.prod(shape)
+        return found, np.sqrt(np.diagonal(found[0].reshape(len(x), size, size), axis1=1, axis2=2).reshape(len(x), *shape))
 
     def repaired(self, parts: list[np.ndarray], starts: Sequence[int], own: Any) -> list[np.ndarray]:
         """A tile of single precision, in which examples whose outputs are almost the same are computed in double.
@@ -362,22 +370,6 @@ class _Made:
             for there, tile in zip(whole, run(starts[0] + r, starts[1] + c)):
                 there[r : r + height, c : c + width] = tile
         return whole
-
-
-def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array that JAX can take over as it is: it wants addresses that are multiples of 64."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _turned(tile: np.ndarray) -> np.ndarray:
-    """``K(x', x)`` of ``K(x, x')``: examples and positions change places."""
-    half = (tile.ndim - 2) // 2
-    lead = (tile.ndim - 2) % 2
-    order = [1, 0, *range(2, 2 + lead), *range(2 + lead + half, tile.ndim), *range(2 + lead, 2 + lead + half)]
-    return tile.transpose(order)
 
 
 def _side(step: Callable[..., Any], pair: tuple[Any, ...], max_bytes: int) -> int:

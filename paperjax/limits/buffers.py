@@ -1,0 +1,35 @@
+"""NumPy arrays as XLA on CPU takes them without a copy, and kernels turned around."""
+
+import math
+from typing import Any
+
+import numpy as np
+from jax.core import Tracer
+
+ALIGNED, COPIED = 64, 1 << 25
+"""Bytes: addresses of arrays that XLA on CPU takes over as they are, and of examples that are copied for that, at most."""
+
+
+def aligned(x: Any) -> Any:
+    """A copy whose rows JAX can read where they are; a larger array is copied tile by tile instead."""
+    if isinstance(x, Tracer) or x.ctypes.data % ALIGNED == 0 or x.nbytes > COPIED:
+        return x
+    copy = empty(x.shape, x.dtype)
+    copy[:] = x
+    return copy
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array that JAX can take over as it is."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + ALIGNED, np.uint8)
+    start = -raw.ctypes.data % ALIGNED
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def turned(tile: np.ndarray) -> np.ndarray:
+    """``K(x', x)`` of ``K(x, x')``: examples and positions change places."""
+    half = (tile.ndim - 2) // 2
+    lead = (tile.ndim - 2) % 2
+    order = [1, 0, *range(2, 2 + lead), *range(2 + lead + half, tile.ndim), *range(2 + lead, 2 + lead + half)]
+    return tile.transpose(order)

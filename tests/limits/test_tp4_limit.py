@@ -77,87 +77,80 @@ def test_full_batches_are_mean_field_dynamics(phi, depth):
 
 
 class Wide:
-    """Networks of the library under muP, on minibatches."""
+    """Networks of the library under muP, on minibatches; of two examples, which are one where the batch has one."""
 
-    def __init__(self, depth, phi, loss="mse", y=Y, outputs=2):
-        self.phi, self.depth = phi or identity, depth
-        self.loss, self.y = pj.losses.resolve_loss(loss), y
-        self.family = pj.family(
-            lambda width: pj.models.mlp(width, depth, outputs, activation=self.phi, bias=False, weight_variance=1.5, readout_variance=0.5),
-            x=jnp.asarray(X, jnp.float32),
-        )
-        layers = [(1.5 / X.shape[1], 1 / BASE), (1.5, 1.0), (0.5 * BASE, float(BASE))]
+    def __init__(self, depth, phi, y=Y):
+        self.phi, self.y, weight, readout = phi or identity, y, 1.0, 0.5
+        options = {"activation": self.phi, "bias": False, "weight_variance": weight, "readout_variance": readout}
+        self.family = pj.family(lambda width: pj.models.mlp(width, depth, 2, **options), x=jnp.asarray(X, jnp.float32))
+        layers = [(weight / X.shape[1], 1 / BASE), (weight, 1.0), (readout * BASE, float(BASE))]
         variances, rates = zip(*layers[:depth], layers[-1])
-        self.limit = functools.partial(solve, depth, y=y, loss=loss, phi=phi, variances=variances, rates=rates, x_test=TEST)
+        self.limit = functools.partial(solve, depth, y=y, phi=phi, variances=variances, rates=rates, x_test=TEST, batches=BATCHES)
 
-    def trained(self, width, seeds, batches=BATCHES):
+    def trained(self, width, seeds):
         """Outputs ``(seeds, T + 1, Q, O)`` and kernels ``(seeds, L, T + 1, Q, Q)``."""
         plan = pj.plan(self.family, pj.mup, base=dict(width=BASE), target=dict(width=width), optimizer="sgd")
-        tx, x = plan.optimizer(optax.sgd, learning_rate=LR), jnp.asarray(np.concatenate([X, TEST]), jnp.float32)
-        y = jnp.asarray(self.y, jnp.float32 if self.y.dtype == np.float64 else jnp.int32)
+        tx = plan.optimizer(optax.sgd, learning_rate=LR)
+        x, y = jnp.asarray(np.concatenate([X, TEST]), jnp.float32), jnp.asarray(self.y, jnp.float32)
+        batches = jnp.array([np.resize(batch, 2) for batch in [*BATCHES, [0]]])
 
-        def seen(params):
+        def step(params, at):
             h = [self.phi(x @ params["first"]["w"])]
-            for w in params.get("hidden", {"w": ()})["w"]:
-                h.append(self.phi(h[-1] @ w))
-            return plan.model.apply(params, x), jnp.stack([v @ v.T / width for v in h])
+            if "hidden" in params:
+                h.append(self.phi(h[0] @ params["hidden"]["w"][0]))
+            grads = jax.grad(lambda p: pj.losses.mse(plan.model.apply(p, x[at]), y[at]))(params)
+            updates, _ = tx.update(grads, tx.init(params), params)
+            return optax.apply_updates(params, updates), (plan.model.apply(params, x), jnp.stack([v @ v.T / width for v in h]))
 
-        @jax.jit
         def run(key):
-            params, found = plan.model.init(key, x), []
-            state = tx.init(params)
-            for batch in batches:
-                found.append(seen(params))
-                at = jnp.array(batch)
-                grads = jax.grad(lambda p, at=at: self.loss(plan.model.apply(p, x[at]), y[at]))(params)
-                updates, state = tx.update(grads, state, params)
-                params = optax.apply_updates(params, updates)
-            found.append(seen(params))
-            f, k = zip(*found)
-            return jnp.stack(f), jnp.stack(k, axis=1)
+            f, kernels = jax.lax.scan(step, plan.model.init(key, x), batches)[1]
+            return f, jnp.swapaxes(kernels, 0, 1)
 
-        return [np.asarray(of) for of in jax.lax.map(run, jax.random.split(jax.random.key(7), seeds))]
+        return [np.asarray(of) for of in jax.jit(lambda keys: jax.lax.map(run, keys))(jax.random.split(jax.random.key(7), seeds))]
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("phi", [None, jnp.tanh, jax.nn.relu])
 @pytest.mark.parametrize("depth", [1, 2])
 def test_wide_networks_approach_it_as_the_root_of_the_width(depth, phi):
     wide = Wide(depth, phi)
-    answer = wide.limit(batches=BATCHES, samples=6000)
+    answer = wide.limit(samples=6000)
     limit, features = np.concatenate([answer.outputs, answer.test_outputs], axis=1), answer.features
-    widths, seeds = (64, 128, 256, 512), 48
+    widths, seeds = (32, 64, 128, 256), 48
     found = [wide.trained(n, seeds) for n in widths]
     for i, expected in enumerate((limit, features)):
         means = [np.mean([distance(of, expected) for of in fields[i]]) for fields in found]
         assert abs(np.polyfit(np.log(widths), np.log(means), 1)[0] + 0.5) < 0.15
-        # What is common to 48 networks of width 512 is of order 1 / 512, and chance of order 1 / 157; 5 % is both.
+        # 48 networks of width 256 are as one of width 12,000, of chance 1 to 2 %, and off by order 1 / 256 all alike.
         assert distance(np.mean(found[-1][i], axis=0), expected) < 0.05
 
 
-def kernel_descent(kernel):
+def kernel_descent(kernel, y=Y):
     """Outputs ``(T + 1, Q, O)`` of a linear model of this kernel that starts at 0, under the mean squared error."""
     kernel, f = np.asarray(kernel), [np.zeros((len(kernel), 2))]
     for batch in BATCHES:
-        chi = (f[-1][batch] - Y[batch]) / len(batch)
+        chi = (f[-1][batch] - y[batch]) / len(batch)
         f.append(f[-1] - LR * kernel[:, batch] @ chi)
     return np.array(f)
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize("phi", [None, jnp.tanh])
 def test_the_lazy_limit_misses(phi):
-    """Networks of width 512 are at twice the distance from descent with the tangent kernel of the same family in NTK parametrization."""
-    wide, x = Wide(2, phi), np.concatenate([X, TEST])
+    """Networks of width 512 are far from descent with the tangent kernel of the same family in NTK parametrization."""
+    labels = 2 * Y
+    wide, x = Wide(2, phi, labels), np.concatenate([X, TEST])
     f, features = (np.mean(of, axis=0) for of in wide.trained(512, 16))
-    ours = wide.limit(batches=BATCHES)
+    ours = wide.limit()
     kernel = pj.limit(wide.family, x, parametrization=pj.ntp, base=dict(width=BASE)).ntk
     outputs = np.concatenate([ours.outputs, ours.test_outputs], axis=1)
-    assert distance(f, outputs) < 0.5 * distance(f, kernel_descent(kernel))
+    assert 3 * distance(f, outputs) < distance(f, kernel_descent(kernel, labels))
     # Lazy features stay.
-    assert distance(features, ours.features) < 0.5 * distance(features, ours.features[:, :1].repeat(STEPS + 1, axis=1))
+    assert 3 * distance(features, ours.features) < distance(features, ours.features[:, :1].repeat(STEPS + 1, axis=1))
     # The first step is that of the tangent kernel in both.
-    np.testing.assert_allclose(outputs[1], kernel_descent(kernel)[1], atol=0.02)
+    np.testing.assert_allclose(outputs[1], kernel_descent(kernel, labels)[1], atol=0.02)
 
 
 @pytest.mark.parametrize("depth", [1, 2])

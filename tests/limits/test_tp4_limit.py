@@ -200,6 +200,39 @@ def test_a_model_of_the_coefficients_trains_to_the_same(x64, depth):
     np.testing.assert_allclose(model.apply(params, jnp.asarray(X)), answer.outputs[-1], atol=1e-13)
 
 
+@pytest.mark.slow
+def test_meta_learning_with_it_is_that_of_a_very_wide_network():
+    """MAML, of which the paper takes the limit: second derivatives through an inner step, outer steps, new tasks; muP as TP4 has it."""
+    n, tasks = 40_000, [jax.random.normal(jax.random.key(i), (2, 6, 5)) for i in range(4)]
+    wide = pj.models.linear_net(n, 1, 2)
+
+    def start(key):
+        u, v = jax.random.split(key)
+        return {"first": {"w": jax.random.normal(u, (5, n)) / n**0.5}, "readout": {"w": jax.random.normal(v, (n, 2)) / n**0.5}}
+
+    def apply(params, x):
+        return wide.apply({"first": {"w": params["first"]["w"] * n**0.5}, "readout": {"w": params["readout"]["w"] / n**0.5}}, x)
+
+    def after(apply, params, rate, loss):
+        return jax.tree.map(lambda w, g: w - rate * g, params, jax.grad(loss)(params))
+
+    def learned(apply, params):
+        def adapted(params, x, y):
+            return after(apply, params, 0.1, lambda p: pj.losses.mse(apply(p, x), y))
+
+        found = []
+        for i, (support, query) in enumerate(tasks):
+            y = [jnp.stack([x[:, i], -x[:, 0]], axis=1) for x in (support, query)]
+            found.append(apply(adapted(params, support, y[0]), query))
+            params = after(apply, params, 0.1, lambda p, s=support, q=query, y=y: pj.losses.mse(apply(adapted(p, s, y[0]), q), y[1]))
+        return jnp.stack(found)
+
+    limit = pj.limits.tp4_linear(5, 2)
+    expected = learned(limit.apply, limit.init(jax.random.key(0), tasks[0][0]))
+    # 1 / sqrt(n) is 0.005; lazy networks would be off by as much as the first layer's update moves the last task's outputs.
+    assert distance(learned(apply, start(jax.random.key(1))), expected) < 0.03
+
+
 def test_chains_have_the_moments_of_the_marchenko_pastur_law():
     """E v^T (W W^T)^k v is the k-th Catalan number, and E U^T (W^T W)^k U as well."""
     first, hidden, readout = coefficients(2, 2, 2, 8, np.ones(3))

@@ -13,7 +13,8 @@ learns features (r = 0), is a kernel method (r > 0, the outputs move) or is triv
 Here: tanh, L = 2, width 64 to 512, full-batch SGD and Adam on sixteen points. 19 rows of exponents, each run literally as written above
 under both optimizers; exponents are least-squares slopes on log-log, for each seed. The two parts of the output's change are measured
 apart (with the other layers put back to their start), since two powers in one sum need widths of thousands to be told apart. The table
-is read after four steps that are small, so that changes add; the paper's own three schemes after thirty.
+is read after four steps that are small, so that changes add; the paper's own three schemes after thirty. The limit of the linear net is
+`pj.limits.tp4_linear`.
 
 Claims, expected numbers and tolerances
     relative change of the last features after 30 steps    muP 0, NTP -1/2, SP with learning rate 1/n -1/2; +-0.1

@@ -85,7 +85,7 @@ def tp4_limit(
     steps: int,
     loss: str | Loss = "mse",
     phi: Phi | None = None,
-    batches: Sequence[Any] | np.ndarray | None = None,
+    batches: Sequence[Any] | Array | np.ndarray | None = None,
     x_test: Float[Array | np.ndarray, "R _"] | None = None,
     outputs: int | None = None,
     rates: Sequence[float] | None = None,
@@ -102,7 +102,8 @@ def tp4_limit(
     variables, f their mean; f is 0 at the start.
 
     Linear networks (``phi=None``) are exact, their vectors being coefficients in a basis of the initial weights (`tp4_linear`). Others
-    are sampled by the paper's rules for ``Z`` (`tp4_sampled`).
+    are sampled by the paper's rules for ``Z`` (`tp4_sampled`); with two hidden layers time and memory grow with the examples of all batches
+    together, and standard errors do not count the share of a variance that is left undrawn, below 1e-3 (``report.left_out``).
 
     Parameters
     ----------

@@ -36,16 +36,18 @@ from paperjax.limits.recursion import Kernels, mlp_kernels
 from paperjax.limits.rg_flow import ExactFluctuations, RGFlow, Weights, exact_fluctuations, optimal_ratio, rg_flow
 from paperjax.limits.ridge import RidgeEquivalent, ridge_equivalent
 from paperjax.limits.softmax_features import Frame, cross_entropy_frame, cross_entropy_minimiser
+from paperjax.limits.tp4_limit import FeatureLimit, LimitReport, tp4_limit
+from paperjax.limits.tp4_linear import tp4_linear
 from paperjax.limits.unconstrained_features import CollapseThreshold, Minimiser, collapse_threshold, mse_minimiser
 
 __all__ = [
     "Affine", "CollapseThreshold", "Criticality", "DepthLimit", "Descent", "Dual", "Dynamics", "Edge", "ExactFluctuations", "Expectation",
-    "FeatureLayer", "Flow", "Frame", "Kernels", "Law", "Limit", "Mean", "Minimiser", "PhaseDiagram", "PopulationLimit", "Program", "RGFlow",
-    "RidgeEquivalent", "Statistics", "Target", "Term", "Weights", "absolute", "collapse_threshold", "constant", "cos", "criticality",
-    "cross_entropy_frame", "cross_entropy_minimiser", "depth_limit", "dual", "edge_of_chaos", "erf", "exact_fluctuations", "exp", "expect",
-    "feature_layers", "gelu", "high_dim_gd", "identity", "isserlis", "leaf_laws", "leaky_relu", "limit", "mean", "mean_field_dynamics",
-    "mlp_kernels", "moment", "monomial", "mse_minimiser", "network_target", "normal", "optimal_ratio", "orthogonal", "pair",
-    "phase_diagram", "piecewise_linear", "polynomial", "population_limit", "quadratic_test_loss", "quadrature", "random_features_error",
-    "recognise", "rectified_monomial", "relu", "residual_flow", "rg_flow", "ridge_equivalent", "sign", "signed_power", "sin",
-    "single_index", "step", "truncated_normal", "uniform",
+    "FeatureLayer", "FeatureLimit", "Flow", "Frame", "Kernels", "Law", "Limit", "LimitReport", "Mean", "Minimiser", "PhaseDiagram",
+    "PopulationLimit", "Program", "RGFlow", "RidgeEquivalent", "Statistics", "Target", "Term", "Weights", "absolute", "collapse_threshold",
+    "constant", "cos", "criticality", "cross_entropy_frame", "cross_entropy_minimiser", "depth_limit", "dual", "edge_of_chaos", "erf",
+    "exact_fluctuations", "exp", "expect", "feature_layers", "gelu", "high_dim_gd", "identity", "isserlis", "leaf_laws", "leaky_relu",
+    "limit", "mean", "mean_field_dynamics", "mlp_kernels", "moment", "monomial", "mse_minimiser", "network_target", "normal",
+    "optimal_ratio", "orthogonal", "pair", "phase_diagram", "piecewise_linear", "polynomial", "population_limit", "quadratic_test_loss",
+    "quadrature", "random_features_error", "recognise", "rectified_monomial", "relu", "residual_flow", "rg_flow", "ridge_equivalent",
+    "sign", "signed_power", "sin", "single_index", "step", "tp4_limit", "tp4_linear", "truncated_normal", "uniform",
 ]  # fmt: skip

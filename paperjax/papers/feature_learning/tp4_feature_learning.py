@@ -13,7 +13,8 @@ learns features (r = 0), is a kernel method (r > 0, the outputs move) or is triv
 Here: tanh, L = 2, width 64 to 512, full-batch SGD and Adam on sixteen points. 19 rows of exponents, each run literally as written above
 under both optimizers; exponents are least-squares slopes on log-log, for each seed. The two parts of the output's change are measured
 apart (with the other layers put back to their start), since two powers in one sum need widths of thousands to be told apart. The table
-is read after four steps that are small, so that changes add; the paper's own three schemes after thirty.
+is read after four steps that are small, so that changes add; the paper's own three schemes after thirty. The limit of the linear net is
+`pj.limits.tp4_linear`.
 
 Claims, expected numbers and tolerances
     relative change of the last features after 30 steps    muP 0, NTP -1/2, SP with learning rate 1/n -1/2; +-0.1
@@ -162,24 +163,16 @@ PARTS = {
 
 
 def mup_limit(model: pj.Model, params: PyTree, data: Any, loss: Any, step: Any, lr: Any) -> Scalar:
-    """RMS distance of a linear net's outputs from the infinite-width muP limit, which is known in closed coefficients.
-
-    With ``U = W^1`` and ``v = n W^2`` as random vectors over neurons, ``U = U_0 A + v_0 B`` and ``v = U_0 C + v_0 E`` for matrices of
-    order 1, since a step adds ``-lr v g`` to U and ``-lr U g^T`` to v, g the gradient by the product; and ``f(x) = E[v U] x``.
-    """
+    """RMS distance of a linear net's outputs from the infinite-width muP limit, whose neurons are a basis of the initial weights."""
     x_BxD, y = data.x_train, data.y_train
     D, outputs = x_BxD.shape[1], y.shape[1]
+    limit = pj.limits.tp4_linear(D, outputs, variances=(1 / D, 1.0))
 
-    def product(A: Array, B: Array, C: Array, E: Array) -> Array:
-        return A.T @ C / D + B.T @ E
+    def update(_: Any, w: PyTree) -> PyTree:
+        return jax.tree.map(lambda w, g: w - lr * g, w, jax.grad(lambda w: loss(limit.apply(w, x_BxD), y))(w))
 
-    def update(_: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
-        A, B, C, E = state
-        g_OxD = jax.grad(lambda f: loss(f, y))(x_BxD @ product(*state)).T @ x_BxD
-        return A - lr * C @ g_OxD, B - lr * E @ g_OxD, C - lr * A @ g_OxD.T, E - lr * B @ g_OxD.T
-
-    state = jax.lax.fori_loop(0, step, update, (jnp.eye(D), jnp.zeros((outputs, D)), jnp.zeros((D, outputs)), jnp.eye(outputs)))
-    return jnp.sqrt(jnp.mean(jnp.square(model.apply(params, x_BxD) - x_BxD @ product(*state))))
+    w = jax.lax.fori_loop(0, step, update, limit.init(jax.random.key(0), x_BxD))
+    return jnp.sqrt(jnp.mean(jnp.square(model.apply(params, x_BxD) - limit.apply(w, x_BxD))))
 
 
 def kernel_limit(model: pj.Model, params: PyTree, params0: PyTree, data: Any, loss: Any, step: Any, lr: Any) -> Scalar:

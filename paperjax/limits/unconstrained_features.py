@@ -292,7 +292,7 @@ def decays(depth: int, weight_decay: Decay, feature_decay: float, where: str) ->
     array([0.1, 0.1, 0.2])
     """
     whole(depth, where, "depth")
-    weights = [weight_decay] * depth if isinstance(weight_decay, (int, float)) else list(weight_decay)
+    weights: list[float] = (np.full(depth, weight_decay) if np.ndim(weight_decay) == 0 else np.asarray(weight_decay)).tolist()
     if len(weights) != depth:
         raise ValueError(f"{where}: weight_decay has {len(weights)} numbers for depth = {depth}. Give one for each layer, or one for all.")
     names = [*(f"weight_decay of layer {i + 1}" for i in range(depth)), "feature_decay"]

@@ -99,7 +99,7 @@ def test_classes_of_the_book(phi, C_W, K, kind, a1):
     np.testing.assert_allclose([found.C_W, found.chi_parallel, found.chi_perp], [C_W, 1, 1], atol=1e-8)
 
 
-@pytest.mark.parametrize("phi", [jax.nn.sigmoid, jax.nn.softplus, jnp.cos, jnp.square])
+@pytest.mark.parametrize("phi", [jax.nn.sigmoid, jax.nn.softplus, jnp.cos, jnp.square, jnp.ones_like])
 def test_no_critical_point_is_said(phi):
     found = criticality(phi)
     assert found[:4] == (None, None, None, "none")
@@ -143,10 +143,25 @@ def test_prints_as_a_table_and_draws():
     lines = str(found).splitlines()
     assert lines[0] == "activation    gelu(approximate=False)"
     assert "C_W           1.983058257" in lines
+    assert isinstance(found, Criticality)
+
+
+@pytest.mark.parametrize("phi", [jax.nn.relu, jnp.tanh, gelu, jnp.exp])
+def test_the_phase_diagram_has_no_blanks_and_reads_in_grey(phi):
+    found = criticality(phi)
     figure = found.plot()
     assert len(figure.axes) == 4  # two maps and their colour bars
     figure.canvas.draw()
-    assert isinstance(found, Criticality)
+    maps = figure.axes[:2]
+    # 1 is on chi_perp's map at least: tanh has it at C_b > 0 where C_W > 1; relu, gelu, exp at the edge of where K grows.
+    assert {"0.5", "1"} <= {text.get_text() for ax in maps for text in ax.texts} or phi is jnp.exp
+    for ax in maps:
+        image = ax.collections[0]
+        # Luma, as a grey print has it.
+        assert np.all(np.diff(image.cmap(np.linspace(0, 1, 20))[:, :3] @ [0.299, 0.587, 0.114]) > 0)
+        if phi is not jnp.exp:  # Its chi at K = 1,000 is exp(2,000) and more.
+            assert not np.ma.getmaskarray(image.get_array()).any()
+            assert found.C_W < ax.get_ylim()[1] < (2.1 if phi is jnp.tanh else 1.4) * found.C_W
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from paperjax.limits import Statistics, high_dim_gd, population_limit, quadratic_test_loss
+from tests.zoo import as_users_run_it
 
 D, P, N = 5, 12, 7
 
@@ -144,6 +145,9 @@ GOOD = dict(beta=np.ones(3), alpha=1.0, eps=1.0, learning_rate=0.1, steps=3)
         (dict(beta=np.zeros(0)), ValueError, "beta is empty"),
         (dict(beta=np.zeros(3)), ValueError, "beta is empty, 0"),
         (dict(x=np.zeros((0, 3))), ValueError, r"x has shape \(0, 3\)"),
+        (dict(x=np.ones(3)), ValueError, r"x has shape \(3,\)"),
+        (dict(x=np.ones((2, 3)) + 1j), ValueError, "x is complex"),
+        (dict(beta=np.ones((3, 1))), ValueError, r"beta has shape \(3, 1\)"),
         (dict(start=Statistics(np.ones(3), np.zeros((3, 3)))), ValueError, "an eigenvalue below 0"),
         (dict(start=Statistics(np.ones(2), np.eye(2))), ValueError, "start has shapes"),
         (dict(learning_rate=1e3, steps=200), FloatingPointError, "diverges"),
@@ -151,7 +155,7 @@ GOOD = dict(beta=np.ones(3), alpha=1.0, eps=1.0, learning_rate=0.1, steps=3)
 )
 def test_refuses(change, error, says):
     given = GOOD | change
-    with pytest.raises(error, match=says):
+    with as_users_run_it(), pytest.raises(error, match=says):
         high_dim_gd(given.pop("beta"), **given)
 
 

@@ -186,6 +186,7 @@ def test_a_half_stable_point_keeps_the_kernel():
         (dict(C_b=math.nan), ValueError, "C_b = nan"),
         (dict(K=0.0), ValueError, "an input that is not 0"),
         (dict(learning_rates=(0.0, -1.0)), ValueError, r"learning_rates\[1\] = -1"),
+        (dict(learning_rates=(0.0, 0.0)), ValueError, "train nothing"),
         (dict(phi=lambda h: jnp.exp(h * h)), ValueError, "no finite second moment"),
         (dict(phi=jnp.sign), ValueError, "jumps"),
         (dict(phi=jnp.square, depth=30), ValueError, "Does the kernel explode"),

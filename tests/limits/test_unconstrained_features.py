@@ -151,6 +151,13 @@ def test_refuses(change, error, says):
         mse_minimiser(given.pop("sizes"), given.pop("depth"), **given)
 
 
+def test_a_decay_may_be_a_numpy_number():
+    with as_users_run_it():
+        found = mse_minimiser([3, 2], 2, weight_decay=np.float32(0.25), feature_decay=np.float32(0.125))
+    expected = mse_minimiser([3, 2], 2, weight_decay=[0.25, 0.25], feature_decay=0.125)
+    np.testing.assert_array_equal(found.singular_values, expected.singular_values)
+
+
 @pytest.mark.parametrize(("total", "depth", "says"), [(0, 1, "total = 0"), (10, 0, "depth = 0"), (10, -1, "depth = -1")])
 def test_threshold_refuses(total, depth, says):
     with pytest.raises(ValueError, match=says):

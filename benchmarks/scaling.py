@@ -82,8 +82,10 @@ Scale Your Model" (Google DeepMind, part "TPUs", February 2025; looked up) has 4
         141e9,
         lambda k: 450e9,
         """NVLink 900 GB/s, both directions together, and 141 GB HBM3e: NVIDIA's description of the system "H200-SXM-141GBx8" in MLCommons'
-Inference v4.1 results (2024; looked up). 989 TFLOP/s bfloat16 without sparsity and 4.8 TB/s: NVIDIA's H200 data sheet (2024), **not looked
-up** in NVIDIA's own copy; second-hand tables agree (looked up). So 450 GB/s each way to any of 8 through the switch.""",
+Inference v4.1 results (2024; looked up). 4.8 TB/s: NVIDIA's announcement in TensorRT-LLM, docs/source/blogs/H200launch.md (2023; looked
+up). 989 TFLOP/s bfloat16 without sparsity: half the 1,979 with it, as NVIDIA's NeMo-RL has it for "NVIDIA H200"
+(tests/unit/utils/test_flops_tracker.py, 2025; looked up); NVIDIA's data sheet itself was not at hand. So 450 GB/s each way to any of 8
+through the switch.""",
     ),
 )
 

@@ -249,7 +249,9 @@ def closed_forms(row: Row, one: Row, sizes: dict[str, int]) -> list[tuple[str, f
         if row.network == "transformer":
             reduced, gathered = ITEM * (total + 1), row.bytes("all-gather", *axes)
             known.append((f"all-reduce over {over} = 4 (P + 1): gradient and loss", reduced, reduced, row.bytes("all-reduce", *axes)))
-            known.append((f"all-gather over {over}: 4 P (each leaf once) to 8 P (again, backward)", ITEM * total, 2 * ITEM * total, gathered))
+            known.append(
+                (f"all-gather over {over}: 4 P (each leaf once) to 8 P (again, backward)", ITEM * total, 2 * ITEM * total, gathered)
+            )
     return known
 
 

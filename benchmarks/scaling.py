@@ -82,8 +82,10 @@ Scale Your Model" (Google DeepMind, part "TPUs", February 2025; looked up) has 4
         141e9,
         lambda k: 450e9,
         """NVLink 900 GB/s, both directions together, and 141 GB HBM3e: NVIDIA's description of the system "H200-SXM-141GBx8" in MLCommons'
-Inference v4.1 results (2024; looked up). 989 TFLOP/s bfloat16 without sparsity and 4.8 TB/s: NVIDIA's H200 data sheet (2024), **not looked
-up** in NVIDIA's own copy; second-hand tables agree (looked up). So 450 GB/s each way to any of 8 through the switch.""",
+Inference v4.1 results (2024; looked up). 4.8 TB/s: NVIDIA's announcement in TensorRT-LLM, docs/source/blogs/H200launch.md (2023; looked
+up). 989 TFLOP/s bfloat16 without sparsity: half the 1,979 with it, as NVIDIA's NeMo-RL has it for "NVIDIA H200"
+(tests/unit/utils/test_flops_tracker.py, 2025; looked up); NVIDIA's data sheet itself was not at hand. So 450 GB/s each way to any of 8
+through the switch.""",
     ),
 )
 
@@ -236,15 +238,20 @@ def closed_forms(row: Row, one: Row, sizes: dict[str, int]) -> list[tuple[str, f
                     ("all-gather over data = 4 × tokens × width: of the embedding", tokens, tokens, row.bytes("all-gather", "data"))
                 )
         known.append(("products a device = F₁ sweep / chips, within 5 %", 0.95 * useful, 1.05 * useful, row.flops))
-    elif model == 1:
+    else:
+        # One axis to the rule, whatever the mesh calls it.
+        axes = tuple(name for name, size in zip(AXES[1:], row.mesh[1:]) if size > 1)
+        over, least = " × ".join(axes), one.state * sweep / row.chips
         whole = sum(n for n, k in parts.values() if k == 1)
-        least = one.state / data
-        known.append(("state a device = state / data (and leaves that do not divide)", least, least + 3 * ITEM * whole + 64, row.state))
+        what = f"state a device = state / ({over}) (and leaves that do not divide)"
+        known.append((what, least, least + 3 * ITEM * whole + 64, row.state))
+        known.append(("products a device = F₁ sweep / chips, within 5 %", 0.95 * useful, 1.05 * useful, row.flops))
         if row.network == "transformer":
-            reduced = ITEM * (total + 1)
-            known.append(("all-reduce over data = 4 (P + 1): gradient and loss", reduced, reduced, row.bytes("all-reduce", "data")))
-            gathered = row.bytes("all-gather", "data")
-            known.append(("all-gather over data: 4 P (each leaf once) to 8 P (again, backward)", ITEM * total, 2 * ITEM * total, gathered))
+            reduced, gathered = ITEM * (total + 1), row.bytes("all-gather", *axes)
+            known.append((f"all-reduce over {over} = 4 (P + 1): gradient and loss", reduced, reduced, row.bytes("all-reduce", *axes)))
+            known.append(
+                (f"all-gather over {over}: 4 P (each leaf once) to 8 P (again, backward)", ITEM * total, 2 * ITEM * total, gathered)
+            )
     return known
 
 

@@ -135,7 +135,7 @@ WHAT = """## What the rules do
 Shoeybi et al. (arXiv 1909.08053) do by hand. Streams are whole everywhere, and a branch ends in one all-reduce. On the way back XLA
 all-reduces the cotangents of query, key and value one by one, where adding them up first would do. A network without a stream (the MLP)
 has every matrix divided along its fan-out, and XLA gathers activations before a product and all-reduces cotangents after it.
-`fully_sharded` divides leaves over `data` and `model` together and batches over `data` alone: with a `model` axis, products of the same
-examples are computed in several places (F in brackets above 1). Where a batch has fewer rows than a matrix, XLA moves activations instead
+`fully_sharded` divides leaves and batches over `data` and `model` together: both are one axis to it, and no product is computed twice.
+Where a batch has fewer rows than a matrix, XLA moves activations instead
 of gathering the matrix. In a sweep whose cells are spread over `data` too, it gathers the cotangents of all tokens for the gradient of an
 embedding; without the sweep it adds up the gradient."""

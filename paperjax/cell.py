@@ -180,6 +180,7 @@ def cell_functions(experiment: Any, static: Mapping[str, Any], place: Placement 
 
     def measure(axes: Mapping[str, Any], state: State, constants: Constants, shared: Any, step: Any) -> dict[str, Array]:
         model, data, loss_fn, _, key = build(axes, shared, constants)
+        data = data if place is None else place.whole(data)
         params = join(state.trained, constants.given)
         params0 = join(constants.params0, constants.given) if needs_params0 else None
         offered = {

@@ -26,7 +26,7 @@ from paperjax.devices import device_budget
 from paperjax.experiment import Axes, Experiment
 from paperjax.explained import explain
 from paperjax.interrupts import Preempted, interruptible, preemptible
-from paperjax.layout import Layout, cells_sharding, choose_layout, mesh_of, replicate, spread, tree_bytes, work
+from paperjax.layout import Layout, cells_sharding, choose_layout, mesh_of, spread, tree_bytes, work
 from paperjax.progress import Progress, progress_bar
 from paperjax.result import assemble, versions
 from paperjax.resuming import apart, bits, on_lanes, unpack
@@ -220,19 +220,19 @@ class _Run:
     def prepare(self, program: Program, pool: ThreadPoolExecutor) -> Prepared:
         mesh = self.mesh(program)
         place = program.place and program.place._replace(mesh=mesh)
+        at = place.data(program.data) if place else NamedSharding(mesh, PartitionSpec())
         if processes.many():
-            shared = processes.place(program.data, NamedSharding(mesh, PartitionSpec()))
+            shared = processes.place(program.data, at)
             over = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
             put: Callable[[PyTree], PyTree] = lambda tree: processes.place(tree, over)  # noqa: E731
         elif mesh.devices.size > 1:
-            shared = replicate(program.data, mesh)
+            shared = jax.device_put(program.data, at)
             put = lambda tree: spread(tree, mesh)  # noqa: E731
         else:
             shared = program.data
             put = lambda tree: jax.tree.map(jnp.asarray, tree)  # noqa: E731
-        _, axes = self._chunk(program, 0)
-        alike = self.experiment.mesh is not None
-        return Prepared(compile_cells(program.functions, program.layout, mesh, put(axes), shared, pool, place, alike), shared, put)
+        axes, alike = put(self._chunk(program, 0)[1]), self.experiment.mesh is not None
+        return Prepared(compile_cells(program.functions, program.layout, mesh, axes, shared, pool, place, alike), shared, put)
 
     def _mesh(self, layout: Layout) -> Mesh:
         return mesh_of(layout, processes.evenly(self.devices, layout.lanes))

@@ -67,7 +67,8 @@ class Experiment:
         A `Layout`, to overrule the one chosen.
     mesh
         From `paperjax.mesh`: the cells of the grid go over ``sweep``, the examples of a batch over ``data``, and parameters over ``model``
-        as `sharding` says. Without one, cells go over all devices.
+        as `sharding` says (`fully_sharded` takes ``data`` and ``model`` for one axis, batches and all). Without one, cells go over all
+        devices. Of a full batch each device holds its own examples; minibatches are drawn from all, which then lie on every device.
     sharding
         A rule from what a leaf's axes are for to where they lie: `paperjax.sharding.tensor_parallel`, `paperjax.sharding.fully_sharded`,
         or a function like them. The optimizer's state follows its leaf.

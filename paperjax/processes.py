@@ -295,15 +295,18 @@ def own(devices: Sequence[Any]) -> list[Any]:
     return [device for device in devices if device.process_index == jax.process_index()]
 
 
-def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Arrays that every process has on the host, as arrays over all processes; each copies only its own slices to its devices."""
+def place(tree: PyTree, sharding: PyTree) -> PyTree:
+    """Arrays that every process has on the host, as arrays over all processes; each copies only its own slices to its devices.
 
-    def one(leaf: Any) -> jax.Array:
+    `sharding` is one for all, or a tree of them.
+    """
+
+    def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
         host = np.asarray(leaf)
         where = NamedSharding(sharding.mesh, PartitionSpec()) if 0 in host.shape else sharding
         return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(one, tree, jax.tree.map(lambda _: sharding, tree) if isinstance(sharding, NamedSharding) else sharding)
 
 
 def on_host(value: Any) -> np.ndarray:

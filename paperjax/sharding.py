@@ -182,7 +182,8 @@ def tensor_parallel(leaf: Uses, sizes: Mapping[str, int]) -> PartitionSpec:
 def fully_sharded(leaf: Uses, sizes: Mapping[str, int]) -> PartitionSpec:
     """A leaf's largest axis that divides over ``data`` and ``model`` together (ZeRO, arXiv 1910.02054, stage 3; FSDP), whatever it is for.
 
-    Each device keeps a part of every leaf and of its optimizer state; XLA gathers a leaf where it is used.
+    Each device keeps a part of every leaf and of its optimizer state; XLA gathers a leaf where it is used. Nothing divides products over
+    ``model`` then, so batches go over both axes (see `Placement`).
 
     Examples
     --------
@@ -255,10 +256,17 @@ class Placement(NamedTuple):
         The mesh.
     specs
         For each trained leaf, its path, its shape, and where its axes go.
+    examples
+        Axes of the mesh that the examples of a batch go over: ``data``, and ``model`` too where leaves are divided over both together
+        and none over ``model`` alone, since each product would else be computed by all devices along ``model``.
+    full
+        Whether a step takes all examples there are.
     """
 
     mesh: Mesh
     specs: tuple[tuple[str, tuple[int, ...], PartitionSpec], ...]
+    examples: tuple[str, ...] = ("data",)
+    full: bool = False
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         """Of an array of the state: that of the leaf whose path its own ends with, as an optimizer's moments do; or nowhere divided."""
@@ -269,8 +277,21 @@ class Placement(NamedTuple):
         return jax.tree_util.tree_map_with_path(lambda path, a: self._put(a, self.spec(jax.tree_util.keystr(path), a.shape)), state)
 
     def batch(self, tree: PyTree) -> PyTree:
-        """Examples, first axis, over ``data``."""
-        return jax.tree.map(lambda a: self._put(a, PartitionSpec("data")), tree)
+        """Examples, first axis, over ``data`` (see `examples`)."""
+        return jax.tree.map(lambda a: self._put(a, PartitionSpec(self.examples)), tree)
+
+    def whole(self, data: PyTree) -> PyTree:
+        """All examples there are, over the same axes; arrays whose first axis does not divide are on every device."""
+        return jax.tree.map(lambda a: self._put(a, self._rows(a)), data)
+
+    def data(self, data: PyTree) -> PyTree:
+        """Shardings of a set of examples between steps: if a step takes all, each device has its own; minibatches are of any of them."""
+        return jax.tree.map(lambda a: NamedSharding(self.mesh, self._rows(a) if self.full else PartitionSpec()), data)
+
+    def _rows(self, a: Any) -> PartitionSpec:
+        devices = math.prod(self.mesh.shape[name] for name in self.examples)
+        divides = getattr(a, "ndim", 0) > 0 and a.size > 0 and a.shape[0] % devices == 0
+        return PartitionSpec(self.examples) if divides else PartitionSpec()
 
     def cells(self, tree: PyTree, axis: str) -> PyTree:
         """Shardings of the states of several cells, whose first axis is the cells."""
@@ -308,13 +329,6 @@ def placement(mesh: Mesh, rule: Rule, model: Model, x: Any, batch: int | None) -
         If a batch or an axis that the rule names does not divide, or the rule names an axis that the mesh does not have.
     """
     sizes = dict(mesh.shape)
-    examples = x.shape[0] if batch is None else batch
-    if examples % sizes["data"]:
-        fits = [n for n in range(1, sizes["data"] + 1) if examples % n == 0]
-        raise ValueError(
-            f"mesh: a batch of {examples} examples does not divide over data={sizes['data']} devices. data={fits[-1]} would, or a batch of "
-            f"{max(1, examples // sizes['data']) * sizes['data']}."
-        )
     found = []
     for leaf in uses_of(model, x):
         spec = rule(leaf, sizes)
@@ -334,5 +348,21 @@ def placement(mesh: Mesh, rule: Rule, model: Model, x: Any, batch: int | None) -
                     f"and {leaf.shape[axis]} does not divide: {fits[-1]} would, or leave the axis out."
                 )
         found.append((leaf.path, leaf.shape, spec))
+    parts = [{names} if isinstance(names, str) else set(names) for *_, spec in found for names in list[Any](spec) if names]
+    axes = ("data", "model") if set(AXES[1:]) in parts and {"model"} not in parts else ("data",)
+    n = x.shape[0]
+    _check_batch(n if batch is None else batch, axes, sizes)
     # A leaf whose path ends as another's does is found first by the longer one.
-    return Placement(mesh, tuple(sorted(found, key=lambda one: -len(one[0]))))
+    return Placement(mesh, tuple(sorted(found, key=lambda one: -len(one[0]))), axes, batch in (None, n))
+
+
+def _check_batch(examples: int, axes: tuple[str, ...], sizes: Mapping[str, int]) -> None:
+    devices = math.prod(sizes[name] for name in axes)
+    if examples % devices == 0:
+        return
+    over = " * ".join(f"{name}={sizes[name]}" for name in axes)
+    most = max(n for n in range(1, devices + 1) if examples % n == 0)
+    raise ValueError(
+        f"mesh: a batch of {examples} examples does not divide over {over} devices. {' * '.join(axes)}={most} would, or a batch of "
+        f"{max(1, examples // devices) * devices}."
+    )

@@ -28,6 +28,11 @@ def dataset(*shape):
     return pj.data.Dataset(x, y, x[:4], y[:4])
 
 
+def tokens():
+    x = RNG.integers(0, 16, (16, 4)).astype(np.int32)
+    return pj.data.Dataset(x, np.roll(x, -1, 1), x[:4], x[:4])
+
+
 def classes(data):
     labels = [(y[:, 0] > 0).astype(np.int32) for y in (data.y_train, data.y_test)]
     return pj.data.Dataset(data.x_train, labels[0], data.x_test, labels[1])
@@ -38,8 +43,11 @@ NETWORKS = {
     "cnn": (lambda width: pj.models.cnn(width, depth=2, outputs=2), dataset(4, 4, 2)),
     "transformer": (lambda width: pj.models.transformer(width, depth=1, heads=2, outputs=2), dataset(3, 4)),
     "classes": (lambda width: pj.models.mlp(width, depth=2, outputs=2), classes(dataset(5))),
+    "tokens": (lambda width: pj.models.transformer(width, depth=1, heads=2, vocab=16), tokens()),
 }
 SMALL = dict(sweep=1, data=1, model=2)
+# Integer labels and tokens: of interest where scores, and what is looked up, are divided too.
+FEW = {"classes": [(2, 2, 2), (1, 4, 2)], "tokens": [(2, 2, 2), (1, 2, 4)]}
 
 
 def experiment(name, **fields):
@@ -48,14 +56,14 @@ def experiment(name, **fields):
     return pj.Experiment(
         family, data, optimizer=optax.adam, parametrization=pj.mup, base=dict(width=8),
         grid=pj.grid(width=[16], lr=[1e-3, 1e-2], seed=2), steps=4, batch=8, measure_at=[0, 2, 4],
-        loss="cross_entropy" if name == "classes" else "mse", **fields,
+        loss="cross_entropy" if name in FEW else "mse", **fields,
     )  # fmt: skip
 
 
-def run(name, rule=tensor_parallel, **sizes):
+def run(name, rule=tensor_parallel, batch=8, **sizes):
     made = mesh(**sizes) if sizes else None
     lanes = min(sizes.get("sweep", 1), 4)
-    return losses(experiment(name, mesh=made, sharding=rule, layout=pj.Layout(lanes, 4 // lanes, 1)))
+    return losses(experiment(name, mesh=made, sharding=rule, layout=pj.Layout(lanes, 4 // lanes, 1)).replace(batch=batch))
 
 
 def losses(made):
@@ -80,10 +88,9 @@ def test_two_devices_are_one(sizes):
 def everything(name):
     """The whole table, in a process with eight devices."""
     reference = run(name, sweep=1)
-    # Integer labels: of interest where scores are divided, too.
-    for sizes in itertools.product((1, 2, 4, 8), repeat=3) if name != "classes" else [(2, 2, 2), (1, 4, 2)]:
+    for sizes in FEW.get(name, itertools.product((1, 2, 4, 8), repeat=3)):
         if np.prod(sizes) <= 8:
-            for rule in (tensor_parallel, fully_sharded) if sizes == (2, 2, 2) else (tensor_parallel,):
+            for rule in (tensor_parallel, fully_sharded) if sizes in ((2, 2, 2), (1, 2, 4)) else (tensor_parallel,):
                 agrees(run(name, rule, **dict(zip(("sweep", "data", "model"), sizes))), reference, exact=sizes[1] * sizes[2] == 1)
 
 
@@ -97,16 +104,16 @@ def test_every_mesh_of_eight_devices(name):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def watch(monkeypatch, around=lambda program, args: program(*args)):
-    """The compiled training loops of what runs, as they come; `around` calls them."""
+def watch(monkeypatch, around=lambda program, args: program(*args), which="advance"):
+    """The compiled training loops (or another program) of what runs, as they come; `around` calls them."""
     programs, original = [], driver.compile_cells
 
     def watched(*args):
         compiled = original(*args)
-        programs.append(compiled.advance.result())
+        programs.append(getattr(compiled, which).result())
         done = Future()
         done.set_result(lambda *args: around(programs[-1], args))
-        return compiled._replace(advance=done)
+        return compiled._replace(**{which: done})
 
     monkeypatch.setattr(driver, "compile_cells", watched)
     return programs
@@ -165,16 +172,34 @@ def test_layers_that_are_computed_again_on_the_way_back(monkeypatch, rule):
     assert again > kept
 
 
-def test_batches_are_divided_and_nothing_leaves_the_devices(monkeypatch):
+def products(program):
+    # The body of a loop is counted once, so this is one step, or one measurement.
+    return program.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "batch", "sizes"), [(tensor_parallel, 8, dict(data=2)), (fully_sharded, None, dict(model=2))], ids=["minibatch", "full batch"]
+)
+def test_batches_are_divided_and_nothing_leaves_the_devices(monkeypatch, rule, batch, sizes):
     def around(program, args):
         numbers = [jax.device_put(k, program.input_shardings[0][-1]) for k in args[-2:]]
         with jax.transfer_guard("disallow"):
             return program(*args[:-2], *numbers)
 
-    programs = watch(monkeypatch, around)
-    run("mlp", data=2)
-    # The gradients of each half of a batch are added up over both devices.
-    assert "all-reduce" in programs[0].as_text()
+    programs, measures = watch(monkeypatch, around), watch(monkeypatch, which="measure")
+    run("mlp", batch=batch, sweep=1)
+    run("mlp", rule, batch, **sizes)
+    two = programs[1]
+    # The gradients of each half of a batch are added up over both devices, and none computes what the other does.
+    assert "all-reduce" in two.as_text()
+    for alone, both in (programs, measures):
+        assert products(both) < 0.7 * products(alone)
+    # A minibatch is drawn from all examples; where a step takes all, each device has its own.
+    there = [leaf.shard_shape((16, 5))[0] for leaf in jax.tree.leaves(two.input_shardings[0][3])]
+    assert there[0] == (16 if batch else 8)
+    # The guard sees what the call takes in and gives, not what the program does: a step that asked the host would be such a call.
+    for word in ("callback", "infeed", "outfeed", " send(", " recv("):
+        assert word not in two.as_text()
 
 
 @pytest.mark.parametrize("other", [None, dict(sweep=2), dict(data=2)], ids=["none", "sweep", "data"])
@@ -217,15 +242,19 @@ def test_command_lines_that_say_no_mesh(text):
 NET = pj.Model(lambda key, x: {"w": jnp.ones((5, 6)), "b": jnp.ones(6)}, lambda p, x: x @ p["w"] + p["b"][None])
 
 
+SQUARE = pj.Model(lambda key, x: {"w": jnp.ones((6, 6)), "b": jnp.ones(6)}, lambda p, x: x @ p["w"] + p["b"][None])
+
+
 @pytest.mark.parametrize(
     ("rule", "batch", "message"),
     [
         (tensor_parallel, 7, r"batch of 7.*data=2.*data=1 would, or a batch of 6"),
+        (fully_sharded, 7, r"batch of 7.*data=2 \* model=1 devices. data \* model=1 would, or a batch of 6"),
         (lambda leaf, sizes: P("model"), None, r"axis 0 of leaf \['w'\] \(5, 6\) over 2 devices.*5 does not divide: 1 would"),
         (lambda leaf, sizes: P("sweep"), None, r"leaf \['b'\] \(6,\).*'sweep' is the cells'"),
         (lambda leaf, sizes: P(None, None, "model"), None, r"specification"),
     ],
-    ids=["batch", "axis", "sweep", "rank"],
+    ids=["batch", "batch, fully", "axis", "sweep", "rank"],
 )
 def test_what_does_not_divide(rule, batch, message):
     with pytest.raises(ValueError, match=message):
@@ -235,6 +264,22 @@ def test_what_does_not_divide(rule, batch, message):
 def test_uses_are_the_traces():
     w, b = uses_of(NET, jnp.ones((2, 5)))[::-1]
     assert (w.inside, w.out, b.out) == ((0,), (1,), (0,))
+
+
+@pytest.mark.parametrize(
+    ("rule", "axes"),
+    [
+        (tensor_parallel, ("data",)),
+        (fully_sharded, ("data", "model")),
+        # Where some leaf is divided over model alone, its products are; where nothing is over model, that is what was asked for.
+        (lambda leaf, sizes: P("model") if leaf.inside == (1,) else P(("data", "model")), ("data", "model")),
+        (lambda leaf, sizes: P(None, "model") if len(leaf.shape) == 2 else P(("data", "model")), ("data",)),
+        (lambda leaf, sizes: P(), ("data",)),
+    ],
+    ids=["tensor", "fully", "together", "both", "nowhere"],
+)
+def test_batches_go_over_model_where_nothing_else_does(rule, axes):
+    assert placement(mesh(model=2), rule, SQUARE, jnp.ones((8, 6)), None).examples == axes
 
 
 def test_optimizers_follow_their_leaf():

@@ -174,8 +174,8 @@ def steps_program(made: Any) -> Any:
 
     original = driver.compile_cells
 
-    def caught(functions, layout, mesh, axes, data, pool, place=None, alike=False):
-        raise Caught(original(functions, layout, mesh, axes, data, Pool(), place, alike).advance)  # pyright: ignore[reportArgumentType]
+    def caught(functions, layout, mesh, axes, data, pool, place=None, alike=False, trains=True):
+        raise Caught(original(functions, layout, mesh, axes, data, Pool(), place, alike, trains).advance)  # pyright: ignore[reportArgumentType]
 
     with mock.patch.object(driver, "compile_cells", caught):
         try:

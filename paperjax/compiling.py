@@ -30,7 +30,7 @@ class Compiled(NamedTuple):
     setup
         ``(axes, data) -> (state, constants)``.
     advance
-        ``(axes, state, constants, data, first, n_steps) -> state``; the old state's memory is given away.
+        ``(axes, state, constants, data, first, n_steps) -> state``; the old state's memory is given away. `None` where no step is taken.
     measure
         ``(axes, state, constants, data, step) -> {name: values}``.
     """
@@ -53,6 +53,7 @@ def compile_cells(
     pool: ThreadPoolExecutor,
     place: Placement | None = None,
     alike: bool = False,
+    trains: bool = True,
 ) -> Compiled:
     """Trace here, compile in the pool's threads.
 
@@ -73,6 +74,8 @@ def compile_cells(
         Where the arrays of a cell lie, if each is spread over devices itself.
     alike
         Whether one device is to compute as each of several does: on CPU it would split products over the cores, and add up otherwise.
+    trains
+        Whether any step is taken; if not, there is no training loop to compile.
 
     Returns
     -------
@@ -123,9 +126,11 @@ def compile_cells(
     level = {"xla_backend_optimization_level": SETUP_LEVELS["small" if small else "large"]} if on_cpu else {}
     # One lane per core: a lane that splits its own loops over all cores is in the others' way.
     busy = ONE_THREAD if on_cpu and (many or alike) else {}
+    untrained: Future[Any] = Future()
+    untrained.set_result(None)
     return Compiled(
         program(functions.setup, 1, level, axes, data, out=(state, constants)),
-        program(functions.advance, 3, busy, axes, state, constants, data, zero, zero, donate=(1,), out=state),
+        program(functions.advance, 3, busy, axes, state, constants, data, zero, zero, donate=(1,), out=state) if trains else untrained,
         program(functions.measure, 3, busy, axes, state, constants, data, zero),
     )
 

@@ -231,8 +231,8 @@ class _Run:
         else:
             shared = program.data
             put = lambda tree: jax.tree.map(jnp.asarray, tree)  # noqa: E731
-        axes, alike = put(self._chunk(program, 0)[1]), self.experiment.mesh is not None
-        return Prepared(compile_cells(program.functions, program.layout, mesh, axes, shared, pool, place, alike), shared, put)
+        axes, alike, trains = put(self._chunk(program, 0)[1]), self.experiment.mesh is not None, self.points[-1] > 0
+        return Prepared(compile_cells(program.functions, program.layout, mesh, axes, shared, pool, place, alike, trains), shared, put)
 
     def _mesh(self, layout: Layout) -> Mesh:
         return mesh_of(layout, processes.evenly(self.devices, layout.lanes))

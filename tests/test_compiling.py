@@ -50,6 +50,17 @@ def test_programs_whose_devices_would_wait_for_each_other_have_one(measure, devi
     assert isinstance(advance, jax.stages.Compiled), "training has no decomposition, and keeps both devices"
 
 
+def test_without_steps_no_training_loop_is_compiled():
+    layout = Layout(1, 1, 2)
+    mesh = mesh_of(layout, jax.devices("cpu"))
+    made, axes = functions(jnp.sum), {"a": jnp.arange(1.0, 3.0)}
+    made = made._replace(advance=lambda *args: pytest.fail("it was traced"))
+    with ThreadPoolExecutor(1) as pool:
+        setup, advance, measured = compile_cells(made, layout, mesh, axes, jnp.eye(3), pool, None, False, False).wait()
+    assert advance is None
+    np.testing.assert_allclose(measured(axes, *setup(axes, jnp.eye(3)), jnp.eye(3), np.int32(0))["m"], [3.0, 6.0])
+
+
 def test_products_on_cpu_are_eigens_where_xla_has_others():
     assert known_options({"xla_no_such_option": True}) == {}
     options = compiler_options("cpu")

@@ -36,6 +36,16 @@ REFUSED = {
         ValueError,
         "depend on each other.*: reduce_sum",
     ),
+    "a branch on the size of the batch": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, jnp.sin(x) if len(x) > 1 else x)), PARAMS, X1),
+        ValueError,
+        "one example by itself is not computed as in a batch of 6",
+    ),
+    "own rows": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x)[jnp.arange(len(x)), 1]), PARAMS, X1),
+        ValueError,
+        "each picks its own row.* map over them",
+    ),
     "nothing trained": (lambda: ntk(MODEL, Frozen(PARAMS), X1), ValueError, "no trained parameter"),
     "too little memory": (lambda: ntk(MODEL, PARAMS, X1, max_bytes=100), MemoryError, "Give max_bytes="),
     "unknown output": (lambda: ntk(MODEL, PARAMS, X1, outputs=2), ValueError, "names no output"),
@@ -105,3 +115,13 @@ def test_layers_are_named_by_keys_that_hold_dots_and_brackets():
         leaves = ntk(model, params, X1, per="leaf", outputs="trace")
     assert set(layers) == {"['block.0']", """["it's [1]"]"""}
     np.testing.assert_allclose(layers["['block.0']"], leaves["['block.0']['w']"], rtol=1e-12)
+
+
+def test_own_rows_by_a_map_over_examples():
+    def own(params, x):
+        return MODEL.apply(params, x)[jnp.arange(len(x)), (x[:, 0] > 0).astype(int)]
+
+    mapped = Model(MODEL.init, lambda p, x: jax.vmap(lambda row: own(p, row[None])[0])(x))
+    full, pick = ntk(MODEL, PARAMS, X1), (X1[:, 0] > 0).astype(int)
+    wanted = full[jnp.arange(6)[:, None], jnp.arange(6)[None], pick[:, None], pick[None]]
+    np.testing.assert_allclose(ntk(mapped, PARAMS, X1), wanted, rtol=1e-12)

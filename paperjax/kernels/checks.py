@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from paperjax.kernels.network import SQUEEZED, abstract, read, signature
+from paperjax.kernels.network import SQUEEZED, abstract, read, settings, signature
 from paperjax.model import Frozen, Model, split
 from paperjax.trace.batch import coupling, size_read
 
@@ -43,7 +43,8 @@ def check_kinds(x1: Any, x2: Any) -> None:
 
 def check_apart(model: Model, params: Any, x: Any, instead: str) -> None:
     """Refuse a model whose examples depend on each other, or that computes one by itself in another way."""
-    met = _coupling(model, *signature((params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))))
+    one = signature((params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)))
+    met = _coupling(model, *one, settings())
     if met is not None:
         raise ValueError(
             f"the examples of a batch depend on each other, or on their number or places: {met} runs over the batch (batch statistics? "
@@ -51,7 +52,7 @@ def check_apart(model: Model, params: Any, x: Any, instead: str) -> None:
             f"(BatchNorm(use_running_average=True)), switch dropout off, or {instead}. If they do not in truth (each picks its own row, "
             "x[arange(N), place]; lax.map in batches), map over them: lambda params, x: vmap(lambda row: apply(params, row[None])[0])(x)."
         )
-    read_off = _size_read(model, *signature((params, x)))
+    read_off = _size_read(model, *signature((params, x)), one, settings())
     if read_off is not None:
         raise ValueError(
             f"one example by itself is not computed as in a batch of {x.shape[0]}: the model reads the batch's size off it ({read_off}; "
@@ -61,18 +62,20 @@ def check_apart(model: Model, params: Any, x: Any, instead: str) -> None:
 
 # Traces take longer than small kernels: one for each model and shapes.
 @functools.lru_cache(maxsize=64)
-def _coupling(model: Model, structure: Any, shapes: tuple[Any, ...]) -> str | None:
-    return coupling(model.apply, *abstract(structure, shapes))
+def _coupling(model: Model, structure: Any, shapes: tuple[Any, ...], context: Any) -> str | None:
+    return coupling(model.apply, *abstract(structure, shapes), _traced(model, structure, shapes, context)[0])
 
 
 @functools.lru_cache(maxsize=64)
-def _size_read(model: Model, structure: Any, shapes: tuple[Any, ...]) -> str | None:
-    params, x = abstract(structure, shapes)
-    return size_read(model.apply, params, x, _traced(model, structure, shapes)[0])
+def _size_read(model: Model, structure: Any, shapes: tuple[Any, ...], one: tuple[Any, ...], context: Any) -> str | None:
+    alone, together = (_traced(model, *of, context)[0] for of in (one, (structure, shapes)))
+    return size_read(model.apply, *abstract(structure, shapes), alone, together)
 
 
 @functools.lru_cache(maxsize=8)
-def _traced(model: Model, structure: Any, shapes: tuple[Any, ...]) -> Any:
+def _traced(model: Model, structure: Any, shapes: tuple[Any, ...], context: Any) -> Any:
+    """The trace of a model, and the shapes of what it returns."""
+    del context
     return jax.make_jaxpr(model.apply, return_shape=True)(*abstract(structure, shapes))
 
 
@@ -81,7 +84,7 @@ def outputs_of(model: Model, structure: Any, shapes: tuple[Any, ...]) -> tuple[l
     """Shapes of the arrays that a model returns, and how they are put together."""
     x = abstract(structure, shapes)[1]
     try:
-        y = _traced(model, structure, shapes)[1]
+        y = _traced(model, structure, shapes, settings())[1]
     except TypeError as error:
         if "not a valid JAX type" in str(error):
             raise TypeError(f"the model returns something that is not an array: {error}") from error

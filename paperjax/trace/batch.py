@@ -18,7 +18,7 @@ from paperjax.trace.interpret import wiring_of
 ASIDE = ("scan", "optimization_barrier", *prim.IN_PLACE)
 
 
-def coupling(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> str | None:
+def coupling(apply: Callable[[Any, Any], Any], params: Any, x: Any, alone: jex.ClosedJaxpr | None = None) -> str | None:
     """The primitive in which examples of a batch meet, or their number or places come in; `None` if none does. Nothing is computed.
 
     The function is traced for a batch whose size divides no other axis, so that every axis that belongs to the batch can be told.
@@ -29,6 +29,8 @@ def coupling(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> str | Non
         ``(params, x) -> y``.
     params, x
         Arrays or their shapes; of `x` the first axis is the batch.
+    alone
+        The trace for a batch of one, if it is there.
 
     Examples
     --------
@@ -43,7 +45,7 @@ def coupling(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> str | Non
     def traced(n: int) -> jex.ClosedJaxpr:
         return prim.trace(apply, params, jax.ShapeDtypeStruct((n, *jnp.shape(x)[1:]), jnp.result_type(x)))
 
-    alone = traced(1)
+    alone = traced(1) if alone is None else alone
     taken = {size for eqn in _equations(alone) for atom in (*eqn.invars, *eqn.outvars) for size in getattr(atom.aval, "shape", ())}
     taken |= {size for leaf in jax.tree.leaves(params) for size in jnp.shape(leaf)}
     batch = next(n for n in itertools.count(5, 2) if _is_prime(n) and not any(size % n == 0 for size in taken if size))
@@ -71,7 +73,13 @@ def coupling(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> str | Non
     return _counted(alone, together)
 
 
-def size_read(apply: Callable[[Any, Any], Any], params: Any, x: Any, together: jex.ClosedJaxpr | None = None) -> str | None:
+def size_read(
+    apply: Callable[[Any, Any], Any],
+    params: Any,
+    x: Any,
+    alone: jex.ClosedJaxpr | None = None,
+    together: jex.ClosedJaxpr | None = None,
+) -> str | None:
     """What one example by itself meets otherwise than in the batch: a number, or a branch in Python; `None` if nothing.
 
     ``if x.shape[0] > 1`` leaves no equation in a trace. Where the traces of one example and of the batch are not wired alike, which
@@ -81,8 +89,8 @@ def size_read(apply: Callable[[Any, Any], Any], params: Any, x: Any, together: j
     ----------
     apply, params, x
         As for `coupling`, with the batch as it is.
-    together
-        The trace of ``apply(params, x)``, if it is there.
+    alone, together
+        The traces of one example and of all, if they are there.
 
     Examples
     --------
@@ -102,7 +110,7 @@ def size_read(apply: Callable[[Any, Any], Any], params: Any, x: Any, together: j
     n = jnp.shape(x)[0]
     if n == 1:
         return None
-    alone, together = traced(1), traced(n) if together is None else together
+    alone, together = traced(1) if alone is None else alone, traced(n) if together is None else together
     if wiring_of(alone) == wiring_of(together):
         return _counted(alone, together)
     pair = traced(2)

@@ -63,13 +63,15 @@ def check_apart(model: Model, params: Any, x: Any, instead: str) -> None:
 # Traces take longer than small kernels: one for each model and shapes.
 @functools.lru_cache(maxsize=64)
 def _coupling(model: Model, structure: Any, shapes: tuple[Any, ...], context: Any) -> str | None:
-    return coupling(model.apply, *abstract(structure, shapes), _traced(model, structure, shapes, context)[0])
+    params, x = abstract(structure, shapes)
+    return coupling(model.apply, params, x, _traced(model, structure, shapes, context)[0])
 
 
 @functools.lru_cache(maxsize=64)
 def _size_read(model: Model, structure: Any, shapes: tuple[Any, ...], one: tuple[Any, ...], context: Any) -> str | None:
     alone, together = (_traced(model, *of, context)[0] for of in (one, (structure, shapes)))
-    return size_read(model.apply, *abstract(structure, shapes), alone, together)
+    params, x = abstract(structure, shapes)
+    return size_read(model.apply, params, x, alone, together)
 
 
 @functools.lru_cache(maxsize=8)

@@ -21,6 +21,11 @@ def weights(of_one):
     return [{"w": 1.0, "b": 1.0}, {"w": of_one, "b": 1.0}, {"w": 1.0, "b": 1.0}]
 
 
+def on_the_host(y):
+    shape = jax.ShapeDtypeStruct((*y.shape[:-1], 3), y.dtype)
+    return jax.pure_callback(lambda a: np.zeros((*a.shape[:-1], 3)), shape, y, vmap_method="broadcast_all")
+
+
 REFUSED = {
     "empty batch": (lambda: ntk(MODEL, PARAMS, X1[:0]), ValueError, "x1 has shape"),
     "features differ": (lambda: ntk(MODEL, PARAMS, X1, X2[:, :2]), ValueError, r"examples of float64\[3\] and x2 of float64\[2\]"),
@@ -45,6 +50,16 @@ REFUSED = {
         lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x)[jnp.arange(len(x)), 1]), PARAMS, X1),
         ValueError,
         "each picks its own row.* map over them",
+    ),
+    "a site without a derivative": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: jax.lax.nextafter(MODEL.apply(p, x), jnp.ones((len(x), 2)))), PARAMS, X1),
+        ValueError,
+        "'nextafter' not implemented.*jax.custom_jvp",
+    ),
+    "a site out of JAX's reach": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, on_the_host(MODEL.apply(p, x)))), PARAMS, X1),
+        ValueError,
+        "Pure callbacks do not support JVP.*lax.stop_gradient",
     ),
     "nothing trained": (lambda: ntk(MODEL, Frozen(PARAMS), X1), ValueError, "no trained parameter"),
     "too little memory": (lambda: ntk(MODEL, PARAMS, X1, max_bytes=100), MemoryError, "Give max_bytes="),

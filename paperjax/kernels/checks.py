@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from paperjax.kernels.network import SQUEEZED, abstract, read, signature
+from paperjax.kernels.network import SQUEEZED, abstract, read, settings, signature
 from paperjax.model import Frozen, Model, split
-from paperjax.trace.batch import coupling
+from paperjax.trace.batch import coupling, size_read
 
 
 def batch(name: str, x: Any, host: bool = False) -> Any:
@@ -42,28 +42,51 @@ def check_kinds(x1: Any, x2: Any) -> None:
 
 
 def check_apart(model: Model, params: Any, x: Any, instead: str) -> None:
-    """Refuse a model whose examples depend on each other."""
-    met = _coupling(model, *signature((params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))))
+    """Refuse a model whose examples depend on each other, or that computes one by itself in another way."""
+    one = signature((params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)))
+    met = _coupling(model, *one, settings())
     if met is not None:
         raise ValueError(
             f"the examples of a batch depend on each other, or on their number or places: {met} runs over the batch (batch statistics? "
             "dropout?). A kernel between examples is then one of whole batches. Use running averages "
-            f"(BatchNorm(use_running_average=True)), switch dropout off, or {instead}."
+            f"(BatchNorm(use_running_average=True)), switch dropout off, or {instead}. If they do not in truth (each picks its own row, "
+            "x[arange(N), place]; lax.map in batches), map over them: lambda params, x: vmap(lambda row: apply(params, row[None])[0])(x)."
+        )
+    read_off = _size_read(model, *signature((params, x)), one, settings())
+    if read_off is not None:
+        raise ValueError(
+            f"one example by itself is not computed as in a batch of {x.shape[0]}: the model reads the batch's size off it ({read_off}; "
+            f"'if x.shape[0] > 1'?), and a kernel between examples is that of each by itself. Take the size out of the model, or {instead}."
         )
 
 
 # Traces take longer than small kernels: one for each model and shapes.
 @functools.lru_cache(maxsize=64)
-def _coupling(model: Model, structure: Any, shapes: tuple[Any, ...]) -> str | None:
-    return coupling(model.apply, *abstract(structure, shapes))
+def _coupling(model: Model, structure: Any, shapes: tuple[Any, ...], context: Any) -> str | None:
+    params, x = abstract(structure, shapes)
+    return coupling(model.apply, params, x, _traced(model, structure, shapes, context)[0])
+
+
+@functools.lru_cache(maxsize=64)
+def _size_read(model: Model, structure: Any, shapes: tuple[Any, ...], one: tuple[Any, ...], context: Any) -> str | None:
+    alone, together = (_traced(model, *of, context)[0] for of in (one, (structure, shapes)))
+    params, x = abstract(structure, shapes)
+    return size_read(model.apply, params, x, alone, together)
+
+
+@functools.lru_cache(maxsize=8)
+def _traced(model: Model, structure: Any, shapes: tuple[Any, ...], context: Any) -> Any:
+    """The trace of a model, and the shapes of what it returns."""
+    del context
+    return jax.make_jaxpr(model.apply, return_shape=True)(*abstract(structure, shapes))
 
 
 @functools.lru_cache(maxsize=64)
 def outputs_of(model: Model, structure: Any, shapes: tuple[Any, ...]) -> tuple[list[Any], Any]:
     """Shapes of the arrays that a model returns, and how they are put together."""
-    params, x = abstract(structure, shapes)
+    x = abstract(structure, shapes)[1]
     try:
-        y = jax.eval_shape(model.apply, params, x)
+        y = _traced(model, structure, shapes, settings())[1]
     except TypeError as error:
         if "not a valid JAX type" in str(error):
             raise TypeError(f"the model returns something that is not an array: {error}") from error
@@ -144,13 +167,12 @@ def check_finite_batch(model: Model, params: Any, name: str, x: Any) -> None:
         return
     if _all_finite(x):
         return
-    finite = np.asarray(np.isfinite(np.asarray(x)).reshape(x.shape[0], -1).all(1))
-    bad = np.flatnonzero(~finite)
+    bad = np.flatnonzero(~np.isfinite(np.asarray(x)).reshape(x.shape[0], -1).all(1))
     y = jax.tree.leaves(model.apply(params, jnp.asarray(x[bad[0] : bad[0] + 1])))
     if not all(isinstance(leaf, Tracer) or bool(jnp.isfinite(leaf).all()) for leaf in y):
         raise ValueError(
-            f"{name} holds NaN or infinity in {len(bad)} of {len(finite)} examples, the first of them number {bad[0]}, and so would the rows "
-            "of its kernel. Leave those examples out, or fill in what is missing."
+            f"{name} holds NaN or infinity in {len(bad)} of {x.shape[0]} examples, the first of them number {bad[0]}, and so would the "
+            "rows of its kernel. Leave those examples out, or fill in what is missing."
         )
 
 

@@ -110,9 +110,12 @@ def read(model: Model, params: Any, x: Any, which: int = 0, batch: int = 1) -> N
     """
     structure, shapes = signature(params)
     one = ((batch, *jnp.shape(x)[1:]), jnp.result_type(x))
-    # A trace is made under these settings.
-    context = (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
-    return _read(model, structure, shapes, one, which, context)
+    return _read(model, structure, shapes, one, which, settings())
+
+
+def settings() -> tuple[Any, ...]:
+    """What a trace is made under, besides its arguments."""
+    return (jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # Tracing takes longer than small kernels: a network is read once, for its plan and for its programs.

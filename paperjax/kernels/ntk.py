@@ -249,10 +249,11 @@ def _kernel(
                 f"the route 'ntvp' takes forward derivatives, and a part of the model has only backward ones: {error} Leave the route to "
                 "the engine ('auto'), or write that part with jax.custom_jvp."
             ) from error
-        if "ifferentiation" in str(error):
+        if "ifferentiation" in str(error) or "support JVP" in str(error):
+            loop = "A loop whose length is known (lax.scan, or fori_loop with constant bounds) can be."
+            other = "Write that part's derivative (jax.custom_jvp), or let it have none (lax.stop_gradient of what it takes)."
             raise ValueError(
-                f"the model cannot be differentiated in the way that its kernel needs: {error} A loop whose length is known (lax.scan, or "
-                "fori_loop with constant bounds) can be."
+                f"the model cannot be differentiated in the way that its kernel needs: {error} {loop if '_loop' in str(error) else other}"
             ) from error
         raise
 

@@ -251,6 +251,10 @@ def _factor(inputs: Inputs, ridge: Any, name: str) -> tuple[Array, Array]:
     jitter, clear = jax.lax.stop_gradient(_jitter(jax.lax.stop_gradient(system), inputs.eps))
     if known(jitter):
         if not bool(clear):
+            if not bool(system.any()):
+                raise ValueError(
+                    f"{name}: k_train is 0 everywhere, and nothing can be divided by it. Give a noise or ridge, or leaves that count."
+                )
             lowest = float(jnp.linalg.eigvalsh(inputs.train).min())
             raise ValueError(
                 f"{name}: k_train is not positive semi-definite; its lowest eigenvalue is {lowest:.3g}, and adding {float(jitter):.3g} to "

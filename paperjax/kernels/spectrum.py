@@ -170,8 +170,9 @@ def alignment(kernel: Numbers, y: Any, *, centered: bool = False) -> Scalar:
         size = jnp.sum(jnp.square(jnp.einsum("bnq,bmq->nm", columns, columns, precision="highest")))
     else:
         size = jnp.square(jnp.sum(jnp.square(columns)))
-    kernel_size = _positive("the kernel", jnp.sum(jnp.square(blocks)))
-    return product / jnp.sqrt(kernel_size * _positive("the Gram matrix of the labels", size))
+    kernel_size = _positive("the kernel", jnp.sum(jnp.square(blocks)), inputs.train, inputs.eps)
+    squares = jnp.sum(jnp.square(inputs.y))
+    return product / jnp.sqrt(kernel_size * _positive("the Gram matrix of the labels", size, squares, precision(labels) ** 2))
 
 
 def label_gradient_alignment(kernel: Numbers, y: Any) -> Scalar:
@@ -217,7 +218,9 @@ def label_gradient_alignment(kernel: Numbers, y: Any) -> Scalar:
     rows = inputs.y.reshape(n, -1)
     gram = jnp.matmul(rows, rows.T, precision="highest")
     a, b = traced - traced.mean(), gram - gram.mean()
-    sizes = _positive("the kernel less its mean", jnp.sum(a**2)) * _positive("the labels' Gram matrix less its mean", jnp.sum(b**2))
+    sizes = _positive("the kernel less its mean", jnp.sum(a**2), traced, inputs.eps) * _positive(
+        "the labels' Gram matrix less its mean", jnp.sum(b**2), gram, precision(gram)
+    )
     return jnp.sum(a * b) / jnp.sqrt(sizes)
 
 
@@ -340,7 +343,8 @@ def _pair(k1: Any, k2: Any) -> tuple[Array, Array]:
     return one, two
 
 
-def _positive(name: str, squares: Array) -> Array:
-    if known(squares) and not bool(squares > 0):
+def _positive(name: str, squares: Array, whole: Any = 0.0, eps: float = 0.0) -> Array:
+    """A sum of squares, if it is more than the rounding of what it is a part of."""
+    if known(squares, whole) and not bool(squares > (10 * eps) ** 2 * jnp.sum(jnp.square(whole))):
         raise ValueError(f"{name} is 0 everywhere, so nothing can be relative to it.")
     return squares

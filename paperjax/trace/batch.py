@@ -18,7 +18,7 @@ from paperjax.trace.interpret import wiring_of
 ASIDE = ("scan", "optimization_barrier", *prim.IN_PLACE)
 
 
-def coupling(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> str | None:
+def coupling(apply: Callable[[Any, Any], Any], params: Any, x: Any, alone: jex.ClosedJaxpr | None = None) -> str | None:
     """The primitive in which examples of a batch meet, or their number or places come in; `None` if none does. Nothing is computed.
 
     The function is traced for a batch whose size divides no other axis, so that every axis that belongs to the batch can be told.
@@ -29,6 +29,8 @@ def coupling(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> str | Non
         ``(params, x) -> y``.
     params, x
         Arrays or their shapes; of `x` the first axis is the batch.
+    alone
+        The trace for a batch of one, if it is there.
 
     Examples
     --------
@@ -43,7 +45,7 @@ def coupling(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> str | Non
     def traced(n: int) -> jex.ClosedJaxpr:
         return prim.trace(apply, params, jax.ShapeDtypeStruct((n, *jnp.shape(x)[1:]), jnp.result_type(x)))
 
-    alone = traced(1)
+    alone = traced(1) if alone is None else alone
     taken = {size for eqn in _equations(alone) for atom in (*eqn.invars, *eqn.outvars) for size in getattr(atom.aval, "shape", ())}
     taken |= {size for leaf in jax.tree.leaves(params) for size in jnp.shape(leaf)}
     batch = next(n for n in itertools.count(5, 2) if _is_prime(n) and not any(size % n == 0 for size in taken if size))
@@ -53,7 +55,8 @@ def coupling(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> str | Non
     for eqn in _equations(together):
         name = eqn.primitive.name
         before, after = ([tuple(getattr(atom.aval, "shape", ())) for atom in atoms] for atoms in (eqn.invars, eqn.outvars))
-        if any(axis < len(before[i]) and _belongs(before[i][axis : axis + 1], batch) for i, axis in prim.mixed_axes(eqn)):
+        mixed = [(i, axis) for i, axis in prim.mixed_axes(eqn) if not _grouped(eqn, axis, batch)]
+        if any(axis < len(before[i]) and _belongs(before[i][axis : axis + 1], batch) for i, axis in mixed):
             return name
         if name == "scan" and eqn.params["length"] % batch == 0 and eqn.params["num_carry"]:
             return name
@@ -68,6 +71,85 @@ def coupling(apply: Callable[[Any, Any], Any], params: Any, x: Any) -> str | Non
         if name == "iota" and _belongs(after[0][eqn.params["dimension"] :][:1], batch):
             return name
     return _counted(alone, together)
+
+
+def size_read(
+    apply: Callable[[Any, Any], Any],
+    params: Any,
+    x: Any,
+    alone: jex.ClosedJaxpr | None = None,
+    together: jex.ClosedJaxpr | None = None,
+) -> str | None:
+    """What one example by itself meets otherwise than in the batch: a number, or a branch in Python; `None` if nothing.
+
+    ``if x.shape[0] > 1`` leaves no equation in a trace. Where the traces of one example and of the batch are not wired alike, which
+    broadcasting may do as well, both are run on random numbers.
+
+    Parameters
+    ----------
+    apply, params, x
+        As for `coupling`, with the batch as it is.
+    alone, together
+        The traces of one example and of all, if they are there.
+
+    Examples
+    --------
+    >>> x, w = jax.ShapeDtypeStruct((4, 3), "float32"), jax.ShapeDtypeStruct((3, 2), "float32")
+    >>> size_read(lambda w, x: (jnp.tanh if x.shape[0] > 1 else jnp.sin)(x @ w), w, x)
+    'a branch'
+    >>> size_read(lambda w, x: x @ w, w, x) is None
+    True
+    """
+
+    def of(n: int) -> Any:
+        return jax.ShapeDtypeStruct((n, *jnp.shape(x)[1:]), jnp.result_type(x))
+
+    def traced(n: int) -> jex.ClosedJaxpr:
+        return prim.trace(apply, params, of(n))
+
+    n = jnp.shape(x)[0]
+    if n == 1:
+        return None
+    alone, together = traced(1) if alone is None else alone, traced(n) if together is None else together
+    if wiring_of(alone) == wiring_of(together):
+        return _counted(alone, together)
+    pair = traced(2)
+    n, together = (2, pair) if wiring_of(pair) == wiring_of(together) else (n, together)
+    leaves = jax.tree.leaves((params, of(n)))
+    # A key is not to be made up, nor a value of a trace around the model known.
+    keys = any(jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.extended) for leaf in leaves)
+    if keys or any(isinstance(const, Tracer) for const in together.consts):
+        return None
+    numbers = [_some(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+    # The model may be met inside of jit.
+    with jax.ensure_compile_time_eval():
+        one, both = (jax.jit(jex.jaxpr_as_fun(trace))(*numbers[:-1], numbers[-1][:k]) for trace, k in ((alone, 1), (together, n)))
+        return None if all(map(_close, one, both)) else "a branch"
+
+
+def _some(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Random numbers; zeros for integers, which may be places."""
+    number = np.random.default_rng(0).normal(size=shape) if jnp.issubdtype(dtype, jnp.inexact) else np.zeros(shape)
+    return number.astype(dtype)
+
+
+def _close(one: Any, both: Any) -> bool:
+    """Whether the first rows are one but for rounding."""
+    first, second = (np.asarray(y[:1]) for y in (one, both))
+    if first.shape != second.shape or not jnp.issubdtype(first.dtype, jnp.inexact):
+        return first.shape == second.shape and bool((first == second).all())
+    rounding = float(jnp.finfo(first.dtype).eps) ** 0.5
+    wide = np.complex128 if jnp.issubdtype(first.dtype, jnp.complexfloating) else np.float64
+    first, second = first.astype(wide), second.astype(wide)
+    size = np.abs(first[np.isfinite(first)]).max(initial=0.0)
+    return np.allclose(first, second, rtol=rounding, atol=rounding * size, equal_nan=True)
+
+
+def _grouped(eqn: Any, axis: int, batch: int) -> bool:
+    """Whether an axis is that of the channels of a convolution in groups of examples, each with a kernel of its own, as vmap makes it."""
+    if eqn.primitive.name != "conv_general_dilated" or axis != eqn.params["dimension_numbers"].lhs_spec[1]:
+        return False
+    return eqn.params["feature_group_count"] % batch == 0
 
 
 def _counted(alone: jex.ClosedJaxpr, together: jex.ClosedJaxpr) -> str | None:

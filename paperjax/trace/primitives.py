@@ -233,9 +233,9 @@ def mixed_axes(eqn: jex.JaxprEqn) -> list[tuple[int, int]]:
     if name == "conv_general_dilated":
         return [(0, axis) for axis in p["dimension_numbers"].lhs_spec[1:]]
     if name == "gather":
-        return [(0, axis) for axis in p["dimension_numbers"].start_index_map]
+        return [(0, int(axis)) for axis in p["dimension_numbers"].start_index_map]
     if name.startswith("scatter"):
-        return [(0, axis) for axis in p["dimension_numbers"].scatter_dims_to_operand_dims]
+        return [(0, int(axis)) for axis in p["dimension_numbers"].scatter_dims_to_operand_dims]
     if name in ("slice", "dynamic_slice", "pad"):
         return [(0, axis) for axis, (n, m) in enumerate(zip(first, after)) if n != m]
     if name == "dynamic_update_slice":

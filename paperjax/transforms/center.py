@@ -1,9 +1,10 @@
 """Subtract from a network its own output at initialization."""
 
+import operator
 from typing import Any
 
 import jax
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from paperjax.model import Frozen, Model
 
@@ -40,7 +41,7 @@ def center(model: Model) -> Model:
         # A tree of its own, so that replacing a leaf of one does not replace it in the other.
         return {"trained": params, "origin": Frozen(jax.tree.map(lambda leaf: leaf, params))}
 
-    def apply(params: PyTree, x: Any) -> Array:
-        return model.apply(params["trained"], x) - model.apply(params["origin"].value, x)
+    def apply(params: PyTree, x: Any) -> PyTree:
+        return jax.tree.map(operator.sub, model.apply(params["trained"], x), model.apply(params["origin"].value, x))
 
     return Model(init, apply)

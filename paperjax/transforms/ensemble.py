@@ -71,13 +71,15 @@ def ensemble(model: Model, size: int, *, reduce: Literal["mean"] | None = "mean"
     def init(key: PRNGKeyArray, x: Any) -> PyTree:
         return jax.vmap(lambda key: model.init(key, x))(jax.random.split(key, members))
 
-    def apply(params: PyTree, x: Any) -> Array:
-        y_KxB = jax.vmap(lambda member: model.apply(member, x))(params)
+    def reduced(y_KxB: Array) -> Array:
         if y_KxB.shape[0] != members:
             raise ValueError(
                 f"ensemble: the parameters hold {y_KxB.shape[0]} members, and the ensemble has size = {members}. "
                 "Make the ensemble with the size of its parameters, or init it anew."
             )
         return jnp.mean(y_KxB, axis=0) if reduce == "mean" else jnp.moveaxis(y_KxB, 0, 1)
+
+    def apply(params: PyTree, x: Any) -> PyTree:
+        return jax.tree.map(reduced, jax.vmap(lambda member: model.apply(member, x))(params))
 
     return Model(init, apply)

@@ -116,24 +116,28 @@ def taylor(model: Model, order: int, params: PyTree = None) -> Model:
         # A tree of its own, so that replacing a leaf of one does not replace it in the other.
         return {"trained": start, "origin": Frozen(jax.tree.map(lambda leaf: leaf, start))}
 
-    def apply(params: PyTree, x: Any) -> Array:
+    def apply(params: PyTree, x: Any) -> PyTree:
         _check_pair(params)
         origin, given = split(params["origin"].value)
         direction = jax.tree.map(jnp.subtract, split(params["trained"])[0], origin)
         terms = _derivatives(lambda theta: model.apply(join(theta, given), x), direction, degree)(origin)
-        # From the smallest term up.
-        return sum((term / float(math.factorial(k)) for k, term in reversed(tuple(enumerate(terms[1:], 1)))), start=0.0) + terms[0]
+        return jax.tree.map(_summed, *terms)
 
     return Model(init, apply)
 
 
-def _derivatives(f: Callable[[PyTree], Array], direction: PyTree, order: int) -> Callable[[PyTree], tuple[Array, ...]]:
+def _summed(*terms: Array) -> Array:
+    # From the smallest term up.
+    return sum((term / float(math.factorial(k)) for k, term in reversed(tuple(enumerate(terms[1:], 1)))), start=0.0) + terms[0]
+
+
+def _derivatives(f: Callable[[PyTree], PyTree], direction: PyTree, order: int) -> Callable[[PyTree], tuple[PyTree, ...]]:
     """``theta -> (f, D f, ..., D^order f)``, D being the derivative along a fixed direction."""
     if order == 0:
         return lambda theta: (f(theta),)
     lower = _derivatives(f, direction, order - 1)
 
-    def higher(theta: PyTree) -> tuple[Array, ...]:
+    def higher(theta: PyTree) -> tuple[PyTree, ...]:
         values, slopes = jax.jvp(lower, (theta,), (direction,))
         return (*values, slopes[-1])
 
@@ -152,10 +156,11 @@ def _check_order(order: Any) -> int:
 
 def _check_pair(params: Any) -> None:
     if not isinstance(params, Mapping) or set(params) != {"trained", "origin"} or not isinstance(params["origin"], Frozen):
+        keys = f" with keys {list(params)}" if isinstance(params, Mapping) else ""
         raise ValueError(
-            "linearize or taylor: the parameters to apply must be {'trained': theta, 'origin': Frozen(theta_0)}, as the expanded model's init "
-            f"returns them; got a {type(params).__name__}{f' with keys {list(params)}' if isinstance(params, Mapping) else ''}. For the network's "
-            "own parameters: {**expanded.init(key, x), 'trained': theta}."
+            "linearize or taylor: the parameters to apply must be {'trained': theta, 'origin': Frozen(theta_0)}, as the expanded model's "
+            f"init returns them; got a {type(params).__name__}{keys}. For the network's own parameters: "
+            "{**expanded.init(key, x), 'trained': theta}."
         )
 
 

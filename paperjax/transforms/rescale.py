@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, PyTree, Real
+from jaxtyping import ArrayLike, PyTree, Real
 
 from paperjax.model import Model
 
@@ -45,8 +46,7 @@ def rescale(model: Model, alpha: Real[ArrayLike, ""]) -> Model:
     if not isinstance(alpha, Tracer) and not np.isfinite(np.asarray(alpha)):
         raise ValueError(f"rescale: alpha = {alpha}, but the scale of a network is a finite number. A division by 0 in a sweep?")
 
-    def apply(params: PyTree, x: Any) -> Array:
-        y = model.apply(params, x)
-        return jnp.asarray(alpha).astype(y.dtype) * y
+    def apply(params: PyTree, x: Any) -> PyTree:
+        return jax.tree.map(lambda y: jnp.asarray(alpha).astype(y.dtype) * y, model.apply(params, x))
 
     return Model(model.init, apply)

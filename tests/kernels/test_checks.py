@@ -21,6 +21,11 @@ def weights(of_one):
     return [{"w": 1.0, "b": 1.0}, {"w": of_one, "b": 1.0}, {"w": 1.0, "b": 1.0}]
 
 
+def on_the_host(y):
+    shape = jax.ShapeDtypeStruct((*y.shape[:-1], 3), y.dtype)
+    return jax.pure_callback(lambda a: np.zeros((*a.shape[:-1], 3)), shape, y, vmap_method="broadcast_all")
+
+
 REFUSED = {
     "empty batch": (lambda: ntk(MODEL, PARAMS, X1[:0]), ValueError, "x1 has shape"),
     "features differ": (lambda: ntk(MODEL, PARAMS, X1, X2[:, :2]), ValueError, r"examples of float64\[3\] and x2 of float64\[2\]"),
@@ -35,6 +40,26 @@ REFUSED = {
         lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x - x.mean(0, keepdims=True))), PARAMS, X1),
         ValueError,
         "depend on each other.*: reduce_sum",
+    ),
+    "a branch on the size of the batch": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, jnp.sin(x) if len(x) > 1 else x)), PARAMS, X1),
+        ValueError,
+        "one example by itself is not computed as in a batch of 6",
+    ),
+    "own rows": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, x)[jnp.arange(len(x)), 1]), PARAMS, X1),
+        ValueError,
+        "each picks its own row.* map over them",
+    ),
+    "a site without a derivative": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: jax.lax.nextafter(MODEL.apply(p, x), jnp.ones((len(x), 2)))), PARAMS, X1),
+        ValueError,
+        "'nextafter' not implemented.*jax.custom_jvp",
+    ),
+    "a site out of JAX's reach": (
+        lambda: ntk(Model(MODEL.init, lambda p, x: MODEL.apply(p, on_the_host(MODEL.apply(p, x)))), PARAMS, X1),
+        ValueError,
+        "Pure callbacks do not support JVP.*lax.stop_gradient",
     ),
     "nothing trained": (lambda: ntk(MODEL, Frozen(PARAMS), X1), ValueError, "no trained parameter"),
     "too little memory": (lambda: ntk(MODEL, PARAMS, X1, max_bytes=100), MemoryError, "Give max_bytes="),
@@ -105,3 +130,13 @@ def test_layers_are_named_by_keys_that_hold_dots_and_brackets():
         leaves = ntk(model, params, X1, per="leaf", outputs="trace")
     assert set(layers) == {"['block.0']", """["it's [1]"]"""}
     np.testing.assert_allclose(layers["['block.0']"], leaves["['block.0']['w']"], rtol=1e-12)
+
+
+def test_own_rows_by_a_map_over_examples():
+    def own(params, x):
+        return MODEL.apply(params, x)[jnp.arange(len(x)), (x[:, 0] > 0).astype(int)]
+
+    mapped = Model(MODEL.init, lambda p, x: jax.vmap(lambda row: own(p, row[None])[0])(x))
+    full, pick = ntk(MODEL, PARAMS, X1), (X1[:, 0] > 0).astype(int)
+    wanted = full[jnp.arange(6)[:, None], jnp.arange(6)[None], pick[:, None], pick[None]]
+    np.testing.assert_allclose(ntk(mapped, PARAMS, X1), wanted, rtol=1e-12)

@@ -57,6 +57,12 @@ def test_no_jitter_makes_an_indefinite_kernel_definite():
     np.testing.assert_allclose(predict.solve(k, np.ones(2, np.float32), ridge=1.0).x, [0.5, 2.0], rtol=1e-6)
 
 
+def test_a_kernel_of_zeros_is_named_as_such():
+    with pytest.raises(ValueError, match="k_train is 0 everywhere"):
+        predict.solve(np.zeros((2, 2), np.float32), np.ones(2, np.float32))
+    np.testing.assert_allclose(predict.solve(np.zeros((2, 2), np.float32), np.ones(2, np.float32), ridge=2.0).x, [0.5, 0.5])
+
+
 def test_solve_can_be_jitted_and_differentiated(x64):
     (k, y, _), _, dense, _ = problem()
     slope = jax.jacobian(jax.jit(lambda ridge: predict.solve(k, y, ridge=ridge).x))(0.1)

@@ -253,6 +253,14 @@ def test_nothing_is_divided_by_zero():
         spectrum.label_gradient_alignment(np.ones((N, N)), y)
     with pytest.raises(ValueError, match="Gram matrix less its mean is 0"):
         spectrum.label_gradient_alignment(gram(), np.ones((N, 1)))
+    # 0.1 less the mean of such is not always 0.
+    for constant in (0.1, 0.3, 7.7):
+        with pytest.raises(ValueError, match="less its mean is 0"):
+            spectrum.label_gradient_alignment(np.full((5, 5), constant, np.float32), np.arange(5.0))
+        with pytest.raises(ValueError, match="the kernel is 0"):
+            spectrum.alignment(np.full((7, 7), constant, np.float32), np.arange(7.0), centered=True)
+        with pytest.raises(ValueError, match="Gram matrix less its mean is 0"):
+            spectrum.label_gradient_alignment(np.eye(5), np.full(5, constant))
     with pytest.raises(ValueError, match="y is 0"):
         spectrum.cumulative_power(gram(), np.zeros(N))
     for number in (spectrum.kernel_distance, spectrum.movement):

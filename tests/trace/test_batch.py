@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paperjax.trace.batch import coupling
+from paperjax.trace.batch import coupling, size_read
 from tests.trace.zoo_models import ZOO
 
 X, W = jnp.ones((4, 6, 3)), jnp.ones((3, 5))
@@ -53,6 +53,11 @@ APART = {
     "solved": lambda w, x: jax.vmap(lambda row: jnp.linalg.solve(row[:3], row[3:]))(x) @ w,
     "empty": lambda w, x: jnp.concatenate([x[:, :0], x], 1) @ w + x[:, :0].sum((1, 2))[:, None, None],
     "moved": lambda w, x: jnp.moveaxis(jnp.moveaxis(x, 0, -1).sum(0), -1, 0) @ w,
+    "a kernel for each": lambda w, x: jax.vmap(
+        lambda row: jax.lax.conv_general_dilated(
+            row[None], (row[:1, :, None] * w[None]), (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )[0]
+    )(x),
     "scan over places": lambda w, x: jax.lax.scan(lambda h, row: (h + row, None), jnp.zeros(x[:, 0].shape), x.swapaxes(0, 1))[0] @ w,
 }
 
@@ -74,3 +79,39 @@ def test_zoo(name):
         model = case.family(**case.base)
         params = jax.eval_shape(model.init, jax.random.key(0), case.x)
         assert (coupling(model.apply, params, case.x) is None) == (name != "resnet")
+
+
+SIZE_READ = {
+    "a branch": lambda w, x: (jnp.tanh if x.shape[0] > 1 else jnp.sin)(x @ w),
+    "a branch for large batches": lambda w, x: jnp.sin(x @ w) if x.shape[0] < 4 else 2 * jnp.sin(x @ w),
+    "a number": lambda w, x: x @ w * (0.5 if x.shape[0] > 3 else 1.0),
+}
+
+
+@pytest.mark.parametrize("name", SIZE_READ)
+def test_the_size_of_a_batch_is_read(name):
+    assert size_read(SIZE_READ[name], W, X) is not None
+    assert size_read(SIZE_READ[name], W, X[:1]) is None
+    assert jax.jit(lambda x: x + float(size_read(SIZE_READ[name], W, X) is not None))(0.0) == 1
+
+
+WIRED_OTHERWISE = {
+    "repeated": lambda w, x: jnp.concatenate([w[:1, None] if x.shape[0] == 1 else jnp.tile(w[:1, None], (x.shape[0], 1, 1)), x @ w], 1),
+    "two ways to one number": lambda w, x: x @ w if x.shape[0] == 1 else jnp.einsum("ntd,do->nto", x + 0.0, w),
+    "not a number": lambda w, x: jnp.sqrt(x @ w) if x.shape[0] == 1 else jnp.sqrt(x @ w + 0.0),
+}
+
+
+@pytest.mark.parametrize("name", [*WIRED_OTHERWISE, *APART])
+def test_one_example_is_one_of_the_batch(name):
+    assert size_read({**WIRED_OTHERWISE, **APART}[name], W, X) is None
+
+
+def test_integers_and_keys_for_the_size_of_a_batch():
+    def model(params, x):
+        table, key = params
+        return table[x] if x.shape[0] == 1 else table[x + 0] * jax.random.uniform(key)
+
+    assert size_read(model, (W, jax.random.key(0)), jnp.ones((4, 2), int)) is None
+    assert size_read(lambda w, x: w[x] if x.shape[0] == 1 else w[x + 0], W, jnp.ones((4, 2), int)) is None
+    assert size_read(lambda w, x: w[x] if x.shape[0] == 1 else w[x + 1], W, jnp.ones((4, 2), int)) == "a branch"

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from paperjax.losses import mse
-from paperjax.model import as_model, check_model, count, join, split
+from paperjax.model import Model, as_model, check_model, count, join, split
 from paperjax.models import mlp, resmlp
 from paperjax.train import train
 from paperjax.transforms import center, ensemble, linearize, rescale, subspace, taylor
@@ -115,3 +115,21 @@ def test_contract(row, base):
     assert out.measures["train_loss"][1] < out.measures["train_loss"][0]
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
     assert int(out.diverged_at) == -1
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_outputs_may_be_a_pytree(name):
+    """Transforms act on every array that a model returns as on one array."""
+    base, transform = mlp(4, 2, 2), TRANSFORMS[name].transform
+
+    def pair(params, x):
+        y = base.apply(params, x)
+        return {"first": y[:, 0], "both": (y,)}
+
+    one, two = transform(base), transform(Model(base.init, pair))
+    params = jax.jit(one.init)(KEY, X)
+    trained, given = split(params)
+    params = join(jax.tree.map(lambda leaf: leaf + 0.1, trained), given)
+    y, found = jax.jit(one.apply)(params, X), jax.jit(two.apply)(params, X)
+    np.testing.assert_allclose(found["both"][0], y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["first"], y[:, 0], rtol=1e-5, atol=1e-6)

@@ -133,7 +133,8 @@ WHAT = """## What the rules do
 
 `tensor_parallel` divides a matrix along its fan-out, and along its fan-in if it writes into a residual stream, which the trace shows: what
 Shoeybi et al. (arXiv 1909.08053) do by hand. Streams are whole everywhere, and a branch ends in one all-reduce. On the way back XLA
-all-reduces the cotangents of query, key and value one by one, where adding them up first would do. A network without a stream (the MLP)
+all-reduces the cotangents of query, key and value in one call but as three arrays, where their sum would do at a third of the bytes; a
+compiler that has XLA's pass `all-reduce-reassociate` may send that. A network without a stream (the MLP)
 has every matrix divided along its fan-out, and XLA gathers activations before a product and all-reduces cotangents after it.
 `fully_sharded` divides leaves and batches over `data` and `model` together: both are one axis to it, and no product is computed twice.
 Where a batch has fewer rows than a matrix, XLA moves activations instead

@@ -19,7 +19,7 @@ Here: scikit-learn's digits, pixels in [0, 1], ten outputs, targets one-hot, los
 
 Claims, expected numbers and tolerances
     mean increase over (1/M - 1/N) S², M = N/2 and 32, farthest N                 1, +-0.15
-    slope of the log of the mean increase at M = N/2 on log N                     -0.9, +-0.2 (the table's [-1.1, -0.7]; derived: -1)
+    slope of the log of the mean increase at M = N/2 on log N                     -0.9, +-0.2 (set beforehand; derived: -1)
     slope of the log of the barrier on the path on log N                          the same
     slope of the log of the barrier on the straight line on log N                 0, +-0.15
     increase at M = 32, twice the width over once, at the widest                  (1 - 32/N) / (1 - 64/N), +-0.1
@@ -181,7 +181,7 @@ def predicted_saturation(results: Results) -> float:
     return (1 - share) / (1 - 2 * share)
 
 
-TABLE = "the table's interval [-1.1, -0.7]: S² grows with N while N is small, so the slope is flatter than -1"
+TABLE = "an interval set beforehand: S² grows with N while N is small, so the slope is flatter than -1"
 FORMULA = "derived in the docstring"
 KERNEL = "f scaled by N^-1/2 with a learning rate of order 1: a neuron's part does not fall as 1/N"
 CLAIMS = (
@@ -202,8 +202,8 @@ CLAIMS = (
     ),
     Claim(
         "the barrier on the straight line does not fall: slope of its log on log N",
-        "the table's; the paper joins by pieces", 0.0, slope("straight", barriers), 0.15,
-        "the table's; midpoints of independent neurons have a law of their own as N grows, met up to 1/N",
+        "abstract: the path is piecewise", 0.0, slope("straight", barriers), 0.15,
+        "set beforehand; midpoints of independent neurons have a law of their own as N grows, met up to 1/N",
         Control("the piecewise path", {"straight": "mean-field"}),
     ),
     Claim(

@@ -44,9 +44,9 @@ What did not hold, or is left
       does so as well (0.28 +- 0.04), for the same reason, so no claim is made of it.
     - That P(full) tends to 1 with width, and to 0 with depth other than by the bound above, is beyond these sizes.
 
-Measured (quick): 0, 0, 1.000, -1.50 +- 0.19, 0.038 +- 0.008, 0.34 +- 0.03.
+Measured (quick): 0, 0, 1.000, -1.42 +- 0.15, 0.119 +- 0.015, 0.292 +- 0.013.
 
-Run time: quick about 75 s of CPU time on busy cores, most of it to compile 17 cells; not measured on two that are idle
+Run time: quick about 20 s on two CPU cores (by its 37 s of CPU time on busy ones); full not measured
 Command:  paperjax run hidden-symmetries-relu
 """
 
@@ -325,6 +325,6 @@ PAPER = Paper(
     claims=CLAIMS,
     experiments=experiments,
     figure=figure,
-    run_time={"quick": "about 75 s of CPU time, not measured on idle cores", "full": "not measured"},
+    run_time={"quick": "about 20 s on two CPU cores (by its CPU time)", "full": "not measured"},
     data="generated Gaussian inputs, 20 times the bound",
 )

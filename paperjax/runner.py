@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from threadpoolctl import threadpool_limits
+
 from paperjax import processes
 from paperjax.checkpoint import is_url
 from paperjax.claims import Paper, Size, Verdict, judge
@@ -92,7 +94,9 @@ def run_paper(paper: Paper, text: str, size: Size, given: Mapping[str, Any], fol
     for experiment in list(experiments.values())[1:]:
         experiment.check()
     began = time.perf_counter()
-    results = {name: e.run(verbose=verbose, title=f"{paper.slug}: {name}") for name, e in experiments.items()}
+    # Cells decompose small matrices in loops. LAPACK's threads wait for each other there: on busy cores for 100 times what one takes.
+    with threadpool_limits(1, "blas"):
+        results = {name: e.run(verbose=verbose, title=f"{paper.slug}: {name}") for name, e in experiments.items()}
     seconds = time.perf_counter() - began
     if not processes.first():
         # The same verdicts, and no files.

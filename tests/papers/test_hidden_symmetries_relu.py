@@ -27,6 +27,10 @@ def exact_rank(matrix):
     return rank
 
 
+def network(key, *sizes):
+    return paper.network(jax.random.normal(key, (paper.parameters(*sizes),)), *sizes)
+
+
 @pytest.mark.parametrize(("sizes", "expected"), [((5, 5, 1), 31), ((5, 5, 2), 56), ((5, 5, 3), 81), ((10, 10, 2), 211)])
 def test_bound_is_the_papers(sizes, expected):
     assert paper.bound(*sizes) == expected
@@ -40,14 +44,14 @@ def test_rank_is_that_of_exact_arithmetic(seed):
     layers = [{"w": rng.integers(-3, 4, (a, b)) * 1.0, "b": rng.integers(-3, 4, b) * 1.0} for a, b in itertools.pairwise(sizes)]
     with jax.enable_x64(True):
         found = np.asarray(paper.jacobian(jax.nn.relu, jax.tree.map(jnp.asarray, layers), jnp.asarray(rng.integers(-9, 10, (60, 2)) * 1.0)))
-        mixed = paper.rank(jnp.asarray(found), jnp.asarray(rng.normal(size=(40, 60))))
+        mixed = paper.rank(jnp.asarray(found), jnp.asarray(rng.normal(size=(2, 30, 2))))
     np.testing.assert_array_equal(found, np.round(found))
     assert float(mixed) == exact_rank(found) <= paper.bound(2, 3, 2)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_neuron_of_one_sign_is_found_and_is_a_symmetry(sign):
-    layers = paper.network(jax.random.key(0), 3, 4, 2)
+    layers = network(jax.random.key(0), 3, 4, 2)
     layers[1]["w"] = layers[1]["w"].at[:, 2].set(jnp.array([1.0, -1.0, 1.0, 1.0]))
     layers[1]["w"] = jnp.where(jnp.arange(4) == 2, layers[1]["w"], jnp.array([1.0, -1.0, 1.0, -1.0])[:, None])
     layers[1]["b"] = jnp.full(4, 1.0 * sign)
@@ -70,5 +74,5 @@ def shifted(layers, shift):
 
 def test_chance_of_no_neuron_of_one_sign():
     """Against 4,000 networks of width 3 and depth 3; four standard errors of a share are 0.032."""
-    found = jax.jit(jax.vmap(lambda key: paper.one_sign(paper.network(key, 3, 3, 3))))(jax.random.split(jax.random.key(0), 4000))
+    found = jax.jit(jax.vmap(lambda key: paper.one_sign(network(key, 3, 3, 3))))(jax.random.split(jax.random.key(0), 4000))
     np.testing.assert_allclose(1 - float(found.mean()), paper.least_share(3, 3), atol=0.032)

@@ -52,8 +52,11 @@ def coupling(apply: Callable[[Any, Any], Any], params: Any, x: Any, alone: jex.C
     together = traced(batch)
     if any(_belongs(jnp.shape(const), batch) and not _even(const) for const in together.consts):
         return "a constant"
+    strides: dict[Any, int] = {}
     for eqn in _equations(together):
         name = eqn.primitive.name
+        if not _keeps_rows(eqn, batch, strides):
+            return name
         before, after = ([tuple(getattr(atom.aval, "shape", ())) for atom in atoms] for atoms in (eqn.invars, eqn.outvars))
         mixed = [(i, axis) for i, axis in prim.mixed_axes(eqn) if not _grouped(eqn, axis, batch)]
         if any(axis < len(before[i]) and _belongs(before[i][axis : axis + 1], batch) for i, axis in mixed):
@@ -143,6 +146,44 @@ def _close(one: Any, both: Any) -> bool:
     first, second = first.astype(wide), second.astype(wide)
     size = np.abs(first[np.isfinite(first)]).max(initial=0.0)
     return np.allclose(first, second, rtol=rounding, atol=rounding * size, equal_nan=True)
+
+
+def _keeps_rows(eqn: Any, batch: int, strides: dict[Any, int]) -> bool:
+    """Whether a reshape leaves each example its entries; ``x.T.reshape(x.shape)`` deals them out anew.
+
+    Along an axis that the batch was merged into with others, `strides` says of a value how far an example is from the next, where known.
+    """
+    out = eqn.outvars[0]
+    after = tuple(getattr(out.aval, "shape", ()))
+    merged = {size for size in after if size % batch == 0}
+    if len(merged) != 1 or _belongs(after, batch) != 1:
+        return True
+    sources = [var for var in eqn.invars if not isinstance(var, jex.Literal) and _belongs(getattr(var.aval, "shape", ()), batch) == 1]
+    if eqn.primitive.name != "reshape":
+        known = {strides[var] for var in sources if var in strides and merged & set(var.aval.shape)}
+        if known:
+            strides[out] = min(known)
+        return len(known) <= 1
+    for var in sources:
+        order = eqn.params["dimensions"] or range(len(var.aval.shape))
+        found = _strides(tuple(var.aval.shape[axis] for axis in order), batch, strides.get(var)) & _strides(after, batch, None)
+        if len(found) == 1:
+            strides[out] = found.pop() // _behind(after, batch)
+        elif not found:
+            return False
+    return True
+
+
+def _behind(shape: tuple[int, ...], batch: int) -> int:
+    """Entries behind the axis that the batch is in."""
+    axis = next(axis for axis, size in enumerate(shape) if size % batch == 0)
+    return math.prod(shape[axis + 1 :])
+
+
+def _strides(shape: tuple[int, ...], batch: int, known: int | None) -> set[int]:
+    """How many entries one example may be from the next."""
+    inner = next(size for size in shape if size % batch == 0) // batch
+    return {step * _behind(shape, batch) for step in range(1, inner + 1) if inner % step == 0 and known in (None, step)}
 
 
 def _grouped(eqn: Any, axis: int, batch: int) -> bool:

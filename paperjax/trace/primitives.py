@@ -249,8 +249,10 @@ def mixed_axes(eqn: jex.JaxprEqn) -> list[tuple[int, int]]:
         return [(0, axis) for axis in range(len(first) - len(p["fft_lengths"]), len(first))]
     if name.startswith(("reduce_", "argm")) and "axes" in p:
         return [(0, int(axis)) for axis in p["axes"]]
-    if name.startswith("cum"):
+    if name.startswith("cum") or name == "top_k":
         return [(0, p["axis"])]
+    if name == "approx_top_k":
+        return [(0, p["reduction_dimension"])]
     return []
 
 

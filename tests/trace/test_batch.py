@@ -36,6 +36,12 @@ MET = {
     "a key for each": lambda w, x: jax.vmap(lambda k, x: x @ w + jax.random.normal(k, (5,))[None])(
         jax.random.split(jax.random.key(0), x.shape[0]), x
     ),
+    "dealt out anew": lambda w, x: x[:, 0].T.reshape(x.shape[0], 3) @ w,
+    "places for examples": lambda w, x: x.reshape(6, x.shape[0], 3).swapaxes(0, 1) @ w,
+    "merged and parted the other way": lambda w, x: (x.reshape(-1, 3) @ w).reshape(6, x.shape[0], 5).sum(0),
+    "two orders": lambda w, x: (x.reshape(-1, 3) + x.swapaxes(0, 1).reshape(-1, 3)).reshape(x.shape) @ w,
+    "all of the top": lambda w, x: jax.lax.top_k(x, x.shape[0], axis=0)[0] @ w,
+    "about all of the top": lambda w, x: jax.lax.approx_max_k(x, x.shape[0], reduction_dimension=0)[0] @ w,
     "in jit": lambda w, x: jax.jit(lambda h: h - h.sum(0, keepdims=True))(x @ w),
 }
 APART = {
@@ -46,6 +52,10 @@ APART = {
     "merged and parted": lambda w, x: (x.reshape(-1, 3) @ w).reshape(*x.shape[:2], 5),
     "counted in a loop": lambda w, x: jax.lax.fori_loop(0, 2, lambda i, h: h + i.astype(h.dtype), x) @ w,
     "carried beside a number": lambda w, x: jax.lax.scan(lambda c, _: ((c[0] + 1, c[1] * c[0]), None), (1.0, x), None, length=2)[0][1] @ w,
+    "merged behind": lambda w, x: (x.swapaxes(0, 1).reshape(-1, 3) @ w).reshape(6, x.shape[0], 5).swapaxes(0, 1),
+    "merged with both": lambda w, x: jnp.tanh(x.swapaxes(0, 1).reshape(2, -1, 3) @ w).reshape(2, 3, x.shape[0], 5).sum((0, 1)),
+    "top of each": lambda w, x: jax.lax.top_k(x, 2)[0] @ w[:2] + jax.lax.approx_max_k(x, 2)[0] @ w[:2],
+    "heads": lambda w, x: (x @ w).reshape(x.shape[0], 6, 1, 5).transpose(0, 2, 1, 3).reshape(-1, 6, 5).reshape(x.shape[0], 30),
     "rematerialized": lambda w, x: jax.checkpoint(lambda w, x: jnp.tanh(x @ w))(w, x),
     "constants": lambda w, x: (x + np.ones(x.shape, np.float32)) @ w / x.shape[1],
     "noise of one example": lambda w, x: x @ w + jax.random.normal(jax.random.key(0), (1, x.shape[1], 5)),

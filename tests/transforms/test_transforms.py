@@ -13,7 +13,7 @@ from paperjax.losses import mse
 from paperjax.model import Model, as_model, check_model, count, join, split
 from paperjax.models import mlp, resmlp
 from paperjax.train import train
-from paperjax.transforms import center, ensemble, linearize, rescale, subspace, taylor
+from paperjax.transforms import center, ensemble, linearize, mask, rescale, subspace, taylor
 
 X = jax.random.normal(jax.random.key(0), (5, 3))
 Y = jax.random.normal(jax.random.key(1), (5, 2))
@@ -50,6 +50,10 @@ TRANSFORMS = {
     "subspace of center": Row(lambda m: subspace(center(m), 4), zero, trained=4),
     "linearize": Row(linearize, origin),
     "taylor": Row(lambda m: taylor(m, 2), origin),
+    "mask of ones": Row(
+        lambda m: mask(m, jax.tree.map(lambda w: jnp.ones(w.shape, bool), jax.eval_shape(m.init, KEY, X))),
+        lambda base, params: base.apply(params, X),
+    ),
     "rescale": Row(lambda m: rescale(m, 0.5), lambda base, params: 0.5 * base.apply(params, X)),
     "ensemble": Row(lambda m: ensemble(m, 3), lambda base, params: members(base, params, 3), copies=3),
     "ensemble of linearize of center": Row(lambda m: ensemble(linearize(center(m)), 3), zero, copies=3),

@@ -272,7 +272,8 @@ def figure(results: Results, verdicts: Sequence[Verdict]) -> "Figure":
     prediction(count, places, 0.9 * steps[:, 0].mean(), "0.9 of dense", linestyle=(0, (1, 1)))
     count.set(yscale="log", ylabel="steps to 90 % test accuracy", title="masks of one density", xlabel="network")
     count.set_xticks(places, names, rotation=30, fontsize=7)
-    count.legend(fontsize=7, loc="lower right")
+    count.set_ylim(top=12 * steps.max())
+    count.legend(fontsize=7, loc="upper left")
     return fig
 
 

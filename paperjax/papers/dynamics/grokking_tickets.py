@@ -26,7 +26,7 @@ it has 500 and 1e-3. Full size has the latter, and masks by SNIP, GraSP and SynF
 (SynFlow's input of ones is here each number once). The one-layer transformer is not here.
 
 What did not hold, or is left
-    - The bounds were set beforehand, but the share of pairs and the ranking over all matrices were chosen after the two set-ups that follow.
+    - The bounds were set beforehand; the share of pairs and the ranking over all matrices were chosen after the set-ups that follow.
     - With 40 % of the pairs (two seeds, 6,000 steps) the dense network takes 4,850 steps, or more than 6,000, and the ticket more than
       6,000 and 4,525; that of the first seed ends at 2 %. So the speed-up depends on the data, as far as two seeds say.
     - With masks of each matrix by itself, ordered pairs, p = 47 and other MLPs (three set-ups, one or two seeds), the ticket at density 0.5

@@ -241,9 +241,9 @@ def closed_forms(row: Row, one: Row, sizes: dict[str, int]) -> list[tuple[str, f
     else:
         # One axis to the rule, whatever the mesh calls it.
         axes = tuple(name for name, size in zip(AXES[1:], row.mesh[1:]) if size > 1)
-        over, least = " × ".join(axes), one.state * sweep / row.chips
+        over, least = " × ".join(axes) if len(axes) == 1 else f"({' × '.join(axes)})", one.state * sweep / row.chips
         whole = sum(n for n, k in parts.values() if k == 1)
-        what = f"state a device = state / ({over}) (and leaves that do not divide)"
+        what = f"state a device = state / {over} (and leaves that do not divide)"
         known.append((what, least, least + 3 * ITEM * whole + 64, row.state))
         known.append(("products a device = F₁ sweep / chips, within 5 %", 0.95 * useful, 1.05 * useful, row.flops))
         if row.network == "transformer":

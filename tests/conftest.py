@@ -29,9 +29,9 @@ COMPILING = {"kernels", "limits", "models", "parametrization", "trace"}
 
 
 def pytest_configure(config):
-    # Compiling is what tests spend their time on: a small training loop takes 2.8 s of CPU as users have it, and 1.9 s with XLA's older
-    # emitters (1.2 s for 2.1 s with few optimizations). All processes of their own, notebooks and the README's command compile as users do.
-    if config.getoption("markexpr") in ("not slow", "slow"):
+    # Compiling is what the quick tests spend their time on: a small training loop takes 2.8 s of CPU as users have it, and 1.9 s with XLA's
+    # older emitters. The slow tests, all processes of their own, notebooks and the README's command compile as users do.
+    if config.getoption("markexpr") == "not slow":
         flags = os.environ.get("XLA_FLAGS")
         os.environ["XLA_FLAGS"] = f"{flags or ''} --xla_cpu_use_fusion_emitters=false"
         jax.devices()  # Here the flags are read, once; processes of their own are not to inherit them.

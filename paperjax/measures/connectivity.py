@@ -55,7 +55,7 @@ def keep(params: PyTree, kept_N: Bool[Array, "N"], rescaled: bool = True) -> PyT
     return {**params, "readout": {"w": jnp.where(kept_N[:, None], a_NxO / share, 0)}}
 
 
-def dropout_variance(model: Model, params: PyTree, x: Float[Array, "batch features"]) -> Scalar:
+def dropout_variance(model: Model, params: PyTree, x: Float[Array | np.ndarray, "batch features"]) -> Scalar:
     """``S²``, the variance over neurons of one neuron's part in the output, mean over examples and outputs.
 
     With M of N neurons kept at random, and the rest's part made up for, the mean square loss rises by exactly ``(1/M - 1/N) S²`` on
@@ -88,6 +88,7 @@ def dropout_variance(model: Model, params: PyTree, x: Float[Array, "batch featur
     >>> bool(jnp.allclose(dropout_variance(model, params, x), jnp.mean((both[0] - both[1]) ** 2) / 2))
     True
     """
+    x = jnp.asarray(x)
     w_DxN, a_NxO = _leaves("dropout_variance", params)
     N = a_NxO.shape[0]
     if N < 2:

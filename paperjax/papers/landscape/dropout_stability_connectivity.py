@@ -22,7 +22,7 @@ Claims, expected numbers and tolerances
     slope of the log of the mean increase at M = N/2 on log N                     -0.9, +-0.2 (set beforehand; derived: -1)
     slope of the log of the barrier on the path on log N                          the same
     slope of the log of the barrier on the straight line on log N                 0, +-0.15
-    increase at M = 32, twice the width over once, at the widest                  (1 - 32/N) / (1 - 64/N), +-0.1
+    increase at M = 32, twice the width over once, at the widest                  (1 - 32/N) / (1 - 64/N), +-0.15
 
 Controls: neurons dropped without the factor N/M; f scaled by N^-1/2, with a learning rate of order 1; hidden weights that move while in
 use; the path for the straight line.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from paperjax.kernels.crowding import LINE, crowded
 from paperjax.kernels.factors import Factor, Term
 
 # How the outputs of the two batches and the axes of the kernel are written in an einsum; a capital letter is an axis of the second batch.
@@ -20,8 +21,6 @@ OUTPUTS = {"full": ("o", "O", "noNO"), "trace": ("o", "o", "nN"), "diagonal": ("
 Pair = tuple[Any, Any]
 # Rows and columns from which on a product of a matrix with itself is cut in two; below, the cuts cost as much as they save.
 CUT_ROWS, CUT_COLUMNS = 128, 128
-# Entries from which on it is worth a copy that rows do not meet in the cache.
-APART_SIZE = 2**19
 
 
 def gram(term: Term, a: Pair, b: Pair, outputs: str) -> list[Any]:
@@ -92,11 +91,10 @@ def _matrix_product(pairs: Sequence[Pair]) -> Any:
 
 
 def _apart(x: Any) -> Any:
-    """Rows that begin at multiples of a page fall on the same lines of a CPU's cache: one more line between them, of zeros."""
-    line, page = 64 // x.dtype.itemsize, 4096 // x.dtype.itemsize
-    if jax.default_backend() != "cpu" or x.shape[0] < 64 or x.size < APART_SIZE or x.shape[1] % page:
+    """A copy with one more line of zeros between rows that would crowd the cache."""
+    if not crowded(x.shape[0], x.shape[1], x.dtype.itemsize):
         return x
-    return lax.optimization_barrier(jnp.pad(x, ((0, 0), (0, line))))
+    return lax.optimization_barrier(jnp.pad(x, ((0, 0), (0, LINE // x.dtype.itemsize))))
 
 
 def _times(x: Any, y: Any) -> Any:

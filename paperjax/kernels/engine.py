@@ -151,7 +151,7 @@ def _of_gradients(term: Term, gradients: tuple[Any, Any], outputs: str) -> list[
     if term.bias is None:
         return [contract.gradients_product([contract.outputs_first(gradients, outputs)], outputs)]
     i = term.factors[0].i
-    slices = [(g[..., :i], g[..., i:]) for g in gradients]
+    slices = [(g[..., :i], g[..., i : i + 1]) for g in gradients]
     return [contract.gradients_product([contract.outputs_first(pair, outputs)], outputs) for pair in zip(*slices)]
 
 

@@ -1,5 +1,6 @@
 """What a kernel is made of, example by example: activations and cotangents at the products of leaves, gradients of the other leaves."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
+from paperjax.kernels.crowding import spare
 from paperjax.kernels.factors import Factor, Term, operands, results
 from paperjax.kernels.strided import by_rows, in_blocks
 from paperjax.trace.interpret import replayed
@@ -23,7 +25,8 @@ class Features(NamedTuple):
     b
         Likewise ``(N, O, k, t, j)``, with the number that the model multiplies the leaf by in it.
     formed
-        For each term whose gradients are formed from its factors ``(N, k, O, j, i)``; those of its bias are one more `i`, the last.
+        For each term whose gradients are formed from its factors ``(N, k, O, j, i)``; those of its bias are one more `i`. One more `j`, and
+        a last `i`, of zeros where rows without them would crowd a cache.
     gradients
         For each other leaf ``(N, O, *shape)``.
     """
@@ -64,9 +67,12 @@ def features(
     factors = [factor for term in (*kept, *formed) for factor in term.factors]
     taps = sorted({factor.tap for factor in factors})
     places = {factor.product.path: factor for factor in factors}
-    platform, rows = jax.default_backend(), x.shape[0] * directions.shape[0]
+    n = x.shape[0]
+    platform, rows = jax.default_backend(), n * directions.shape[0]
     found = {path: in_blocks(f.product.eqn, platform) or by_rows(f.product, rows, platform) for path, f in places.items()}
     instead = {path: compute for path, compute in found.items() if compute is not None}
+
+    through = functools.partial(_written, one=_unknown_one((x, *arguments))) if platform == "cpu" else lambda y: y
 
     def one(x: Any) -> Features:
         zeros = {path: _zeros(factor) for path, factor in places.items()}
@@ -75,7 +81,7 @@ def features(
             leaves = list(arguments[:n_leaves])
             for leaf, value in zip(others, chosen):
                 leaves[leaf] = value
-            y, seen = replayed(jaxpr, [*leaves, *arguments[n_leaves:], x[None]], taps, added, instead)
+            y, seen = replayed(jaxpr, [*leaves, *arguments[n_leaves:], x[None]], taps, added, instead, through)
             return y[0][0], seen
 
         y, pull, seen = jax.vjp(output, zeros, [arguments[leaf] for leaf in others], has_aux=True)
@@ -86,10 +92,31 @@ def features(
             return a, tuple(tuple(_scaled(f, cotangents[f.product.path]) for f in term.factors) for term in terms)
 
         # Formed here, once: blocks of a kernel share them.
-        gathered = tuple(_gradients(term, a, b) for term, a, b in zip(formed, *of(formed)))
+        gathered = tuple(_gradients(term, a, b, n) for term, a, b in zip(formed, *of(formed)))
         return Features(*of(kept), gathered, tuple(gradients))
 
     return jax.vmap(one)(x)
+
+
+@jax.custom_vjp
+def _written(y: Any, one: Any) -> Any:
+    """`y`, with its cotangent divided by 1.
+
+    The cotangent is read here and on the way back, and XLA on CPU computes what is cheap again for each that reads it: all that is
+    in the derivative of a norm or a gelu. A quotient by a number that it does not know is computed once.
+    """
+    del one
+    return y
+
+
+_written.defvjp(lambda y, one: (y, one), lambda one, y: (y / one.astype(y.dtype), jnp.zeros_like(one)))
+
+
+def _unknown_one(values: Sequence[Any]) -> Any:
+    """1, and XLA cannot tell."""
+    number = next(v for v in values if jnp.issubdtype(v.dtype, jnp.number))
+    first = number.reshape(-1)[:1].real.astype(jnp.float32).sum()
+    return jnp.where(jnp.cos(first) > 2, 2.0, 1.0).astype(jnp.float32)
 
 
 def _zeros(factor: Factor) -> Any:
@@ -103,15 +130,22 @@ def _scaled(factor: Factor, cotangents: Any) -> Any:
     return found if scale == 1 else found * jnp.asarray(scale, found.dtype)
 
 
-def _gradients(term: Term, a: Sequence[Any], b: Sequence[Any]) -> Any:
-    """Gradients of one example from the factors of a plain term; its bias is one more column of `a`, the same at all places."""
+def _gradients(term: Term, a: Sequence[Any], b: Sequence[Any], n: int) -> Any:
+    """Gradients of one of `n` examples from the factors of a plain term; its bias is one more column of `a`, the same at all places."""
     a_KTI, b_OKTJ = jnp.concatenate(a, 1) if len(a) > 1 else a[0], jnp.concatenate(b, 2) if len(b) > 1 else b[0]
     if term.factors[0].lookup:
         a_KTI = jax.nn.one_hot(a_KTI, term.factors[0].i, dtype=b_OKTJ.dtype)
     if term.bias is not None:
         scale = term.bias_scale / term.factors[0].product.value.scale
         a_KTI = jnp.concatenate([a_KTI, jnp.full((*a_KTI.shape[:2], 1), scale, a_KTI.dtype)], 2)
-    # Outputs and `j` side by side make one product for each example; rows of the result are those that its contraction needs.
     o, k, t, j = b_OKTJ.shape
-    b_KTX = lax.optimization_barrier(b_OKTJ.transpose(1, 2, 0, 3).reshape(k, t, o * j))
-    return jnp.einsum("kti,ktx->kxi", a_KTI, b_KTX).reshape(k, o, j, -1)
+    more_j, more_i = spare(n, o, k, j, a_KTI.shape[2], b_OKTJ.dtype.itemsize)
+    a_KTI, b_OKTJ = _padded(a_KTI, more_i), _padded(b_OKTJ, more_j)
+    # Outputs and `j` side by side make one product for each example; rows of the result are those that its contraction needs.
+    # Not yet side by side in the loop that writes them: it would divide the number of each entry by that of the `j`.
+    b_KTOJ = lax.optimization_barrier(b_OKTJ.transpose(1, 2, 0, 3))
+    return jnp.einsum("kti,ktx->kxi", a_KTI, b_KTOJ.reshape(k, t, -1)).reshape(k, o, j + more_j, -1)
+
+
+def _padded(x: Any, more: int) -> Any:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) if more else x

@@ -13,8 +13,21 @@ from paperjax.devices import compiler_options, known_options
 from paperjax.kernels.blocks import filled
 from paperjax.kernels.engine import Scale, by_vectors, coupled_kernel, pairs, record
 from paperjax.kernels.features import Features
-from paperjax.kernels.network import Network, Spec, flat, read, result_shape, routes, shaped, sizes_of, under_trace
-from paperjax.kernels.routes import Choice, held_forward, loops_per_product
+from paperjax.kernels.network import (
+    Network,
+    Spec,
+    abstract,
+    flat,
+    read,
+    result_shape,
+    routes,
+    settings,
+    shaped,
+    signature,
+    sizes_of,
+    under_trace,
+)
+from paperjax.kernels.routes import Choice, held_forward, largest_value, loops_per_product
 from paperjax.kernels.strided import large
 from paperjax.layout import peak_bytes, tree_bytes
 from paperjax.model import Model
@@ -26,6 +39,10 @@ LIGHT = {"xla_backend_optimization_level": 1, "xla_cpu_parallel_codegen_split_co
 # chains of operations between products (softmax, norms) grow out of hand, and large matrices are transposed slowly.
 PLAIN_LOOPS = {"xla_cpu_use_fusion_emitters": False}
 LOOPS_PER_PRODUCT = 4.0
+# XLA takes the memory of all intermediate arrays as one block. From 64 MiB on glibc's malloc maps such a block and unmaps it at every call,
+# in threads other than the first, and finding its pages missing is a fifth of the time of some kernels: in parts below that it is kept.
+PART = 56 * 2**20
+IN_PARTS = {"xla_multiheap_size_constraint_per_heap": PART}
 
 
 def finished(spec: Spec, network: Network, kernels: dict[str, Any], alone: bool = False) -> dict[str, Any]:
@@ -75,21 +92,61 @@ def task(model: Model, spec: Spec, params: Any, weights: Any, x: Any, n: int, m:
     return Task(network, spec, routes(network, spec, n, m, same=same), [*map(jnp.asarray, leaves), *fixed], weigh)
 
 
-def options(platform: str, network: Network | None) -> dict[str, Any]:
+class Rows(NamedTuple):
+    """Examples that go through a network together, and the block of the kernel that they are for."""
+
+    at_once: int
+    n: int
+    m: int
+    same: bool = False
+
+
+def options(platform: str, network: Network | None, spec: Spec, rows: Rows) -> dict[str, Any]:
     """What the programs of a network are compiled with."""
     if platform != "cpu":
         return compiler_options(platform)
-    simple = network is not None and loops_per_product(network.jaxpr) <= LOOPS_PER_PRODUCT and not any(map(large, network.shapes))
-    return compiler_options(platform) | known_options(LIGHT | (PLAIN_LOOPS if simple else {}))
+    chosen: dict[str, Any] = dict(LIGHT)
+    if network is not None:
+        if loops_per_product(network.jaxpr) <= LOOPS_PER_PRODUCT and not any(map(large, network.shapes)):
+            chosen |= PLAIN_LOOPS
+        # XLA warns of an array that is no part.
+        if largest_array(network, spec, rows) <= PART:
+            chosen |= IN_PARTS
+    return compiler_options(platform) | known_options(chosen)
 
 
-def program(batch: Callable[..., Any], *static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def largest_array(network: Network, spec: Spec, rows: Rows) -> int:
+    """At least the bytes of the largest array that a program of so many examples makes."""
+    choices = routes(network, spec, rows.n, rows.m, same=rows.same)
+    sizes = sizes_of(network, spec, rows.n, rows.m, rows.same)
+    each = largest_value(network.jaxpr)
+    pairs = math.prod(result_shape(network, spec, rows.n, rows.m).shape)
+    together = pairs
+    for choice in choices:
+        if choice.term is None or choice.route == "gradients":
+            # One more of each fan, for a bias and to keep rows apart.
+            each = max(each, math.prod(size + 2 for size in network.shapes[choice.leaf]))
+        if choice.term is not None:
+            factors = network.terms.terms[choice.term].factors
+            each = max(each, sum(f.k * f.t * max(1 if f.lookup else f.i + 1, f.j + 1) for f in factors))
+        if choice.route == "gram" and choice.term is not None:
+            together = max(together, pairs * sum(f.t for f in network.terms.terms[choice.term].factors) ** 2)
+    return sizes.itemsize * max(rows.at_once * sizes.outputs * each, together)
+
+
+@functools.lru_cache(maxsize=64)
+def _options(platform: str, model: Model, spec: Spec, params: Any, x: Any, rows: Rows, context: Any) -> tuple[tuple[str, Any], ...]:
+    network = None if spec.coupled else read(model, abstract(*params), jax.ShapeDtypeStruct(*x), spec.which[0])
+    return tuple(options(platform, network, spec, rows).items())
+
+
+def program(batch: Callable[..., tuple[Any, Rows]], *static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile a function of ``(model, spec, params, ...)``, with what its platform needs; inside of another program it is part of that.
 
     Parameters
     ----------
     batch
-        Of its arguments, the examples.
+        Of its arguments, examples, and how many there are.
     static
         Names of arguments that the program is made for.
     """
@@ -104,17 +161,28 @@ def program(batch: Callable[..., Any], *static: str) -> Callable[[Callable[..., 
             if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
                 return fn(*args)
             model, spec, params = args[:3]
-            if under_trace(model, params, batch(*args), spec):
+            x, rows = batch(*args)
+            if under_trace(model, params, x, spec):
                 return fn(*args)
-            network = None if spec.coupled else read(model, params, batch(*args), spec.which[0])
-            return compiled(tuple(options(jax.default_backend(), network).items()))(*args)
+            one = (1, *jnp.shape(x)[1:]), jnp.result_type(x)
+            return compiled(_options(jax.default_backend(), model, spec, signature(params), one, rows, settings()))(*args)
 
         return call
 
     return decorate
 
 
-@program(lambda *args: args[4], "model", "spec", "same")
+def _of_two(*args: Any) -> tuple[Any, Rows]:
+    x1, x2, same = args[4:7]
+    return x1, Rows(max(x1.shape[0], x2.shape[0]), x1.shape[0], x2.shape[0], same)
+
+
+def _of_pairs(*args: Any) -> tuple[Any, Rows]:
+    x1, x2 = args[4][1], args[5][1]
+    return x1, Rows(max(x1.shape[0], x2.shape[0]), x1.shape[0], x2.shape[0])
+
+
+@program(_of_two, "model", "spec", "same")
 def kernel_program(model: Model, spec: Spec, params: Any, weights: Any, x1: Any, x2: Any, same: bool) -> dict[str, Any]:
     """The kernel of two batches that fit in memory together."""
     if spec.coupled:
@@ -126,7 +194,7 @@ def kernel_program(model: Model, spec: Spec, params: Any, weights: Any, x1: Any,
     return finished(spec, this.network, this.pairs(first, second, x1, x2))
 
 
-@program(lambda *args: args[4], "model", "spec")
+@program(lambda *args: (args[4], Rows(args[4].shape[0], 1, 1)), "model", "spec")
 def diagonal_program(model: Model, spec: Spec, params: Any, weights: Any, x: Any) -> dict[str, Any]:
     """The kernel of every example with itself."""
     this = task(model, spec, params, weights, x, 1, 1)
@@ -139,13 +207,13 @@ def diagonal_program(model: Model, spec: Spec, params: Any, weights: Any, x: Any
     return jax.vmap(one)(this.record(x), x)
 
 
-@program(lambda *args: args[3], "model", "spec", "shape")
+@program(lambda *args: (args[3], Rows(args[3].shape[0], *args[4])), "model", "spec", "shape")
 def record_program(model: Model, spec: Spec, params: Any, x: Any, shape: tuple[int, int]) -> tuple[Features, Any]:
     """What blocks of that shape need of one batch, and the batch."""
     return task(model, spec, params, None, x, *shape).record(x), x
 
 
-@program(lambda *args: args[4][1], "model", "spec")
+@program(_of_pairs, "model", "spec")
 def pair_program(model: Model, spec: Spec, params: Any, weights: Any, first: Any, second: Any) -> dict[str, Any]:
     """The kernel between two recorded batches."""
     (one, x1), (two, x2) = first, second

@@ -123,6 +123,15 @@ def held_forward(jaxpr: jex.ClosedJaxpr) -> float:
     return total
 
 
+def largest_value(jaxpr: jex.ClosedJaxpr) -> int:
+    """Entries of the largest value that a trace computes; all steps of its scans together."""
+    found = [getattr(var.aval, "size", 0) for eqn in jaxpr.jaxpr.eqns for var in eqn.outvars]
+    for eqn in jaxpr.jaxpr.eqns:
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        found += [times * largest_value(inside) for inside in prim.inner_jaxprs(eqn)]
+    return max(found, default=0)
+
+
 @functools.lru_cache(maxsize=64)
 def loops_per_product(jaxpr: jex.ClosedJaxpr) -> float:
     """Equations of a trace that compute something and are no products, for each that is."""

@@ -148,6 +148,7 @@ def replayed(
     taps: Sequence[Path],
     added: Mapping[Path, Any],
     instead: Mapping[Path, Callable[[Sequence[Any]], list[Any]]] | None = None,
+    through: Callable[[Any], Any] = lambda result: result,
 ) -> tuple[list[Any], dict[Path, Any]]:
     """Run a trace with something added to results inside it, and with other values recorded.
 
@@ -164,6 +165,8 @@ def replayed(
         Zeros change nothing, and the derivative with respect to them is the cotangent of the result.
     instead
         By path, what computes the results from the operands in place of the equation there.
+    through
+        What the results with something added pass through: an identity that does something to cotangents.
 
     Returns
     -------
@@ -177,7 +180,7 @@ def replayed(
     >>> bool(jnp.allclose(jax.grad(square)(0.0), 2 * jnp.sin(0.5)))
     True
     """
-    return _evaluate(jaxpr, args, (), _places({}, taps, tuple(added), instead or {}), added)
+    return _evaluate(jaxpr, args, (), _places({}, taps, tuple(added), instead or {}, through), added)
 
 
 class _Places(NamedTuple):
@@ -187,6 +190,7 @@ class _Places(NamedTuple):
     above: frozenset[Path]
     added: frozenset[Path]
     instead: Mapping[Path, Callable[[Sequence[Any]], list[Any]]]
+    through: Callable[[Any], Any]
 
     @property
     def all(self) -> frozenset[Path]:
@@ -206,6 +210,7 @@ def _places(
     taps: Sequence[Path],
     added: Sequence[Path] = (),
     instead: Mapping[Path, Callable[[Sequence[Any]], list[Any]]] = types.MappingProxyType({}),
+    through: Callable[[Any], Any] = lambda result: result,
 ) -> _Places:
     at = {tuple(path): tuple(e) for path, e in edits.items()}
     results = frozenset(tuple(path) for path in taps if path[-1] >= 0)
@@ -214,7 +219,7 @@ def _places(
         if path[-1] < 0:
             operands[tuple(path[:-1])] = (*operands.get(tuple(path[:-1]), ()), ~path[-1])
     above = frozenset(path[:n] for path in (*at, *results, *operands, *added, *instead) for n in range(len(path)))
-    return _Places(at, results, operands, above, frozenset(map(tuple, added)), instead)
+    return _Places(at, results, operands, above, frozenset(map(tuple, added)), instead, through)
 
 
 def _evaluate(
@@ -252,7 +257,7 @@ def _evaluate(
             if edit.operand is None:
                 outputs[0] = edit.change(outputs[0])
         if here in where.added:
-            outputs[0] = outputs[0] + added[here]
+            outputs[0] = where.through(outputs[0] + added[here])
         if here in where.taps:
             seen[here] = outputs[0]
         seen |= more

@@ -79,7 +79,8 @@ def test_rows_over_devices(axes):
     mesh = jax.make_mesh((2,) if len(axes) == 1 else (1, 2), axes)
     one, two = solve(KERNEL.astype(np.float32), tolerance=1e-5), solve(KERNEL.astype(np.float32), tolerance=1e-5, mesh=mesh)
     assert two.residual.max() <= 1e-5
-    assert two.steps == one.steps
+    # Rounding decides which step is the first below the tolerance: 115 and 116 on one machine, the same on another.
+    assert abs(two.steps - one.steps) <= 2
     np.testing.assert_allclose(two.x, one.x, atol=2e-3)
 
 

@@ -1,4 +1,4 @@
-"""Rows of gradients kept apart by zeros, cotangents written once, and intermediate arrays in parts: kernels and programs stay what they are."""
+"""Rows of gradients kept apart by zeros, cotangents written once, intermediate arrays in parts: kernels stay what they are."""
 
 import math
 import re
@@ -25,7 +25,9 @@ def normed(params, x):
 
 @pytest.fixture
 def params():
-    draw = lambda key, *shape: jax.random.normal(jax.random.key(key), shape)
+    def draw(key, *shape):
+        return jax.random.normal(jax.random.key(key), shape)
+
     return {"w": draw(0, WIDTH, WIDTH), "b": draw(1, WIDTH), "v": draw(2, WIDTH, WIDTH), "u": draw(3, WIDTH, OUT)}
 
 

@@ -73,7 +73,7 @@ def normed(draw, x, n):
     h = join(*two(draw, x, n))
     h = h - jnp.mean(h, -1, keepdims=True)
     h = h / jnp.sqrt(jnp.mean(h * h, -1, keepdims=True))
-    return dense(draw, relu(dense(draw, h, n)), 1)
+    return dense(draw, jnp.sin(dense(draw, h, n)), 1)
 
 
 def normed_apart(draw, x, n):
@@ -82,7 +82,7 @@ def normed_apart(draw, x, n):
     h, g = h - mean, g - mean
     size = jnp.sqrt((jnp.mean(h * h, -1, keepdims=True) + 2 * jnp.mean(g * g, -1, keepdims=True)) / 3)
     h = (h / size @ draw(n, n) + g / size @ draw(2 * n, n)) / math.sqrt(3 * n)
-    return dense(draw, relu(h), 1)
+    return dense(draw, jnp.sin(h), 1)
 
 
 def dense_net(draw, x, n):

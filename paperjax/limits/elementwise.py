@@ -13,6 +13,7 @@ from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.functions import NotGaussianError, form_of, function
+from paperjax.limits.joined import by_part
 from paperjax.limits.nodes import Axes, Det, Node, Wide
 
 SCALED = ("mul", "div")
@@ -49,6 +50,10 @@ def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axe
     """A primitive of values whose axes are `axes`, or scalars; linear ones stay linear, and what has no form is drawn if it may be."""
     if all(isinstance(node, Det) for node in operands):
         return _known(name, fn, operands, axes)  # type: ignore[arg-type]
+    if any(isinstance(node, nd.Mixed) for node in operands):
+        apart = by_part(lambda parts, mine: elementwise(name, fn, parts, mine, draws), operands, axes)
+        if apart is not None:
+            return apart
     wide = [isinstance(node, Wide) for node in operands]
     if name in ("add", "add_any", "sub"):
         u, v = (st.same(st.as_wide(_shaped(node, axes)), axes) for node in operands)
@@ -87,8 +92,8 @@ def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axe
         # max(u, v) = (u + v + |u - v|) / 2, whose terms have closed forms.
         u, v = (st.same(node, axes) for node in operands)  # type: ignore[arg-type]
         sign = 1.0 if name == "max" else -1.0
-        apart = function(jnp.abs, [nd.Add(axes, u, scaled(v, -1.0, axes))], axes)
-        return scaled(nd.Add(axes, nd.Add(axes, u, v), scaled(apart, sign, axes)), 0.5, axes)
+        between = function(jnp.abs, [nd.Add(axes, u, scaled(v, -1.0, axes))], axes)
+        return scaled(nd.Add(axes, nd.Add(axes, u, v), scaled(between, sign, axes)), 0.5, axes)
     if draws and (live_fields(operands) > 2 or (name in ("max", "min") and all(wide))):
         return drawn(fn, operands, axes)
     return function(fn, operands, axes)
@@ -196,6 +201,11 @@ def multiplied(u: Wide, v: Wide, axes: Axes) -> Wide:
     """A product of two wide values: one function of a field, if it is of one field, else a product."""
     if fl.independent(u, v):
         return con.product([u, v], axes)
+    for one, two in ((u, v), (v, u)):
+        apart = _shifted(one)
+        if apart is not None:
+            # (relu(h) - m)^2 for a mean m: products of relu(h), and multiples.
+            return nd.Add(axes, multiplied(apart[0], two, axes), scaled(two, apart[1].value, axes))
     try:
         forms = form_of(u), form_of(v)
     except NotImplementedError:
@@ -209,6 +219,16 @@ def multiplied(u: Wide, v: Wide, axes: Axes) -> Wide:
             met, free = parts
             return nd.Add(axes, multiplied(one, st.same(met, axes), axes), con.product([one, st.same(free, axes)], axes))
     return con.product([u, v], axes)
+
+
+def _shifted(u: Wide) -> tuple[Wide, nd.Const] | None:
+    """What is not Gaussian and a number that the data give, which are added."""
+    if not isinstance(u, nd.Add):
+        return None
+    for one, two in ((u.u, u.v), (u.v, u.u)):
+        if isinstance(two, nd.Const) and two.value.number is None and not fl.is_gaussian(one):
+            return one, two
+    return None
 
 
 def _by_dependence(u: Wide, v: Wide) -> tuple[Wide, Wide] | None:

@@ -113,6 +113,12 @@ def is_drawn(node: Wide) -> bool:
     return isinstance(node, Drawn) or any(map(is_drawn, _parts(node)))
 
 
+@memoized
+def is_joined(node: Wide) -> bool:
+    """Whether coordinates of a value are of several kinds: a `Mixed` is in it."""
+    return isinstance(node, Mixed) or any(map(is_joined, _parts(node)))
+
+
 def _parts(node: Wide) -> tuple[Wide, ...]:
     """What a value is made of at a coordinate."""
     if isinstance(node, (Add, Paired)):

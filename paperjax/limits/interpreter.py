@@ -22,7 +22,7 @@ from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.elementwise import FOLLOWED, at_jump, broadcasting, elementwise, relative
 from paperjax.limits.loops import Loop
 from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
-from paperjax.limits.rules import RULES, split
+from paperjax.limits.rules import RULES, split, unstack
 from paperjax.limits.scans import scan
 from paperjax.limits.values import Spread, Unread, Value, number_of
 from paperjax.limits.views import View, whole
@@ -94,6 +94,8 @@ class Interpreter:
             return scan(self, eqn, twin, operands)
         if name == "split":
             return split(self, eqn, twin, operands[0])
+        if name == "unstack":
+            return unstack(self, eqn, twin, operands[0])
         sizes, others = (tuple(e.outvars[0].aval.shape) for e in (eqn, twin))
         rule = RULES.get(name)
         if name in IN_PLACE:

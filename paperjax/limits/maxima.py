@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from paperjax.limits import fields as fl
+from paperjax.limits import joined
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.elementwise import broadcasting, elementwise
@@ -81,7 +82,7 @@ def extreme(reader: Any, eqn: Any, twin: Any, node: Node) -> Node:
         for i, at in zip(over, place):
             starts[i], stops[i] = at, at + 1
         others = tuple(1 if i in over else nd.full_size(axis)[1] for i, axis in enumerate(node.axes))
-        one = st.cut(node, tuple(starts), tuple(stops), (1,) * len(sizes), others)
+        one = joined.cut(node, tuple(starts), tuple(stops), (1,) * len(sizes), others)
         parts.append(st.apply(one, st.drop(one.axes, list(left))))
     return _of(reader, parts, axes, what)
 

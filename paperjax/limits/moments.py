@@ -179,7 +179,7 @@ class Run:
             return cov.plus(self.second(u.u, v, s, t, diag), self.second(u.v, v, s, t, diag))
         if isinstance(v, nd.Add):
             return cov.plus(self.second(u, v.u, s, t, diag), self.second(u, v.v, s, t, diag))
-        if isinstance(u, nd.Mixed) and isinstance(v, nd.Mixed) and u.weights == v.weights:
+        if isinstance(u, nd.Mixed) and isinstance(v, nd.Mixed) and u.sizes == v.sizes:
             return cov.total_of([cov.times(self.second(a, b, s, t, diag), w) for a, b, w in zip(u.parts, v.parts, u.weights)])
         for left in (True, False):
             here, other = (u, v) if left else (v, u)

@@ -13,7 +13,7 @@ from jax import lax
 from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
 from paperjax.limits.dependence import refuse_shared
-from paperjax.limits.nodes import Atom, Axes, Axis, Det, Fn, Node, Wide, axis_of, coordinates, rep_shape, rep_size
+from paperjax.limits.nodes import Atom, Axes, Axis, Det, Fn, Node, Wide, axis_of, coordinates, rep_shape
 
 Shape = tuple[int, ...]
 
@@ -45,6 +45,8 @@ def apply(node: Node, moved: Moved) -> Node:
         u = apply(same(node.u, node.axes), moved)
         assert isinstance(u, Wide)
         return fl.scale(u, moved_by, axes)
+    if isinstance(node, nd.Mixed):
+        return node.mapped(axes, lambda part, own: apply(same(part, node.axes), Moved(own, fn, selects)))
     return nd.Linear(axes, node, fn, (), selects)
 
 
@@ -118,38 +120,6 @@ def drop(axes: Axes, keep: Sequence[int | None]) -> Moved:
     return Moved(after, lambda a: jnp.reshape(a, rep_shape(after)))
 
 
-def cut(node: Node, starts: Shape, stops: Shape, steps: Shape, others: Shape) -> Node:
-    """``slice``: entries along finite axes, coordinates along growing ones. `others` are the sizes of the result at the other width."""
-    axes, after, bounds = node.axes, [], []
-    for i, (axis, other) in enumerate(zip(axes, others)):
-        size, picked = nd.full_size(axis)[0], range(starts[i], stops[i], steps[i])
-        if len(picked) == size:
-            after.append(axis)
-            bounds.append((0, rep_size(axis), 1))
-        elif coordinates(axis) == 1 and not any(atom.grows for atom in axis):
-            after.append(axis_of(len(picked), other))
-            bounds.append((starts[i], stops[i], steps[i]))
-        elif len(axis) == 1:
-            if isinstance(node, Wide):
-                layout = [(j, atom) for j, ax in enumerate(axes) for atom in ax if atom.kind == "iid"]
-                number = [j for j, _ in layout].index(i)
-                which = nd.Range(tuple(atom.size for _, atom in layout), number, picked.start, picked.stop, picked.step)
-                new = tuple(_iid(len(picked), other) if j == i else ax for j, ax in enumerate(axes))
-                node = nd.Part(new, node, which)
-            after.append(_iid(len(picked), other))
-            bounds.append((0, 1, 1))
-        else:
-            raise NotImplementedError(f"a slice of an axis of {size} entries in which positions and channels are flattened together.")
-    first, last, by = zip(*bounds) if bounds else ((), (), ())
-    if all(b == (0, n, 1) for b, n in zip(bounds, rep_shape(node.axes))):
-        return fl.relabelled(node, tuple(after))
-    return apply(node, Moved(tuple(after), lambda a: lax.slice(a, first, last, by)))
-
-
-def _iid(size: int, other: int) -> Axis:
-    return axis_of(size, other, "iid")
-
-
 def pad(axes: Axes, low_high_inside: Sequence[tuple[int, int, int]], sizes: Shape, others: Shape) -> Moved:
     """With zeros."""
     for axis, config in zip(axes, low_high_inside):
@@ -164,29 +134,6 @@ def reverse(axes: Axes, dimensions: Sequence[int]) -> Moved:
     if any(coordinates(axes[i]) > 1 for i in dimensions):
         raise NotImplementedError("an axis of independent coordinates turned around.")
     return Moved(axes, lambda a: jnp.flip(a, tuple(dimensions)))
-
-
-def concatenate(operands: Sequence[Node], axis: int) -> Node:
-    """Positions, or channels, side by side."""
-    sizes = [nd.full_size(u.axes[axis]) for u in operands]
-    total = sum(n for n, _ in sizes), sum(m for _, m in sizes)
-    along = [u.axes[axis] for u in operands]
-    for u in operands[1:]:
-        nd.refuse_turned(operands[0].axes, u.axes)
-    if all(coordinates(ax) == 1 and not any(atom.grows for atom in ax) for ax in along):
-        axes = tuple(axis_of(*total) if i == axis else ax for i, ax in enumerate(operands[0].axes))
-        if all(isinstance(u, Det) for u in operands):
-            return det(axes, lambda *parts: jnp.concatenate(parts, axis), *operands)  # type: ignore[arg-type]
-        return nd.Stacked(axes, tuple(as_wide(u) for u in operands), axis)
-    axes = tuple(_iid(*total) if i == axis else ax for i, ax in enumerate(operands[0].axes))
-    if any(len(ax) > 1 or rep_size(ax) > 1 for ax in along):
-        raise NotImplementedError("channels are joined along an axis in which positions are flattened too.")
-    if any(atom.turn for ax in along for atom in ax):
-        raise NotImplementedError("channels are joined of which some were shuffled.")
-    parts = [as_wide(u) for u in operands]
-    shape = rep_shape(axes)
-    parts = [fl.relabelled(u, axes) if u.shape == shape else u for u in parts]
-    return nd.Mixed(axes, tuple(parts), tuple(n / total[0] for n, _ in sizes))
 
 
 def as_wide(node: Node) -> Wide:
@@ -213,7 +160,7 @@ def reduce_sum(node: Node, dimensions: Sequence[int]) -> Node:
     if count > 1 and not grows:
         raise NotImplementedError(f"a sum over {count} independent coordinates, whose number does not grow, so that it stays random.")
     if not grows:
-        return nd.Linear(after, node, total, (), False)
+        return apply(node, Moved(after, total, False)) if isinstance(node, nd.Mixed) else nd.Linear(after, node, total, (), False)
     if any(atom.kind == "iid" for i, axis in enumerate(axes) if i not in dimensions for atom in axis if atom.grows):
         raise NotImplementedError("a sum over one of two growing axes.")
     if fl.centred(node):

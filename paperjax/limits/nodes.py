@@ -295,10 +295,42 @@ class Part(Wide):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixed(Wide):
-    """Coordinates of several kinds along one growing axis: a random one of them is of kind i with probability ``weights[i]``."""
+    """Coordinates of several kinds side by side along the growing axis number `axis`: `sizes` of each of the `parts`, at both widths."""
 
     parts: tuple[Wide, ...]
-    weights: tuple[float, ...]
+    axis: int
+    sizes: tuple[tuple[int, int], ...]
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of all coordinates, the portion that are of each kind, at infinite width."""
+        grown = [m - n for n, m in self.sizes]
+        counts = grown if any(grown) else [n for n, _ in self.sizes]
+        return tuple(n / sum(counts) for n in counts)
+
+    def mapped(self, axes: Axes, make: Callable[[Wide, Axes], Node]) -> "Mixed":
+        """What moves entries to `axes`, done to each part.
+
+        Raises
+        ------
+        NotImplementedError
+            If the joined axis is not there any more.
+        """
+        total = sum(n for n, _ in self.sizes), sum(m for _, m in self.sizes)
+        there = [(i, j) for i, axis in enumerate(axes) for j, a in enumerate(axis) if a.kind == "iid" and (a.size, a.other) == total]
+        if len(there) != 1:
+            raise NotImplementedError(
+                "joined channels are cut in heads or groups, so that those of one kind are not those of another. Do that before they are "
+                "joined."
+            )
+        ((i, j),) = there
+        parts = []
+        for part, (n, m) in zip(self.parts, self.sizes):
+            atoms = (*axes[i][:j], *((axes[i][j]._replace(size=n, other=m),) if (n, m) != (1, 1) else ()), *axes[i][j + 1 :])
+            made = make(part, (*axes[:i], atoms, *axes[i + 1 :]))
+            assert isinstance(made, Wide)
+            parts.append(made)
+        return Mixed(axes, tuple(parts), i, self.sizes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from paperjax.limits import fields as fl
 from paperjax.limits import loops
 from paperjax.limits import nodes as nd
 from paperjax.limits.contractions import LeafLaw
@@ -276,6 +277,11 @@ def _output(node: Any) -> Wide:
             "the width, and end in a layer with weights."
         )
     assert isinstance(node, Wide)
+    if fl.is_joined(node):
+        raise NotImplementedError(
+            "outputs of several layers are joined along an axis of independent ones, and have no one kernel. Take the limit of one of them "
+            "at a time."
+        )
     if any(atom.grows for axis in node.axes for atom in axis):
         raise NotImplementedError(
             "an axis of the output itself grows with the width. Name sizes=... of what is finite, or end in a finite readout."

@@ -6,10 +6,11 @@ import numpy as np
 from jax import lax
 
 from paperjax.limits import contractions as con
+from paperjax.limits import joined
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.dependence import refuse_shared
-from paperjax.limits.elementwise import broadcasting
+from paperjax.limits.elementwise import broadcasting, relative
 from paperjax.limits.nodes import Axes, Det, Node, Wide, axis_of, coordinates
 from paperjax.limits.values import Spread, Value, number_of
 from paperjax.limits.views import View
@@ -103,7 +104,7 @@ def cut(reader: Reader, value: Value, starts: Any, stops: Any, steps: Any, other
                 view = view.sliced(i, a, b, c, m)
         if view is not None:
             return view
-    return st.cut(reader.node(value), *(tuple(map(int, bounds)) for bounds in (starts, stops, steps, others)))
+    return joined.cut(reader.node(value), *(tuple(map(int, bounds)) for bounds in (starts, stops, steps, others)))
 
 
 def split(reader: Reader, eqn: Any, twin: Any, value: Value) -> list[Value]:
@@ -128,7 +129,30 @@ def _dynamic_slice(reader: Reader, eqn: Any, twin: Any, operands: list[Value], s
 
 
 def _concatenate(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
-    return st.concatenate([reader.settled(reader.node(value), "concatenate") for value in operands], eqn.params["dimension"])
+    return joined.concatenate(_all_settled(reader, operands, "concatenate"), eqn.params["dimension"])
+
+
+def _stack(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
+    axis, n = eqn.params["axis"], len(operands[0].axes)
+    new = [*range(axis), None, *range(axis, n)]
+    return joined.concatenate([st.apply(node, st.drop(node.axes, new)) for node in _all_settled(reader, operands, "stack")], axis)
+
+
+def unstack(reader: Reader, eqn: Any, twin: Any, value: Value) -> list[Value]:
+    """Entries along a finite axis, each a slice."""
+    axis, shape = eqn.params["axis"], tuple(nd.full_size(a)[0] for a in value.axes)
+    others = tuple(1 if i == axis else nd.full_size(a)[1] for i, a in enumerate(value.axes))
+    rest = [i for i in range(len(shape)) if i != axis]
+    found = []
+    for k in range(shape[axis]):
+        starts = tuple(k if i == axis else 0 for i in range(len(shape)))
+        stops = tuple(k + 1 if i == axis else n for i, n in enumerate(shape))
+        found.append(kept(reader, cut(reader, value, starts, stops, (1,) * len(shape), others), list(rest)))
+    return found
+
+
+def _all_settled(reader: Reader, operands: list[Value], where: str) -> list[Node]:
+    return [reader.settled(reader.node(value), where) for value in operands]
 
 
 def _pad(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
@@ -182,7 +206,8 @@ def _dot_general(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_:
         return con.dot_leaf(reader.settled(reader.node(node), "dot_general"), view, numbers, leaves[0], reader.laws[view.leaf])
     u, v = reader.nodes(operands)
     if isinstance(u, Wide) != isinstance(v, Wide):
-        u, v = reader.settled(u, "dot_general"), reader.settled(v, "dot_general")
+        wide = next(w for w in (u, v) if isinstance(w, Wide))
+        u, v = (reader.settled(relative(w, "mul", wide), "dot_general") for w in (u, v))
     return con.dot_values(u, v, (contracted, batch))
 
 
@@ -241,6 +266,7 @@ RULES = {
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,
     "concatenate": _concatenate,
+    "stack": _stack,
     "pad": _pad,
     "rev": _rev,
     "iota": _iota,

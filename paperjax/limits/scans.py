@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from paperjax.limits import fields as fl
+from paperjax.limits import joined
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.loops import Loop
@@ -116,4 +117,4 @@ def row_of(reader: Any, value: Value, i: int) -> Value:
 
 def stacked(reader: Any, rows: list[Node]) -> Node:
     """Values side by side along a new first axis."""
-    return st.concatenate([st.apply(row, st.drop(row.axes, [None, *range(len(row.axes))])) for row in rows], 0)
+    return joined.concatenate([st.apply(row, st.drop(row.axes, [None, *range(len(row.axes))])) for row in rows], 0)

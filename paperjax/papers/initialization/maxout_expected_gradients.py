@@ -34,8 +34,8 @@ Controls: c = 2, thrice; the paper's c; rank 2, twice.
 What did not hold as first proposed: nothing; "keeps the second moment of the input-output Jacobian" holds along the input only, which is
 what the paper says of the dependence on the input, and the formula for orthogonal directions is derived here.
 In training, a learning rate that stays: after the digits are fitted Adam loses them again for some tens of steps, another seed each time,
-so that accuracy at a given step is 0.93 +- 0.04 or 0.99 by how sums are rounded. With a rate that falls to 0 it does not. And "only from it" is of this rate, 1e-3, and this many steps: at 1.5e-3
-He's networks come to 0.89 +- 0.04, and those of c = 0.556 to 1.
+so that accuracy at a given step is 0.93 +- 0.04 or 0.99 by how sums are rounded. With a rate that falls to 0 it does not. And "only from
+it" is of this rate, 1e-3, and so many steps: at 1.5e-3 He's networks come to 0.89 +- 0.04.
 Not here: linear regions, and the tangent kernel, which `pj.limit` draws (``key=``, ``samples=``) and has no exact rule for.
 
 Run time: quick about 60 s on two CPU cores (by its CPU time); full not measured

@@ -27,7 +27,7 @@ Claims, expected numbers and tolerances
     Var(|J x|²) n / L after 4 layers, K = 5                                            1.025 by the formula; +-0.25
     accuracy on 512 digits, depth 20, K = 5, 400 steps of Adam, rate falling to 0      at least 0.9
 
-Measured (quick): 1.026 +- 0.051, 1.281 +- 0.001, 0.974 +- 0.031, 1.048 +- 0.047, 1.023 +- 0.064, 0.994 +- 0.005.
+Measured (quick): 1.026 +- 0.051, 1.281 +- 0.001, 0.974 +- 0.031, 1.048 +- 0.047, 1.023 +- 0.064, 0.997 +- 0.001.
 
 Controls: c = 2, thrice; the paper's c; rank 2, twice.
 

@@ -87,7 +87,13 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
 
 
 def refuse_mean(law: LeafLaw) -> None:
-    """Refuse a matrix whose entries do not have mean 0."""
+    """Refuse a matrix whose entries do not have mean 0, or no law at all."""
+    if math.isnan(law.mean):
+        raise ValueError(
+            f"pj.limit: {law.path}: init does not draw this matrix (its entries are given numbers, loaded or made by NumPy), so it has no "
+            "law. Draw it by jax.random, or declare its law, the variance being that of one entry: "
+            f'laws={{"{law.path}": pj.limits.normal(1 / fan_in)}}.'
+        )
     if law.mean:
         raise NotImplementedError(
             f"{law.path}: the entries of this matrix have mean {law.mean:g}, not 0: sums over a growing axis diverge, or pick it up."

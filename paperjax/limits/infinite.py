@@ -201,8 +201,10 @@ def limit(
     if out is None:
         check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
     traced = any(isinstance(x, Tracer) for x in (x1, x2))
-    # Examples that are known are numbers in a function that is being traced, too.
-    with pg.told(program.traced), contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
+    # Examples that are known are numbers in a function that is being traced, too. Elsewhere nothing is computed ahead: a constant of the
+    # size of all pairs of positions would be made before it is seen that it does not fit.
+    ahead = not traced and isinstance(jnp.zeros(()) + 1, Tracer)
+    with pg.told(program.traced), jax.ensure_compile_time_eval() if ahead else contextlib.nullcontext():
         if wider is not None:
             audit_noise(program, wider, x1)
         into = None if out is None else _files(Path(out), program, x1, x2, wants, per, traced)
@@ -293,6 +295,8 @@ def _for_the_user(found: tuple[Any, ...]) -> tuple[Any, ...]:
 def _check(x: Any, name: str, like: Any) -> None:
     if not hasattr(x, "shape") or (len(x.shape) < 2 and not jnp.issubdtype(x.dtype, jnp.integer)):
         raise TypeError(f"{name} is not a batch of examples, (N, *features): give x[None] for one example.")
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} is of {x.dtype}, and a limit is of real examples. Give real and imaginary parts as two features.")
     if x.shape[0] == 0:
         raise ValueError(f"{name} has no examples: its shape is {tuple(x.shape)}.")
     if like is not None and tuple(x.shape[1:]) != tuple(like.shape[1:]):

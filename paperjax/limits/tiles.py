@@ -147,8 +147,6 @@ def _tiled(
     everywhere = [made.on(device) for device in devices] or [made]
     height, width, forms, _ = everywhere[0].tile(single)
     shapes = [jax.ShapeDtypeStruct((len(rows), len(columns), *form.shape), form.dtype) for form in forms]
-    tiles = list(itertools.product(range(0, len(rows), height), range(0, len(columns), width)))
-    blocks = [Block(a, b, min(height, len(rows) - a), min(width, len(columns) - b)) for a, b in tiles if not symmetric or b >= a]
     own, below = None, np.tri(max(height, width), k=-1, dtype=bool)
 
     def fill(number: int, block: Block, out: Sequence[np.ndarray]) -> bool:
@@ -177,8 +175,11 @@ def _tiled(
                 whole[b : b + m, a : a + n] = turned(part)
         return finite
 
-    workers = _workers(1 << 30 if single else len(blocks), len(devices))
+    # The store first: it refuses what a disk does not hold before the tiles of it are listed.
     with contextlib.nullcontext() if into is None else into(shapes) as store:
+        tiles = itertools.product(range(0, len(rows), height), range(0, len(columns), width))
+        blocks = [Block(a, b, min(height, len(rows) - a), min(width, len(columns) - b)) for a, b in tiles if not symmetric or b >= a]
+        workers = _workers(1 << 30 if single else len(blocks), len(devices))
         out = [empty(form.shape, form.dtype) for form in shapes] if store is None else list(store.arrays.values())
         left = blocks if store is None else store.missing(blocks)
 

@@ -1,5 +1,6 @@
 """What `limit` refuses: networks without a limit, or whose limit is not known, and bad input; the message says what to do."""
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -237,6 +238,44 @@ def test_a_leaf_whose_law_init_does_not_tell():
     assert pj.limit(drawn(sorted_entries), VECTORS, laws=LAW, ntk=False).nngp.shape == (3, 3)
 
 
+def test_a_leaf_that_is_not_drawn():
+    def given(key, shape):
+        return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+    with pytest.raises(ValueError, match=r"(?s)\['w'\].*init does not draw.*laws=\{\"\['w'\]\": pj\.limits\.normal"):
+        pj.limit(drawn(given), VECTORS)
+    declared = pj.limit(drawn(given), VECTORS, laws=LAW, ntk=False, progress=False)
+    np.testing.assert_allclose(declared.nngp, pj.limit(drawn(uniform), VECTORS, laws=LAW, ntk=False, progress=False).nngp, rtol=1e-6)
+
+
+def test_a_pair_that_does_not_fit_is_refused_before_it_is_made():
+    """Of 2^32 pairs of positions; the memory of the machine is not touched."""
+
+    def pooled(draw, x, n):
+        return dense(draw, jnp.mean(jax.nn.relu(conv(draw, x, n)), (1, 2)), 1)
+
+    images = np.ones((2, 256, 256, 1), np.float32)
+    with pytest.raises(ValueError, match=r"(?s)one pair of examples takes.*max_bytes is 1 GB.*fewer positions"):
+        pj.limit(plain(pooled), images, ntk=False, max_bytes=10**9, progress=False)
+
+
+def test_files_that_no_disk_holds_are_refused_before_tiles_are_listed(tmp_path):
+    with pytest.raises(OSError, match=r"(?s)the kernels take 8e\+03 GB.*Choose another disk"):
+        pj.limit(NET, HUGE, ntk=False, out=tmp_path / "kernels", progress=False)
+    assert not list(tmp_path.glob("**/*.npy"))
+
+
+def test_a_bias_that_fades_with_the_width():
+    """Equinox draws a readout's bias from +-1/sqrt(n)."""
+
+    def family(width):
+        return lambda key: eqx.nn.MLP(5, 1, width, 1, key=key)
+
+    with pytest.raises(ValueError, match=r"(?s)nearly settled.*Equinox.*at=dict\(width=1 << 22\)"):
+        pj.limit(family, VECTORS, gaussian=True, ntk=False, progress=False)
+    assert pj.limit(family, VECTORS, gaussian=True, ntk=False, progress=False, at=dict(width=1 << 22)).nngp.shape == (3, 3)
+
+
 def perceptron(width, depth):
     def forward(draw, x, n):
         for _ in range(depth):
@@ -278,6 +317,7 @@ CALLS = {
     "one example": (dict(x1=VECTORS[0]), TypeError, r"x\[None\]"),
     "no examples": (dict(x1=VECTORS[:0]), ValueError, r"x1 has no examples"),
     "other features": (dict(x1=VECTORS, x2=VECTORS[:, :4]), ValueError, r"shape \(5,\), and x2 of \(4,\)"),
+    "complex numbers": (dict(x1=VECTORS.astype(np.complex64)), TypeError, r"x1 is of complex64.*two features"),
     "kernels larger than the memory": (dict(x1=HUGE), ValueError, r"1000000 x 1000000.*GB.*to a folder, out="),
     "a pair larger than the budget": (dict(x1=VECTORS, max_bytes=10), ValueError, r"one pair of examples.*give more memory"),
     "an unknown size": (dict(x1=VECTORS, sizes=dict(wdth=3)), ValueError, r"sizes names 'wdth'.*width"),

@@ -25,26 +25,31 @@ Claims, expected numbers and tolerances
     E|J u|² over the formula, u orthogonal to x, K = 5, after 8 layers                1; +-0.2
     slope of Var(|J x|²) on L / n, L = 4 ... 30, K = 5                                 1; +-0.25
     Var(|J x|²) n / L after 4 layers, K = 5                                            1.025 by the formula; +-0.25
-    accuracy on 512 digits, depth 20, K = 5, after 360 steps of Adam                   at least 0.9
+    accuracy on 512 digits, depth 20, K = 5, 400 steps of Adam, rate falling to 0      at least 0.9
 
-Measured (quick): 1.026 +- 0.051, 1.281 +- 0.001, 0.974 +- 0.031, 1.048 +- 0.047, 1.023 +- 0.064, 0.994 +- 0.005.
+Measured (quick): 1.026 +- 0.051, 1.281 +- 0.001, 0.974 +- 0.031, 1.048 +- 0.047, 1.023 +- 0.064, 0.997 +- 0.001.
 
-Controls: c = 2, four times; u along x; rank 2.
+Controls: c = 2, thrice; the paper's c; rank 2, twice.
 
 What did not hold as first proposed: nothing; "keeps the second moment of the input-output Jacobian" holds along the input only, which is
 what the paper says of the dependence on the input, and the formula for orthogonal directions is derived here.
-Not here: linear regions, and the tangent kernel (a maximum over K jointly normal fields has no rule in `pj.limit`).
+In training, a learning rate that stays: after the digits are fitted Adam loses them again for some tens of steps, another seed each time,
+so that accuracy at a given step is 0.93 +- 0.04 or 0.99 by how sums are rounded. With a rate that falls to 0 it does not. And "only from
+it" is of this rate, 1e-3, and so many steps: at 1.5e-3 He's networks come to 0.89 +- 0.04.
+Not here: linear regions, and the tangent kernel, which `pj.limit` draws (``key=``, ``samples=``) and has no exact rule for.
 
 Run time: quick about 60 s on two CPU cores (by its CPU time); full not measured
 Command:  paperjax run maxout-expected-gradients
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, PyTree
 from scipy import stats
 
@@ -133,14 +138,19 @@ def start(size: Size, rank: int, c: float, networks: int) -> pj.Experiment:
     return untrained(grid, {"squares": profile(networks)})
 
 
+def annealed(learning_rate: Any, steps: int) -> optax.GradientTransformation:
+    """Adam, its learning rate falling to 0 along a line."""
+    return optax.adam(optax.linear_schedule(learning_rate, 0.0, steps))
+
+
 def training(size: Size, c: float) -> pj.Experiment:
-    """Adam on digits."""
+    """Adam on digits; see the docstring for why its rate falls."""
     data = pj.data.standardise(pj.data.subset(pj.data.digits(), train=512, test=8), per="dataset")
-    steps = 360 if size == "quick" else 1000
-    grid = pj.grid(width=32 if size == "quick" else 64, depth=TRAINED_DEPTH, rank=RANK, c=c, lr=1e-3, seed=6)
+    steps = 400 if size == "quick" else 1000
+    grid = pj.grid(width=32 if size == "quick" else 64, depth=TRAINED_DEPTH, rank=RANK, c=c, lr=1e-3, seed=8)
     return pj.Experiment(
-        network, data, loss="cross_entropy", optimizer="adam", grid=grid, steps=steps, batch=64, measure_at=[0, steps],
-        measures={"accuracy": pj.measures.train_accuracy},
+        network, data, loss="cross_entropy", optimizer=functools.partial(annealed, steps=steps), grid=grid, steps=steps,
+        batch=64, measure_at=[0, steps], measures={"accuracy": pj.measures.train_accuracy},
     )  # fmt: skip
 
 
@@ -200,10 +210,14 @@ def variance_slope(results: Results) -> Estimate:
     return fit_slope(np.array(LAYERS), variances(results["rank-5"]))
 
 
+def width_of(results: Results) -> int:
+    """Of the networks of rank 5."""
+    return int(results["rank-5"].width.values.item())
+
+
 def scaled_variance(results: Results) -> Estimate:
     """Variance times n / L after the first of `LAYERS`."""
-    result = results["rank-5"]
-    return estimate(variances(result)[:, 0] * int(result.width.values.item()) / LAYERS[0])
+    return estimate(variances(results["rank-5"])[:, 0] * width_of(results) / LAYERS[0])
 
 
 def accuracy(results: Results) -> Estimate:
@@ -237,7 +251,7 @@ CLAIMS = (
     ),
     Claim(
         "and is that of a product of L layers: variance times n / L, 4 layers, rank 5",
-        "formula of the docstring", lambda results: WIDTH["quick"] / LAYERS[0] * variance_law(LAYERS[0], WIDTH["quick"], RANK),
+        "formula of the docstring", lambda results: variance_law(LAYERS[0], width_of(results), RANK) * width_of(results) / LAYERS[0],
         scaled_variance, 0.25, "n drops out up to 1 %; the variance of 640 networks is known to 6 %",
         Control("rank 2, whose fourth moment is larger: 2", {"rank-5": "rank-2"}),
     ),

@@ -11,6 +11,7 @@ from jax.extend import core as jex
 
 from paperjax.kernels.crowding import spare
 from paperjax.kernels.factors import Factor, Term, operands, results
+from paperjax.kernels.routes import LOOPS_PER_PRODUCT, loops_per_product
 from paperjax.kernels.strided import by_rows, in_blocks
 from paperjax.trace.interpret import replayed
 
@@ -72,7 +73,9 @@ def features(
     found = {path: in_blocks(f.product.eqn, platform) or by_rows(f.product, rows, platform) for path, f in places.items()}
     instead = {path: compute for path, compute in found.items() if compute is not None}
 
-    through = functools.partial(_written, one=_unknown_one((x, *arguments))) if platform == "cpu" else lambda y: y
+    # A relu's derivative is no work, and a quotient is a tenth of a small MLP's time.
+    chains = platform == "cpu" and loops_per_product(jaxpr) > LOOPS_PER_PRODUCT
+    through = functools.partial(_written, one=_unknown_one((x, *arguments))) if chains else lambda y: y
 
     def one(x: Any) -> Features:
         zeros = {path: _zeros(factor) for path, factor in places.items()}

@@ -27,7 +27,7 @@ from paperjax.kernels.network import (
     sizes_of,
     under_trace,
 )
-from paperjax.kernels.routes import Choice, held_forward, largest_value, loops_per_product
+from paperjax.kernels.routes import LOOPS_PER_PRODUCT, Choice, held_forward, largest_value, loops_per_product
 from paperjax.kernels.strided import large
 from paperjax.layout import peak_bytes, tree_bytes
 from paperjax.model import Model
@@ -38,7 +38,6 @@ LIGHT = {"xla_backend_optimization_level": 1, "xla_cpu_parallel_codegen_split_co
 # XLA's newer way to write loops takes twice as long to compile. In the older one a value with many uses is written out at each, so that
 # chains of operations between products (softmax, norms) grow out of hand, and large matrices are transposed slowly.
 PLAIN_LOOPS = {"xla_cpu_use_fusion_emitters": False}
-LOOPS_PER_PRODUCT = 4.0
 # XLA takes the memory of all intermediate arrays as one block. From 64 MiB on glibc's malloc maps such a block and unmaps it at every call,
 # in threads other than the first, and finding its pages missing is a fifth of the time of some kernels: in parts below that it is kept.
 PART = 56 * 2**20

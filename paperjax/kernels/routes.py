@@ -12,6 +12,8 @@ from paperjax.kernels.factors import Term, Terms
 from paperjax.trace import primitives as prim
 
 ROUTES = ("gram", "gradients", "jacobian", "ntvp")
+# A network with more of them between its products (norms, softmax, gelu) has chains of operations, for which XLA is asked for other loops.
+LOOPS_PER_PRODUCT = 4.0
 
 
 class Machine(NamedTuple):

@@ -19,7 +19,7 @@ ELSEWHERE = {"intrinsic-dimension"}
 
 
 def left_to_others():
-    """Papers that this run leaves to others: with ``PAPERS_SHARE=1/3`` all but the first third and what ``PAPERS_ALSO`` names; else none."""
+    """Papers that this run leaves to others: with ``PAPERS_SHARE=1/3`` all but the first third and those in ``PAPERS_ALSO``; else none."""
     share, shares = map(int, os.environ.get("PAPERS_SHARE", "1/1").split("/"))
     also = os.environ.get("PAPERS_ALSO", "").split()
     assert 1 <= share <= shares, "PAPERS_SHARE is the number of a share, a stroke, and how many there are"

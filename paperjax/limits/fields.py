@@ -114,6 +114,14 @@ def is_drawn(node: Wide) -> bool:
 
 
 @memoized
+def is_bent(node: Wide) -> bool:
+    """Whether the slopes of a value in the leaves next to it are random: a nonlinear function of something that varies is in it."""
+    if isinstance(node, (Func, Prod)):
+        return not all(map(is_still, node.fields if isinstance(node, Func) else node.factors))
+    return isinstance(node, (Paired, Drawn)) or any(map(is_bent, _parts(node)))
+
+
+@memoized
 def is_joined(node: Wide) -> bool:
     """Whether coordinates of a value are of several kinds: a `Mixed` is in it."""
     return isinstance(node, Mixed) or any(map(is_joined, _parts(node)))

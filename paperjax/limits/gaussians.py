@@ -17,6 +17,8 @@ from paperjax.limits.expectation import closed, mean, pair
 from paperjax.limits.functions import Form, form_of
 from paperjax.limits.joint import expect
 from paperjax.limits.nodes import Det, Wide
+from paperjax.limits.panels import breaks
+from paperjax.limits.sampled import sampled, slope
 
 Moments = Array | None
 
@@ -154,6 +156,8 @@ def _pair(
     exact = run.cache["closed", *names]
     if not exact:
         run.cache.setdefault("bounded", {}).update({a: None, b: None})
+        for fn, name in ((g, names[0]), (h, names[1])):
+            _refuse_infinite(run, fn, name)
     key = ("pair", *names, None if exact else run.largest)
     if key not in run.cache:
         try:
@@ -163,6 +167,33 @@ def _pair(
                 f"pj.limit: a function of wide values has no expectation, or none that is found here (is its mean infinite?): {error}"
             ) from error
     return run.cache[key](k11, jnp.broadcast_to(k12, shape), k22)
+
+
+STEPS = np.array([1e-4, 1e-6, 1e-8, 1e-10])
+"""From a break, or from 0, where poles are that are no breaks: a power of them is told from what levels off."""
+
+
+def _refuse_infinite(run: Moments2, fn: Callable[..., Any], name: bytes) -> None:
+    """Refuse functions whose square, or whose slope's in a tangent kernel, has no integral at a break: a sum over a grid is finite."""
+    tangent = run.shift is not None
+    if ("finite", name, tangent) in run.cache:
+        return
+    points = np.asarray((0.0, *breaks(sampled(fn))))[:, None, None] + np.array([[-1.0], [1.0]]) * STEPS
+    for what, f in (("value", fn), ("slope", slope(fn)))[: 2 if tangent else 1]:
+        sizes = np.abs(nd.fold(f, points))
+        powers = np.diff(np.log(np.maximum(sizes, 1e-300))) / -np.diff(np.log(STEPS))
+        fast = np.all(powers[..., [0, 2]] > 0.49, -1)
+        if np.any(fast):
+            said = {
+                "value": "and so is the NNGP. Smooth the function there.",
+                "slope": "and so is the tangent kernel of an example with itself. Ask for ntk=False, or smooth the function there "
+                "(sqrt(h^2 + 1)).",
+            }
+            raise ValueError(
+                f"pj.limit: a function of wide values has a {what} that grows near {points[fast][0, -1]:.2g} so fast (as |h|^-1/2, or "
+                f"faster) that its mean square is infinite, {said[what]}"
+            )
+    run.cache["finite", name, tangent] = True
 
 
 PROBES = np.concatenate([np.linspace(-6.3, 6.1, 41), [-1e-3, 0.0, 1e-3, 0.5, 20.0, -30.0]])
@@ -243,6 +274,12 @@ TRUSTED = {np.dtype("float64"): 1e-7, np.dtype("float32"): 1e-4}
 
 def _trusted(fn: Callable[..., Any], covariances: Array) -> Array:
     """An expectation over several fields, NaN where its grid is too coarse for it."""
+    if covariances.shape[-1] > 4:
+        raise NotImplementedError(
+            f"an expectation over {covariances.shape[-1]} fields at once (of a nonlinear function of a depthwise convolution, or of a "
+            "product of sums), which no integral here is made for. Let a layer with weights that sum over channels follow a depthwise "
+            "convolution before the next function."
+        )
     found = expect(fn, covariances)
     square = expect(lambda *zs: fn(*zs) ** 2, jax.lax.stop_gradient(covariances), points=16).value
     fine = found.error <= TRUSTED[np.dtype(found.value.dtype)] * jnp.sqrt(jnp.abs(square))

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 from paperjax.binding import argument_names, nearest
 from paperjax.devices import device_budget, devices_of, keep_freed_memory
 from paperjax.kernels.store import Store, fingerprint, trace_fingerprint
+from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
 from paperjax.limits import program as pg
 from paperjax.limits.audit import audit, audit_noise, check_result
@@ -194,6 +195,12 @@ def limit(
             f"pj.limit: {', '.join(program.shared)}: all coordinates share this leaf (a learned scale), so its part of "
             f"the tangent kernel is the "
             "square of a random function and does not settle at infinite width. Ask for ntk=False, or freeze it (pj.Frozen)."
+        )
+    if wants and fl.is_bent(program.output):
+        raise ValueError(
+            "pj.limit: a nonlinear function of the readout is the output (tanh, sigmoid, a square, a product), whose slope is that of a "
+            "random number, so the tangent kernel stays random at infinite width. Take the limit of the network without it (a loss can "
+            "apply it), or ask for ntk=False: nngp is then the second moment of the output, which is not Gaussian."
         )
     budget = max_bytes if max_bytes is not None else device_budget(devices or jax.local_devices())
     if max_bytes is None and (devices or jax.local_devices())[0].platform == "cpu":

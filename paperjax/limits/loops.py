@@ -15,7 +15,9 @@ from jaxtyping import Array
 from paperjax.limits.nodes import Carried, Det, Wide
 
 Asked = tuple[int, int, bool]
-"""Second moments of two carries, by number, of a position with itself only or of all pairs."""
+"""Second moments of two carries, by number, of a position with itself only or of all pairs; with ``MEAN`` for the second, the mean."""
+
+MEAN = -1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,6 +53,10 @@ class Runs(Protocol):
         """See there."""
         ...
 
+    def mean(self, u: Wide, s: int) -> Array | None:
+        """See there."""
+        ...
+
     def det(self, node: Det, s: int) -> Array:
         """See there."""
         ...
@@ -71,6 +77,11 @@ def _shape(loop: Loop, asked: Asked) -> tuple[int, ...]:
 
 def _array(found: Array | None, shape: tuple[int, ...]) -> Array:
     return jnp.zeros(shape) if found is None else jnp.broadcast_to(found, shape)
+
+
+def _moment(run: Runs, nodes: Sequence[Wide], asked: Asked, s: int, t: int) -> Array | None:
+    i, j, diag = asked
+    return run.mean(nodes[i], s) if j == MEAN else run.second(nodes[i], nodes[j], s, t, diag)
 
 
 def needs(run: Runs, loop: Loop, first: Asked, cross: bool) -> Needs:
@@ -112,13 +123,11 @@ def _needs(run: Runs, loop: Loop, first: Asked, cross: bool) -> Needs:
 
     seen = 0
     while seen < len(both):
-        i, j, diag = list(both)[seen]
-        dry(both, (0, len(run.xs) - 1), lambda r, i=i, j=j, d=diag: r.second(loop.ends[i], loop.ends[j], 0, 1, d), (Tape(), Tape()))
+        dry(both, (0, len(run.xs) - 1), lambda r, a=list(both)[seen]: _moment(r, loop.ends, a, 0, 1), (Tape(), Tape()))
         seen += 1
     seen = 0
     while seen < len(alone):
-        i, j, diag = list(alone)[seen]
-        alone_again(lambda r, i=i, j=j, d=diag: r.second(loop.ends[i], loop.ends[j], 0, 0, d))
+        alone_again(lambda r, a=list(alone)[seen]: _moment(r, loop.ends, a, 0, 0))
         seen += 1
     return Needs(tuple(both), tuple(alone), tuple(tapes))
 
@@ -133,7 +142,7 @@ def first_step(run: Runs, inside: Sequence[Loop]) -> Runs:
         outer = run
 
         def state(i: int, j: int, diag: bool, same: bool, loop: Loop = loop, outer: Runs = outer) -> Array:
-            return _array(outer.second(loop.starts[i], loop.starts[j], 0, 0, diag), _shape(loop, (i, j, diag)))
+            return _array(_moment(outer, loop.starts, (i, j, diag), 0, 0), _shape(loop, (i, j, diag)))
 
         run = outer.inner((0,), (), state, {row: outer.det(whole, 0)[0] for row, whole in loop.rows})
     return run
@@ -150,11 +159,11 @@ def tape(run: Runs, loop: Loop, asked: Asked, s: int) -> tuple[Any, ...]:
 
 
 def _alone(run: Runs, loop: Loop, need: Needs, s: int) -> tuple[dict[Asked, Array], tuple[Any, ...]]:
-    start = {(i, j, d): _array(run.second(loop.starts[i], loop.starts[j], s, s, d), _shape(loop, (i, j, d))) for i, j, d in need.alone}
+    start = {a: _array(_moment(run, loop.starts, a, s, s), _shape(loop, a)) for a in need.alone}
 
     def step(values: dict[Asked, Array], rows: Sequence[Array]) -> Any:
         inner = run.inner((s,), (), _state(values), dict(zip((row for row, _ in loop.rows), rows)))
-        found = {a: _array(inner.second(loop.ends[a[0]], loop.ends[a[1]], 0, 0, a[2]), _shape(loop, a)) for a in need.alone}
+        found = {a: _array(_moment(inner, loop.ends, a, 0, 0), _shape(loop, a)) for a in need.alone}
         return found, tuple(inner.read(key, 0) for key in need.asked)
 
     return jax.lax.scan(step, start, [run.det(whole, s) for _, whole in loop.rows], length=loop.length)
@@ -163,13 +172,13 @@ def _alone(run: Runs, loop: Loop, need: Needs, s: int) -> tuple[dict[Asked, Arra
 def between(run: Runs, loop: Loop, asked: Asked, s: int, t: int, tapes: tuple[Any, Any]) -> Array:
     """Second moments of two examples after all steps."""
     need = needs(run, loop, asked, True)
-    start = {(i, j, d): _array(run.second(loop.starts[i], loop.starts[j], s, t, d), _shape(loop, (i, j, d))) for i, j, d in need.cross}
+    start = {a: _array(_moment(run, loop.starts, a, s, t), _shape(loop, a)) for a in need.cross}
 
     def step(values: dict[Asked, Array], given: Any) -> Any:
         left, right, rows = given
         held = tuple(dict(zip(need.asked, side)) for side in (left, right))
         inner = run.inner((s, t), held, _state(values), dict(zip((row for row, _ in loop.rows), rows)))
-        return {a: _array(inner.second(loop.ends[a[0]], loop.ends[a[1]], 0, 1, a[2]), _shape(loop, a)) for a in need.cross}, None
+        return {a: _array(_moment(inner, loop.ends, a, 0, 1), _shape(loop, a)) for a in need.cross}, None
 
     # Deterministic inputs of a step are the tapes' business, but for numbers that are the same for all examples.
     rows = [run.det(whole, s) for _, whole in loop.rows]

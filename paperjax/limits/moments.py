@@ -165,6 +165,10 @@ class Run:
             return heads.mean(self, u, s)
         if isinstance(u, nd.Prod):
             return self._of_products(u.factors, (), s, s, True)
+        if isinstance(u, nd.Carried) and self.state is not None:
+            return self.state(u.slot, loops.MEAN, True, True)
+        if isinstance(u, nd.Scanned):
+            return loops.after(self, u.scan, (u.slot, loops.MEAN, True), s)
         raise NotImplementedError(f"the mean of {type(u).__name__} at infinite width is not known.")
 
     def _second(self, u: Wide, v: Wide, s: int, t: int, diag: bool) -> cov.Moments:

@@ -173,11 +173,37 @@ def reduce_sum(node: Node, dimensions: Sequence[int]) -> Node:
 def rms_of_sum(u: Wide, v: Wide, count: int) -> Det:
     """The size of the fluctuations of a sum of so many products; of values themselves if both are the same."""
 
-    def size(a: Any, b: Any) -> Any:
-        return jnp.sqrt(count * jnp.max(a) * jnp.max(b)) if u is not v else jnp.sqrt(count * jnp.max(a))
+    def size(*sizes: Any) -> Any:
+        return math.sqrt(count) * math.prod(sizes)
 
-    squares = [nd.Moment(w, w, functools.partial(_squares, math.prod(w.shape))) for w in (u, v)]
-    return Det((), size, tuple(squares))
+    return det((), size, *(_rms(w) for w in ((u,) if u is v else (u, v))))
+
+
+def _rms(u: Wide) -> Det:
+    """The largest root mean square; of products of sums, such as the squares of a residual stream, a bound's order.
+
+    How it changes with the width is what is looked at, and moments of fourth order of a sum are integrals over all its terms.
+    """
+    if _of_sums(u):
+        if isinstance(u, nd.Prod):
+            return det((), lambda *sizes: math.prod(sizes), *map(_rms, u.factors))
+        if isinstance(u, nd.Add):
+            return det((), lambda a, b: a + b, _rms(u.u), _rms(u.v))
+        assert isinstance(u, nd.Scale)
+        return det((), lambda a, by: a * jnp.max(jnp.abs(by)), _rms(u.u), dataclasses.replace(u.by, noise=None))
+    square = nd.Moment(u, u, functools.partial(_squares, math.prod(u.shape)))
+    return det((), lambda a: jnp.sqrt(jnp.max(a)), square)
+
+
+@fl.memoized
+def _of_sums(u: Wide) -> bool:
+    """Whether a product of sums that are not Gaussian, or are known by their second moments alone, is a term of a value."""
+    if isinstance(u, nd.Prod):
+        known = (nd.Add, nd.Carried, nd.Scanned)
+        return any((isinstance(w, known) and not fl.is_gaussian(w)) or _of_sums(w) for w in u.factors)
+    if isinstance(u, nd.Add):
+        return _of_sums(u.u) or _of_sums(u.v)
+    return isinstance(u, nd.Scale) and _of_sums(u.u)
 
 
 def repeated(fn: Fn) -> Fn:

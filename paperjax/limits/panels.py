@@ -91,7 +91,8 @@ def breaks(f: Phi) -> tuple[float, ...]:
     for _ in range(56):
         middle = (low + high) / 2
         F_middle = at(middle)
-        left = np.nansum(np.abs(F_middle - F_low) / width, 0) < np.nansum(np.abs(F_middle - F_high) / width, 0)
+        with np.errstate(invalid="ignore"):  # Poles: infinite slopes on both sides are not counted.
+            left = np.nansum(np.abs(F_middle - F_low) / width, 0) < np.nansum(np.abs(F_middle - F_high) / width, 0)
         low, high = np.where(left, middle, low), np.where(left, high, middle)
     found = (low + high) / 2
     rounded = np.round(found, 10)

@@ -1,0 +1,57 @@
+"""Functions whose square, or whose slope's, has no mean: a sum over a grid is finite, and wrong."""
+
+import functools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from scipy import special
+
+import paperjax as pj
+from tests.limits.ntk_networks import IMAGES, VECTORS, dense, plain
+
+limit = functools.partial(pj.limit, progress=False)
+X = VECTORS[:2]
+
+
+def of(phi):
+    return plain(lambda draw, x, n: phi(x @ draw(5, n) / math.sqrt(5)) @ draw(n, 1) / math.sqrt(n))
+
+
+ROOTS = {"sqrt": lambda h: jnp.sqrt(jnp.abs(h)), "log": lambda h: jnp.log(jnp.abs(h)), "-1/4": lambda h: jnp.abs(h) ** -0.25}
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_a_slope_without_a_mean_square_has_no_tangent_kernel(name):
+    with pytest.raises(ValueError, match=r"slope that grows near .* ntk=False"):
+        limit(of(ROOTS[name]), X)
+
+
+def test_a_value_without_a_mean_square_has_no_kernel():
+    with pytest.raises(ValueError, match="mean"):
+        limit(of(lambda h: 1 / h), X, ntk=False)
+
+
+def test_a_root_has_an_nngp():
+    size = np.sqrt(np.mean(X**2, 1))
+    found = np.diag(limit(of(ROOTS["sqrt"]), X, ntk=False).nngp)
+    np.testing.assert_allclose(found, size * math.sqrt(2 / math.pi), rtol=1e-8)
+
+
+def test_a_power_has_an_nngp():
+    # E |h|^(2p) = (2k)^p gamma(p + 1/2) / sqrt(pi).
+    found = limit(of(lambda h: jnp.abs(h) ** 0.8), X, ntk=False).nngp
+    expected = (2 * np.mean(X**2, 1)) ** 0.8 * special.gamma(1.3) / math.sqrt(math.pi)
+    np.testing.assert_allclose(np.diag(found), expected, rtol=1e-8)
+
+
+def test_a_function_of_a_depthwise_convolution_is_refused_by_name():
+    def forward(draw, x, n):
+        h = jnp.maximum(dense(draw, x, n), 0)
+        h = lax.conv_general_dilated(h, draw(3, 3, 1, n), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=n)
+        return dense(draw, jnp.mean(jnp.maximum(h, 0), (1, 2)), 1)
+
+    with pytest.raises(NotImplementedError, match=r"fields at once .*depthwise"):
+        limit(plain(forward), IMAGES[:2], ntk=False)

@@ -187,12 +187,14 @@ def residual_flow(
     Returns
     -------
     Flow
-        In the dtype of `gram`; float64 is advised. To a relative 1e-9 in float64 (Tsit5, from diffrax).
+        In the dtype of `gram`; float64 is advised. To a relative 1e-9 in float64 (Tsit5, from diffrax), besides `Dual.error`. NaN under a
+        trace where a variance outgrows what a function without a closed form is known for.
 
     Raises
     ------
     ValueError
-        If `gram` is no square matrix, or a variance is negative.
+        If `gram` is no square matrix, a variance is negative, or `Dual.error` exceeds 1e-6 of the value (1e-3 in float32) at the largest
+        variance there will be.
 
     References
     ----------
@@ -238,4 +240,12 @@ def residual_flow(
     )  # fmt: skip
     assert solution.ys is not None
     (k, theta), (k_error, theta_error) = jax.tree.map(lambda a: a[0], solution.ys)
-    return Flow(k, theta, k_error, theta_error)
+    # Variances only grow with the depth, so the last are the largest.
+    q, room = jnp.diagonal(k), 1e-6 if gram.dtype == jnp.float64 else 1e-3
+    known = jnp.max(expectations.error(q, q, q)) <= room * jnp.max(jnp.abs(expectations.value(q, q, q)))
+    if not isinstance(known, Tracer) and not bool(known):
+        raise ValueError(
+            f"residual_flow: expectations of {expectations.name} are not found to {room:g} at variance {float(jnp.max(q)):g}, which it "
+            "reaches. Too large for a function without a closed form? Scale the inputs or the weights."
+        )
+    return Flow(*(jnp.where(known, part, jnp.nan) for part in (k, theta, k_error, theta_error)))

@@ -146,11 +146,16 @@ def _nodes(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Spectrum(NamedTuple):
-    """Of one function at one variance, in float64: its values on a finer grid, their weights, and the coefficients of its series."""
+    """Of one function at one variance, in float64: its values on a finer grid, their weights, and the coefficients of its series.
+
+    `checked` are the coefficients by the finer grid. Oscillations that a grid takes for slower ones keep their mean square, so that
+    sums of squares do not tell.
+    """
 
     fine: np.ndarray
     weights: np.ndarray
     coefficients: np.ndarray
+    checked: np.ndarray
 
     @property
     def square(self) -> float:
@@ -178,12 +183,17 @@ def spectra(functions: Sequence[Phi], grid: Grid, variance: float) -> list[Spect
     if any(v is None or not np.all(np.isfinite(v)) for v in values):
         return None
     both = np.stack(values)  # type: ignore[arg-type]
-    coefficients = np.empty((len(values), grid.degree + 1))
-    before, now = np.zeros_like(w), w
-    for r in range(grid.degree + 1):
-        coefficients[:, r] = both[:, : len(z)] @ now
-        before, now = now, (z * now - math.sqrt(r) * before) / math.sqrt(r + 1)
-    return [Spectrum(v[len(z) :], fine_w, c) for v, c in zip(both, coefficients)]
+
+    def coefficients(values: np.ndarray, z: np.ndarray, w: np.ndarray) -> np.ndarray:
+        found = np.empty((len(values), grid.degree + 1))
+        before, now = np.zeros_like(w), w
+        for r in range(grid.degree + 1):
+            found[:, r] = values @ now
+            before, now = now, (z * now - math.sqrt(r) * before) / math.sqrt(r + 1)
+        return found
+
+    coarse, fine = both[:, : len(z)], both[:, len(z) :]
+    return [Spectrum(*of_one) for of_one in zip(fine, [fine_w] * len(fine), coefficients(coarse, z, w), coefficients(fine, fine_z, fine_w))]
 
 
 def finer(grid: Grid) -> Grid:
@@ -198,7 +208,7 @@ def finer(grid: Grid) -> Grid:
 
 
 def shortfall(f: Spectrum, g: Spectrum) -> float:
-    """Largest error of the series at this variance and correlation ±1, and of ``E f``, ``E g``, relative to ``sqrt(E f² E g²)``.
+    """Error of the series at this variance: at correlation ±1, of ``E f`` and ``E g``, and of its terms; relative to ``sqrt(E f² E g²)``.
 
     Examples
     --------
@@ -213,7 +223,7 @@ def shortfall(f: Spectrum, g: Spectrum) -> float:
         lacks = [abs(square - c @ c) for square, c in zip(squares, (a, b))]
         sides = [w @ (f.fine * g.fine) - a @ b, w @ (f.fine * g.fine[::-1]) - a @ (b * (-1.0) ** np.arange(len(b)))]
         means = [(w @ h.fine - h.coefficients[0]) * math.sqrt(other) for h, other in ((f, squares[1]), (g, squares[0]))]
-        worst = max(math.sqrt(lacks[0] * lacks[1]), *np.abs(sides), *np.abs(means))
+        worst = max(math.sqrt(lacks[0] * lacks[1]), *np.abs(sides), *np.abs(means), np.sum(np.abs(a * b - f.checked * g.checked)))
     if not math.isfinite(worst) or not math.isfinite(scale):
         return math.inf
     return float(worst / scale) if scale else 0.0

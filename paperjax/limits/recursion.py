@@ -99,7 +99,7 @@ def mlp_kernels(
     def layer(triangles: Kernels, _: None) -> tuple[Kernels, None]:
         q = triangles.nngp[diagonal]
         covariances = q[rows], triangles.nngp, q[columns]
-        # Nodes of a quadrature are as many at all variances.
+        # Nodes of a quadrature grow with the variances only so far.
         fine = jnp.max(expectations.error(q, q, q)) <= room * jnp.max(jnp.abs(expectations.value(q, q, q)))
         nngp = jnp.where(fine, w * expectations.value(*covariances) + b, jnp.nan)
         return Kernels(nngp, nngp + w * expectations.derivative(*covariances) * triangles.ntk), None

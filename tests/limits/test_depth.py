@@ -68,6 +68,19 @@ def test_correlation_follows_its_own_equation():
     np.testing.assert_allclose(flow.nngp[0, 1], 1.228, atol=5e-4)
 
 
+def test_large_variances_of_a_function_without_closed_form():
+    """One example: dq/dt = 4 E tanh², by midpoint steps and a fine sum in numpy, off by 1e-7; and under a trace."""
+    z = np.linspace(-10, 10, 4001)
+    w = np.exp(-z * z / 2) / np.exp(-z * z / 2).sum()
+    q, steps = 60.0, 1000
+    for _ in range(steps):
+        middle = q + 4 * (w @ np.tanh(q**0.5 * z) ** 2) / (2 * steps)
+        q += 4 * (w @ np.tanh(middle**0.5 * z) ** 2) / steps
+    start = np.array([[60.0]])
+    np.testing.assert_allclose(residual_flow(jnp.tanh, start, 4.0).nngp, [[q]], rtol=1e-8)
+    assert np.isnan(jax.jit(lambda gram: residual_flow(jnp.tanh, gram).nngp)(200 * start)).all()
+
+
 def test_identity_is_an_exponential():
     flow = residual_flow(jax.nn.identity, GRAM, 0.7, tangent=GRAM)
     np.testing.assert_allclose(flow.nngp, GRAM * math.exp(0.7), rtol=1e-8)
@@ -107,6 +120,7 @@ def test_in_x_there_is_a_gradient():
         (lambda: depth_limit(stream(), X, at=16, per="leaf"), "leaf of one block"),
         (lambda: residual_flow(jax.nn.relu, GRAM[:1]), "gram has shape"),
         (lambda: residual_flow(jax.nn.relu, GRAM, -1.0), "a variance is at least 0"),
+        (lambda: residual_flow(jnp.tanh, 1e4 * GRAM[:1, :1]), "tanh are not found to 1e-06 at variance 1000[01].*Scale the inputs"),
     ],
 )
 def test_refuses(call, says):

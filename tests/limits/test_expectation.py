@@ -192,6 +192,15 @@ def test_the_error_bounds_the_error(x64):
         assert abs(rho) < 1 or abs(off / bound - 1) < 1e-6
 
 
+def test_oscillations_are_not_taken_for_slower_ones(x64):
+    """u sin 5u at correlation 1, and near it, where ``E u v cos(5 (u - v)) / 2`` is all that is left: d = Var(u - v)."""
+    found = pair(lambda h: h * jnp.sin(5 * h))
+    for k in (1.0, 4.0, 9.0, 16.0):
+        for d in (0.0, 0.01 * k):
+            wanted = math.exp(-12.5 * d) * (4 * k - 2 * d + 25 * d * d) / 8
+            np.testing.assert_allclose(found.value(k, k - d / 2, k), wanted, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("phi", "f", "breaks"),
     [

@@ -33,7 +33,13 @@ def line_of(devices: Sequence[Any], network: Network) -> Mesh:
     return Mesh(np.array(devices[:1] if waiting else devices), (PAIRS,), axis_types=(AxisType.Auto,))
 
 
-@programs.program(lambda *args: args[3], "model", "spec", "shape", "mesh")
+def _on_each(x: Any, mesh: Mesh, n: int, m: int | None = None) -> programs.Rows:
+    """Examples of a batch on each device, for blocks of ``n`` by ``m`` of them, or by its share of the batch."""
+    share = x.shape[0] // mesh.devices.size
+    return programs.Rows(max(share, n), n, share if m is None else m)
+
+
+@programs.program(lambda *args: (args[3], _on_each(args[3], args[5], *args[4])), "model", "spec", "shape", "mesh")
 def record_parts(model: Model, spec: Spec, params: Any, x: Any, shape: tuple[int, int], mesh: Mesh) -> Any:
     """What blocks of that shape need of one batch, each device's share of it on that device."""
 
@@ -43,7 +49,7 @@ def record_parts(model: Model, spec: Spec, params: Any, x: Any, shape: tuple[int
     return jax.shard_map(part, mesh=mesh, in_specs=(SHARED, EXAMPLES), out_specs=EXAMPLES, check_vma=False)(params, x)
 
 
-@programs.program(lambda *args: args[4][1], "model", "spec", "mesh")
+@programs.program(lambda *args: (args[4][1], _on_each(args[5][1], args[6], len(args[4][1]))), "model", "spec", "mesh")
 def pair_parts(model: Model, spec: Spec, params: Any, weights: Any, rows: Any, columns: Any, mesh: Mesh) -> dict[str, Any]:
     """The kernel between rows that every device has and each device's columns."""
 
@@ -54,7 +60,7 @@ def pair_parts(model: Model, spec: Spec, params: Any, weights: Any, rows: Any, c
     return jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=COLUMNS, check_vma=False)(params, weights, rows, columns)
 
 
-@programs.program(lambda *args: args[3], "model", "spec", "mesh")
+@programs.program(lambda *args: (args[3], _on_each(args[3], args[5], 1, 1)), "model", "spec", "mesh")
 def diagonal_parts(model: Model, spec: Spec, params: Any, x: Any, weights: Any, mesh: Mesh) -> dict[str, Any]:
     """The kernel of every example with itself, each device's share on that device."""
 

@@ -190,8 +190,8 @@ def _refuse_infinite(run: Moments2, fn: Callable[..., Any], name: bytes) -> None
                 "(sqrt(h^2 + 1)).",
             }
             raise ValueError(
-                f"pj.limit: a function of wide values has a {what} that grows near {points[fast][0, -1]:.2g} so fast (as |h|^-1/2, or "
-                f"faster) that its mean square is infinite, {said[what]}"
+                f"pj.limit: a function of wide values has a {what} that grows near {round(points[fast][0, -1], 4) + 0.0:g} so fast (as "
+                f"|h|^-1/2, or faster) that its mean square is infinite, {said[what]}"
             )
     run.cache["finite", name, tangent] = True
 

@@ -208,7 +208,7 @@ def finer(grid: Grid) -> Grid:
 
 
 def shortfall(f: Spectrum, g: Spectrum) -> float:
-    """Error of the series at this variance: at correlation ±1, of ``E f`` and ``E g``, and of its terms; relative to ``sqrt(E f² E g²)``.
+    """Error of the series at this variance, at correlation ±1, of ``E f`` and ``E g``, and of a term; relative to ``sqrt(E f² E g²)``.
 
     Examples
     --------
@@ -223,7 +223,7 @@ def shortfall(f: Spectrum, g: Spectrum) -> float:
         lacks = [abs(square - c @ c) for square, c in zip(squares, (a, b))]
         sides = [w @ (f.fine * g.fine) - a @ b, w @ (f.fine * g.fine[::-1]) - a @ (b * (-1.0) ** np.arange(len(b)))]
         means = [(w @ h.fine - h.coefficients[0]) * math.sqrt(other) for h, other in ((f, squares[1]), (g, squares[0]))]
-        worst = max(math.sqrt(lacks[0] * lacks[1]), *np.abs(sides), *np.abs(means), np.sum(np.abs(a * b - f.checked * g.checked)))
+        worst = max(math.sqrt(lacks[0] * lacks[1]), *np.abs(sides), *np.abs(means), np.max(np.abs(a * b - f.checked * g.checked)))
     if not math.isfinite(worst) or not math.isfinite(scale):
         return math.inf
     return float(worst / scale) if scale else 0.0

@@ -163,7 +163,7 @@ NETWORKS = {
     "two growing axes in one sum": (bilinear, VECTORS, NotImplementedError, r"pj\.limit: .*"),
     "exponential of a large variance": (of(lambda h: jnp.exp(40 * h)), VECTORS, ValueError, r"not finite.*exp of a large variance"),
     "exponential of a square": (of(lambda h: jnp.exp(h**2)), VECTORS, ValueError, r"a function of wide values has no expectation"),
-    "one over a field": (of(lambda h: 1 / h), VECTORS, ValueError, r"not finite.*division by a field"),
+    "one over a field": (of(lambda h: 1 / h), VECTORS, ValueError, r"a value that grows near 0 so fast.*mean square is infinite"),
     "statistics of the batch": (batch_mean, VECTORS, ValueError, r"examples of a batch meet.*batch statistics.*LayerNorm"),
     "attention over sqrt(d)": (root_attention, SENTENCES, ValueError, r"stays random.*1/sqrt\(d\) do; scaled by 1/d they settle"),
     "readout tied to the embedding": (tied_readout, TOKENS, NotImplementedError, r"\[0\].*the other way round.*embedding table.*Untie"),

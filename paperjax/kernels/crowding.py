@@ -32,7 +32,7 @@ def spare(n: int, outputs: int, k: int, j: int, i: int, itemsize: int) -> tuple[
     Examples
     --------
     >>> spare(64, 10, 1, 256, 65, 4), spare(64, 10, 1, 64, 64, 4), spare(64, 10, 1, 255, 65, 4)
-    ((1, 0), (0, 0), (0, 0))
+    ((1, 0), (0, 1), (0, 0))
     """
     ways = sorted(itertools.product((0, 1), (0, 1)), key=lambda more: (j + more[0]) * (i + more[1]))
     for more_j, more_i in ways:

@@ -26,17 +26,19 @@ def crowded(rows: int, columns: int, itemsize: int) -> bool:
     return math.gcd(columns * itemsize, PERIOD) >= CROWDED
 
 
-def spare(n: int, outputs: int, k: int, j: int, i: int, itemsize: int) -> tuple[int, int]:
-    """How many `j` and `i` of zeros keep the rows of gradients ``(n, outputs, k, j, i)`` apart, of examples and of their outputs alike.
+def spare(outputs: int, k: int, j: int, i: int, itemsize: int) -> tuple[int, int]:
+    """How many `j` and `i` of zeros keep the rows of gradients ``(N, outputs, k, j, i)`` apart, of examples and of their outputs alike.
+
+    Batches of all sizes have the same, since kernels are between two of them.
 
     Examples
     --------
-    >>> spare(64, 10, 1, 256, 65, 4), spare(64, 10, 1, 64, 64, 4), spare(64, 10, 1, 255, 65, 4)
+    >>> spare(10, 1, 256, 65, 4), spare(10, 1, 64, 64, 4), spare(10, 1, 255, 65, 4)
     ((1, 0), (0, 1), (0, 0))
     """
     ways = sorted(itertools.product((0, 1), (0, 1)), key=lambda more: (j + more[0]) * (i + more[1]))
     for more_j, more_i in ways:
         entries = k * (j + more_j) * (i + more_i)
-        if not crowded(n, outputs * entries, itemsize) and not crowded(n * outputs, entries, itemsize):
+        if not crowded(ROWS, outputs * entries, itemsize) and not crowded(ROWS * outputs, entries, itemsize):
             return more_j, more_i
     return 0, 0

@@ -68,8 +68,7 @@ def features(
     factors = [factor for term in (*kept, *formed) for factor in term.factors]
     taps = sorted({factor.tap for factor in factors})
     places = {factor.product.path: factor for factor in factors}
-    n = x.shape[0]
-    platform, rows = jax.default_backend(), n * directions.shape[0]
+    platform, rows = jax.default_backend(), x.shape[0] * directions.shape[0]
     found = {path: in_blocks(f.product.eqn, platform) or by_rows(f.product, rows, platform) for path, f in places.items()}
     instead = {path: compute for path, compute in found.items() if compute is not None}
 
@@ -95,7 +94,7 @@ def features(
             return a, tuple(tuple(_scaled(f, cotangents[f.product.path]) for f in term.factors) for term in terms)
 
         # Formed here, once: blocks of a kernel share them.
-        gathered = tuple(_gradients(term, a, b, n) for term, a, b in zip(formed, *of(formed)))
+        gathered = tuple(_gradients(term, a, b) for term, a, b in zip(formed, *of(formed)))
         return Features(*of(kept), gathered, tuple(gradients))
 
     return jax.vmap(one)(x)
@@ -133,8 +132,8 @@ def _scaled(factor: Factor, cotangents: Any) -> Any:
     return found if scale == 1 else found * jnp.asarray(scale, found.dtype)
 
 
-def _gradients(term: Term, a: Sequence[Any], b: Sequence[Any], n: int) -> Any:
-    """Gradients of one of `n` examples from the factors of a plain term; its bias is one more column of `a`, the same at all places."""
+def _gradients(term: Term, a: Sequence[Any], b: Sequence[Any]) -> Any:
+    """Gradients of one example from the factors of a plain term; its bias is one more column of `a`, the same at all places."""
     a_KTI, b_OKTJ = jnp.concatenate(a, 1) if len(a) > 1 else a[0], jnp.concatenate(b, 2) if len(b) > 1 else b[0]
     if term.factors[0].lookup:
         a_KTI = jax.nn.one_hot(a_KTI, term.factors[0].i, dtype=b_OKTJ.dtype)
@@ -142,7 +141,7 @@ def _gradients(term: Term, a: Sequence[Any], b: Sequence[Any], n: int) -> Any:
         scale = term.bias_scale / term.factors[0].product.value.scale
         a_KTI = jnp.concatenate([a_KTI, jnp.full((*a_KTI.shape[:2], 1), scale, a_KTI.dtype)], 2)
     o, k, t, j = b_OKTJ.shape
-    more_j, more_i = spare(n, o, k, j, a_KTI.shape[2], b_OKTJ.dtype.itemsize)
+    more_j, more_i = spare(o, k, j, a_KTI.shape[2], b_OKTJ.dtype.itemsize)
     a_KTI, b_OKTJ = _padded(a_KTI, more_i), _padded(b_OKTJ, more_j)
     # Outputs and `j` side by side make one product for each example; rows of the result are those that its contraction needs.
     # Not yet side by side in the loop that writes them: it would divide the number of each entry by that of the `j`.

@@ -43,7 +43,7 @@ def test_zeros_between_rows_change_nothing(params, monkeypatch, outputs, per):
     plain, brute = kernel(formed), kernel("jacobian")
     monkeypatch.setattr("paperjax.kernels.crowding.WORTH", 1)
     monkeypatch.setattr("paperjax.kernels.crowding.ROWS", 1)
-    assert spare(N, OUT, 1, WIDTH, WIDTH, 4) != (0, 0)
+    assert spare(OUT, 1, WIDTH, WIDTH, 4) != (0, 0)
     padded = kernel(formed)
     for one, other, exact in zip(*map(jax.tree.leaves, (padded, plain, brute)), strict=True):
         # Single precision; sums of some hundred products.
@@ -52,15 +52,27 @@ def test_zeros_between_rows_change_nothing(params, monkeypatch, outputs, per):
 
 
 def test_spare_rows_are_apart():
-    for n, outputs, j, i in ((64, 10, 256, 65), (64, 1, 1024, 1024), (64, 10, 512, 128)):
-        more_j, more_i = spare(n, outputs, 1, j, i, 4)
+    for outputs, j, i in ((10, 256, 65), (1, 1024, 1024), (10, 512, 128)):
+        more_j, more_i = spare(outputs, 1, j, i, 4)
         for columns in ((j + more_j) * (i + more_i), outputs * (j + more_j) * (i + more_i)):
-            assert not crowded(n * outputs, columns, 4)
+            assert not crowded(64 * outputs, columns, 4)
             # Of 64 rows at most eight, a cache's ways, begin at the same place.
             assert 64 * math.gcd(4 * columns, PERIOD) / PERIOD <= 8
-    assert spare(64, 10, 1, 256, 65, 4) == (1, 0)
-    # Too few rows, or entries, to be worth it.
-    assert spare(4, 2, 1, 1024, 1024, 4) == (0, 0) == spare(64, 1, 1, 32, 32, 4)
+    assert spare(10, 1, 256, 65, 4) == (1, 0)
+    # Too few entries to be worth it.
+    assert spare(1, 1, 32, 32, 4) == (0, 0)
+
+
+def test_batches_of_two_sizes(params, monkeypatch):
+    monkeypatch.setattr("paperjax.kernels.crowding.WORTH", 1)
+    x = jax.random.normal(jax.random.key(4), (70, PLACES, WIDTH))
+    model, formed = Model(lambda key, x: params, lambda p, x: normed(p, x)), {f"['{name}']": "gradients" for name in "wv"}
+    np.testing.assert_allclose(
+        ntk(model, params, x, x[:2], outputs="trace", route=formed),
+        ntk(model, params, x, outputs="trace", route=formed)[:, :2],
+        rtol=2e-5,
+        atol=1e-4,
+    )
 
 
 def test_derivatives_pass_a_cotangent_written_once(params):

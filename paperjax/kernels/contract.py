@@ -84,17 +84,17 @@ def rows_product(first: Any, second: Any, summed: int) -> Any:
 
 def _matrix_product(pairs: Sequence[Pair]) -> Any:
     """``sum x y^T``."""
-    pairs = [_both(_apart, pair) for pair in pairs]
+    pairs = [_apart(pair) for pair in pairs]
     if all(x is y for x, y in pairs):
         return _times_itself([x for x, _ in pairs])
     return sum(_times(x, y) for x, y in pairs)
 
 
-def _apart(x: Any) -> Any:
-    """A copy with one more line of zeros between rows that would crowd the cache."""
-    if not crowded(x.shape[0], x.shape[1], x.dtype.itemsize):
-        return x
-    return lax.optimization_barrier(jnp.pad(x, ((0, 0), (0, LINE // x.dtype.itemsize))))
+def _apart(pair: Pair) -> Pair:
+    """Copies with one more line of zeros between rows, of both where those of one would crowd the cache."""
+    if not any(crowded(x.shape[0], x.shape[1], x.dtype.itemsize) for x in pair):
+        return pair
+    return _both(lambda x: lax.optimization_barrier(jnp.pad(x, ((0, 0), (0, LINE // x.dtype.itemsize)))), pair)
 
 
 def _times(x: Any, y: Any) -> Any:

@@ -75,6 +75,17 @@ def test_batches_of_two_sizes(params, monkeypatch):
     )
 
 
+def test_a_large_batch_against_a_small_one():
+    """Only the rows of the large one crowd the cache, and both are copied with as many zeros."""
+    draw = np.random.default_rng(0).normal
+    params = {"a": jnp.asarray(draw(size=(8, 1024)) / 3, jnp.float32), "b": jnp.asarray(draw(size=(1024, 8)) / 32, jnp.float32)}
+    assert crowded(64, 8 * 1024, 4)
+    assert not crowded(2, 8 * 1024, 4)
+    model, x = Model(lambda key, x: params, lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]), jnp.asarray(draw(size=(64, 8)), jnp.float32)
+    whole, part = ntk(model, params, x, outputs="trace"), ntk(model, params, x, x[:2], outputs="trace")
+    np.testing.assert_allclose(part, whole[:, :2], rtol=2e-5, atol=2e-5 * float(abs(whole).max()))
+
+
 def test_derivatives_pass_a_cotangent_written_once(params):
     x = jax.random.normal(jax.random.key(4), (N, PLACES, WIDTH))
     model = Model(lambda key, x: params, normed)

@@ -11,6 +11,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jaxtyping
 
+import tests.shares
 import tests.typecheck  # The hook finds it as an attribute of `tests`.
 
 # Before paperjax is imported: jaxtyping's shapes and dtypes are checked by beartype, here and nowhere else.
@@ -48,7 +49,10 @@ hypothesis.settings.register_profile("paperjax", max_examples=25, deadline=None,
 hypothesis.settings.load_profile("paperjax")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    left = tests.shares.left_to_others([item.nodeid for item in items if item.get_closest_marker("slow")])
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left])
+    items[:] = [item for item in items if item.nodeid not in left]
     if importlib.util.find_spec("neural_tangents") is None:
         for item in items:
             if item.name.startswith("paperjax.interop.neural_tangents"):

@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import itertools
-import os
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,6 @@ from paperjax.runner import FILES, run_paper
 PAPERS = find()
 # run by .ci/run as the README's first command
 ELSEWHERE = {"intrinsic-dimension"}
-
-
-def left_to_others():
-    """Papers that this run leaves to others: with ``PAPERS_SHARE=1/3`` all but the first third and those in ``PAPERS_ALSO``; else none."""
-    share, shares = map(int, os.environ.get("PAPERS_SHARE", "1/1").split("/"))
-    also = os.environ.get("PAPERS_ALSO", "").split()
-    assert 1 <= share <= shares, "PAPERS_SHARE is the number of a share, a stroke, and how many there are"
-    return {slug for n, slug in enumerate(sorted(PAPERS)) if n % shares != share - 1 and slug not in also}
-
-
-LEFT = left_to_others()
 
 
 def test_the_first_papers_are_there():
@@ -79,26 +67,9 @@ def test_every_claim_has_its_reason_at_every_size(slug):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("slug", [slug for slug in PAPERS if slug not in ELSEWHERE])
 def test_quick_run_verifies_every_claim(slug, tmp_path):
-    if slug in LEFT:
-        pytest.skip(f"in another share of the papers than {os.environ['PAPERS_SHARE']}")
     run = run_paper(load(slug), "", "quick", {}, tmp_path / slug)
     assert {v.says: v.status for v in run.verdicts} == {v.says: "verified" for v in run.verdicts}
     assert all((tmp_path / slug / file).stat().st_size for file in FILES)
-
-
-def test_shares_are_all_papers_once(monkeypatch):
-    monkeypatch.delenv("PAPERS_SHARE", raising=False)
-    assert not left_to_others()
-    kept = []
-    for share in (1, 2, 3):
-        monkeypatch.setenv("PAPERS_SHARE", f"{share}/3")
-        kept += sorted(set(PAPERS) - left_to_others())
-    assert sorted(kept) == sorted(PAPERS)
-    monkeypatch.setenv("PAPERS_ALSO", "tp6-depth-mup grokking-tickets")
-    assert not {"tp6-depth-mup", "grokking-tickets"} & left_to_others()
-    monkeypatch.setenv("PAPERS_SHARE", "4/3")
-    with pytest.raises(AssertionError, match="number of a share"):
-        left_to_others()
 
 
 def test_nothing_imports_papers_but_the_finder():

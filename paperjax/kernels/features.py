@@ -117,8 +117,8 @@ _written.defvjp(lambda y, one: (y, one), lambda one, y: (y / one.astype(y.dtype)
 
 def _unknown_one(values: Sequence[Any]) -> Any:
     """1, and XLA cannot tell."""
-    numbers = [v for v in values if isinstance(v, jax.Array) and jnp.issubdtype(v.dtype, jnp.number)]
-    # It could of a constant: of what a program around this one has closed over.
+    numbers = [v for v in values if isinstance(v, jax.Array) and v.size and jnp.issubdtype(v.dtype, jnp.number)]
+    # It could of a constant, what a program around this one has closed over, and of a sum of nothing.
     number = min(numbers, key=lambda v: (not isinstance(v, Tracer), v.size)).real.astype(jnp.float32).sum()
     return jnp.where(jnp.cos(number) > 2, 2.0, 1.0).astype(jnp.float32)
 

@@ -126,7 +126,7 @@ def test_cotangents_are_written_once_inside_of_another_program(params, known):
     x, model = jax.random.normal(jax.random.key(4), (N, PLACES, WIDTH)), Model(lambda key, x: params, normed)
 
     def kernel(w, x):
-        return ntk(model, params | {"w": w}, x, outputs="trace")
+        return ntk(model, params | {"w": w, "empty": jnp.zeros(0)}, x, outputs="trace")
 
     program = jax.jit(lambda x: kernel(params["w"], x)).lower(x) if known == "w" else jax.jit(lambda w: kernel(w, x)).lower(params["w"])
     assert "cosine" in str(program.compile().as_text())

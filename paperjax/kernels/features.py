@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.extend import core as jex
 
 from paperjax.kernels.crowding import spare
@@ -116,9 +117,10 @@ _written.defvjp(lambda y, one: (y, one), lambda one, y: (y / one.astype(y.dtype)
 
 def _unknown_one(values: Sequence[Any]) -> Any:
     """1, and XLA cannot tell."""
-    number = next(v for v in values if jnp.issubdtype(v.dtype, jnp.number))
-    first = number.reshape(-1)[:1].real.astype(jnp.float32).sum()
-    return jnp.where(jnp.cos(first) > 2, 2.0, 1.0).astype(jnp.float32)
+    numbers = [v for v in values if isinstance(v, jax.Array) and v.size and jnp.issubdtype(v.dtype, jnp.number)]
+    # It could of a constant, what a program around this one has closed over, and of a sum of nothing.
+    number = min(numbers, key=lambda v: (not isinstance(v, Tracer), v.size)).real.astype(jnp.float32).sum()
+    return jnp.where(jnp.cos(number) > 2, 2.0, 1.0).astype(jnp.float32)
 
 
 def _zeros(factor: Factor) -> Any:

@@ -120,10 +120,10 @@ def ntk(
     -----
     A leaf that only ever meets the data in products (dense, convolution, lookup), after moves and constant factors, has the gradient
     ``sum_t a_t b_t^T``: its kernel is ``sum_ts (a_t . a_s) (b_t . b_s)``, which needs no gradient. Such leaves are found in the trace.
-    Others go by their gradients. On CPU and without `max_bytes`, glibc's malloc keeps freed memory from the first
-    kernel on, up to 1 GiB (`paperjax.devices.keep_freed_memory`).
-    With standard parametrization and hidden layers of width n the kernel is of order n; under `ntp` of
-    order 1.
+    Others go by their gradients. Inside of jit, the kernel of arrays that are known there is computed while the function is traced.
+    On CPU and without `max_bytes`, glibc's malloc keeps freed memory from the first kernel on, up to 1 GiB
+    (`paperjax.devices.keep_freed_memory`). With standard parametrization and hidden layers of width n the kernel is of order n; under
+    `ntp` of order 1.
 
     References
     ----------
@@ -205,6 +205,10 @@ def _kernel(
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, weights, x1, x2))) or under_trace(
             model, params, x1, spec
         )
+        # In a program around it, blocks and their own compile options would fail.
+        if not traced and isinstance(_nothing(), Tracer):
+            with jax.ensure_compile_time_eval():
+                return _kernel(model, spec, params, weights, x1, x2, same, diagonal, max_bytes, out, devices, progress)
         if traced and (out or devices):
             what = "out= writes a file" if out else "mesh= spreads blocks over devices"
             name = "out=" if out else "mesh="
@@ -256,6 +260,12 @@ def _kernel(
                 f"the model cannot be differentiated in the way that its kernel needs: {error} {loop if '_loop' in str(error) else other}"
             ) from error
         raise
+
+
+@jax.jit
+def _nothing() -> Any:
+    """Traced where a program is going to have this in it, and a number elsewhere: in vmap or grad, too."""
+    return 0
 
 
 def _fill(

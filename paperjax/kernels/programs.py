@@ -27,7 +27,7 @@ from paperjax.kernels.network import (
     sizes_of,
     under_trace,
 )
-from paperjax.kernels.routes import LOOPS_PER_PRODUCT, Choice, held_forward, largest_value, loops_per_product
+from paperjax.kernels.routes import LOOPS_PER_PRODUCT, Choice, held_forward, largest_value, loops_per_product, widest
 from paperjax.kernels.strided import large
 from paperjax.layout import peak_bytes, tree_bytes
 from paperjax.model import Model
@@ -118,9 +118,8 @@ def largest_array(network: Network, spec: Spec, rows: Rows) -> int:
     """At least the bytes of the largest array that a program of so many examples makes."""
     choices = routes(network, spec, rows.n, rows.m, same=rows.same)
     sizes = sizes_of(network, spec, rows.n, rows.m, rows.same)
-    each = largest_value(network.jaxpr)
     pairs = math.prod(result_shape(network, spec, rows.n, rows.m).shape)
-    together = pairs
+    each, together = 0, pairs
     for choice in choices:
         if choice.term is None or choice.route == "gradients":
             # One more of each fan, for a bias and to keep rows apart.
@@ -130,7 +129,8 @@ def largest_array(network: Network, spec: Spec, rows: Rows) -> int:
             each = max(each, sum(f.k * f.t * max(1 if f.lookup else f.i + 1, f.j + 1) for f in factors))
         if choice.route == "gram" and choice.term is not None:
             together = max(together, pairs * sum(f.t for f in network.terms.terms[choice.term].factors) ** 2)
-    return sizes.itemsize * max(rows.at_once * sizes.outputs * each, together)
+    item, through = max(sizes.itemsize, widest(network.jaxpr)), rows.at_once * sizes.outputs
+    return max(through * largest_value(network.jaxpr), item * through * each, item * together)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,7 +1,7 @@
 """Which way the kernel of each leaf is computed, and what it costs: floating-point operations and bytes, read off shapes."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -126,12 +126,21 @@ def held_forward(jaxpr: jex.ClosedJaxpr) -> float:
 
 
 def largest_value(jaxpr: jex.ClosedJaxpr) -> int:
-    """Entries of the largest value that a trace computes; all steps of its scans together."""
-    found = [getattr(var.aval, "size", 0) for eqn in jaxpr.jaxpr.eqns for var in eqn.outvars]
+    """Bytes of the largest value that a trace computes; all steps of its scans together."""
+    return max((times * aval.size * aval.dtype.itemsize for aval, times in _values(jaxpr)), default=0)
+
+
+def widest(jaxpr: jex.ClosedJaxpr) -> int:
+    """Bytes of a number of what a trace is given and computes, where it has the most: a network's outputs may have fewer."""
+    made = (aval for aval, _ in _values(jaxpr))
+    return max(itemsize(aval.dtype) for aval in (*jaxpr.in_avals, *made) if jnp.issubdtype(aval.dtype, jnp.inexact))
+
+
+def _values(jaxpr: jex.ClosedJaxpr, times: int = 1) -> Iterator[tuple[Any, int]]:
     for eqn in jaxpr.jaxpr.eqns:
-        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        found += [times * largest_value(inside) for inside in prim.inner_jaxprs(eqn)]
-    return max(found, default=0)
+        yield from ((var.aval, times) for var in eqn.outvars if hasattr(var.aval, "size"))
+        for inside in prim.inner_jaxprs(eqn):
+            yield from _values(inside, times * (eqn.params["length"] if eqn.primitive.name == "scan" else 1))
 
 
 @functools.lru_cache(maxsize=64)

@@ -136,6 +136,16 @@ def test_outputs_of_several_axes_and_several_outputs(exact):
     np.testing.assert_allclose(ntk(pair, PARAMS, X1, X2, outputs=(1, 0)), exact[:, :, 1, 1], rtol=1e-12)
 
 
+@pytest.mark.parametrize("ask", [{}, {"max_bytes": 2500}, {"diagonal": True}, {"coupled": True}], ids=str)
+def test_inside_of_jit_the_kernel_of_known_arrays(exact, ask):
+    """Nothing in it is traced but what it is multiplied by: it is computed on the way, in blocks where they are asked for."""
+    if not ask:
+        assert jax.eval_shape(lambda: ntk(MODEL, PARAMS, X1, X2)).shape == exact.shape
+    found = jax.jit(lambda s: s * jnp.asarray(ntk(MODEL, PARAMS, X1, None if "diagonal" in ask else X2, **ask)))(2.0)
+    wanted = ntk(MODEL, PARAMS, X1, diagonal=True) if "diagonal" in ask else exact
+    np.testing.assert_allclose(found, 2 * np.asarray(wanted), atol=1e-10)
+
+
 def test_under_jit_and_derivatives_of_it(exact):
     found = jax.jit(lambda p: ntk(MODEL, p, X1, X2))(PARAMS)
     np.testing.assert_allclose(found, exact, rtol=1e-12)

@@ -18,12 +18,14 @@ from paperjax.limits import fields as fl
 from paperjax.limits import maxima as mx
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
+from paperjax.limits.by_hand import other_derivative
 from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.elementwise import FOLLOWED, at_jump, broadcasting, elementwise, relative
 from paperjax.limits.loops import Loop
 from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
 from paperjax.limits.rules import RULES, split, unstack
 from paperjax.limits.scans import scan
+from paperjax.limits.structure import Numbers
 from paperjax.limits.values import Spread, Unread, Value, number_of
 from paperjax.limits.views import View, whole
 from paperjax.trace import primitives as prim
@@ -46,6 +48,9 @@ class Interpreter:
         self.laws, self.draws = laws, draws
         self.shared: set[int] = set()
         """Leaves that all coordinates share (a learned scalar): what training does to them stays random."""
+        self.by_hand: dict[str | None, None] = {}
+        """Functions of wide values, in turn, whose derivative was written by hand and is another than theirs."""
+        self.alike, self.derivatives = Numbers(), dict[int, str | None]()
         self.kept_alive: list[object] = []
         self.noises: list[tuple[str, Det, tuple[Loop, ...]]] = []
         """What the law of large numbers neglects, where it is used, and the scans that it is inside of, from the outermost."""
@@ -89,7 +94,10 @@ class Interpreter:
         if inner is not None:
             called = prim.called(twin)
             assert called is not None
-            return self.jaxpr(inner, called, operands)
+            outputs = self.jaxpr(inner, called, operands)
+            if any(not isinstance(value, Det) for value in operands):
+                self._note_derivative(eqn)
+            return outputs
         if name == "scan":
             return scan(self, eqn, twin, operands)
         if name == "split":
@@ -105,6 +113,14 @@ class Interpreter:
         if name in prim.ELEMENTWISE:
             return [self._elementwise(eqn, operands, sizes, others)]
         return self.known(eqn, twin, operands)
+
+    def _note_derivative(self, eqn: Any) -> None:
+        # Each call of one function is an equation of its own: of equal ones one is looked at.
+        number = self.alike.equation(eqn)
+        if number not in self.derivatives:
+            self.derivatives[number] = other_derivative(eqn)
+        if self.derivatives[number] is not None:
+            self.by_hand[self.derivatives[number]] = None
 
     # Leaves.
 

@@ -5,6 +5,7 @@ is an error that names the primitive.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,8 +74,13 @@ class Interpreter:
         def read(atom: Any) -> Value:
             return constant(atom.val, tuple(getattr(atom.val, "shape", ()))) if isinstance(atom, jex.Literal) else values[atom]
 
-        if [e.primitive.name for e in one.eqns] != [e.primitive.name for e in two.eqns]:
-            raise NotImplementedError("the trace of the network changes with its width (a Python loop over a number that grows).")
+        names = [[e.primitive.name for e in part.eqns] for part in (one, two)]
+        if names[0] != names[1]:
+            first, second = next(pair for pair in itertools.zip_longest(*names, fillvalue="nothing") if pair[0] != pair[1])
+            raise NotImplementedError(
+                "the trace of the network changes with its width (a Python loop over a number that grows, a branch on one): where there is "
+                f"{first} at one width there is {second} at twice that."
+            )
         for eqn, twin in zip(one.eqns, two.eqns):
             try:
                 outputs = self._equation(eqn, twin, [read(atom) for atom in eqn.invars])
@@ -230,7 +236,7 @@ def constant(array: Any, other: tuple[int, ...]) -> Value:
     growing = [i for i, axis in enumerate(axes) if any(atom.grows for atom in axis)]
     for i in growing:
         first = array.take([0], i)
-        if not np.all(array == first):
+        if not _alike(array, first):
             raise NotImplementedError(
                 f"a table of numbers of shape {array.shape} that vary along a growing axis: coordinates are not alike."
             )
@@ -238,6 +244,11 @@ def constant(array: Any, other: tuple[int, ...]) -> Value:
     if array.dtype == np.float32 or array.dtype.kind == "V":
         array = array.astype(np.float64)
     return Det(axes, const=array)
+
+
+def _alike(array: np.ndarray, first: np.ndarray) -> bool:
+    """Whether all entries along an axis are its first; a NaN is one too, as `jnp.var` keeps for a variance of nothing."""
+    return bool(np.all((array == first) | ((array != array) & (first != first))))
 
 
 def _floating(atom: Any) -> bool:
@@ -266,7 +277,7 @@ def aligned(node: Node, axes: Axes) -> Node:
             for i, (n, m) in enumerate(zip(array.shape, shape)):
                 if n != m and m == 1:
                     first = array.take([0], i)
-                    if not np.all(array == first):
+                    if not _alike(array, first):
                         raise NotImplementedError("numbers that differ from one independent coordinate (output, head) to the next.")
                     array = first
             if array.shape == shape or all(n in (1, m) for n, m in zip(array.shape, shape)):

@@ -21,7 +21,7 @@ from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.by_hand import other_derivative
 from paperjax.limits.dependence import refuse_shared
-from paperjax.limits.elementwise import FOLLOWED, at_jump, broadcasting, elementwise, relative
+from paperjax.limits.elementwise import FOLLOWED, JUMPS, at_jump, broadcasting, elementwise, relative
 from paperjax.limits.loops import Loop
 from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
 from paperjax.limits.rules import RULES, split, unstack
@@ -191,7 +191,9 @@ class Interpreter:
         if wide is not None:
             given = [self._settled_unless_number(relative(node, name, wide), name) for node in given]
         elif name not in FOLLOWED:
-            given = [self._settled_unless_number(node, name) for node in at_jump(name, given)]
+            looked = [self._settled_unless_number(node, name) for node in at_jump(name, given)]
+            # What a jump makes of noise that fades is none.
+            given = looked if name in JUMPS else given
         return elementwise(name, broadcasting(eqn), [aligned(node, like) for node in given], like, self.draws)
 
     def _settled_unless_number(self, node: Node, where: str) -> Node:
@@ -205,6 +207,8 @@ class Interpreter:
         given = self.nodes(operands)
         if name in ("argmax", "argmin", "sort", "top_k") and any(isinstance(node, Det) and node.noise is not None for node in given):
             raise NotImplementedError("an order of numbers that are means over a growing axis: ties are broken by how they fluctuate.")
+        # The largest of several moves by no more than they do.
+        noise = given[0].noise if name in ("reduce_max", "reduce_min") and isinstance(given[0], Det) else None
         given = [self.settled(node, name) for node in given]
         wide = [node for node in given if not isinstance(node, Det)]
         shapes = [(tuple(a.aval.shape), tuple(b.aval.shape)) for a, b in zip(eqn.outvars, twin.outvars)]
@@ -223,7 +227,7 @@ class Interpreter:
             fn = mx.sloped(fn, name, eqn.params["axes"])
         dets = [node for node in given if isinstance(node, Det)]
         if not eqn.primitive.multiple_results:
-            return [st.det(axes[0], fn, *dets) if dets else Det(axes[0], const=nd.fold(fn))]
+            return [st.det(axes[0], fn, *dets, noise=noise) if dets else Det(axes[0], const=nd.fold(fn))]
         return [st.det(a, lambda *args, i=i: fn(*args)[i], *dets) for i, a in enumerate(axes)]
 
 

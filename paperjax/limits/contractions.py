@@ -135,7 +135,7 @@ def dot_values(u: Node, v: Node, eqn_axes: tuple[Any, Any]) -> Node:
         return count * lax.dot_general(a, b, numbers, preferred_element_type=jnp.result_type(a, b))
 
     if isinstance(u, Det) and isinstance(v, Det):
-        return st.det(axes, product, u, v)
+        return st.det(axes, product, u, v, noise=_noise_of_product(u, v, count))
     if isinstance(u, Wide) and isinstance(v, Wide):
         nd.refuse_turned([u.axes[i] for i in (*batch, *inside)], [v.axes[j] for j in (*v_batch, *v_inside)])
         return _inner(u, v, axes, numbers, count)
@@ -150,6 +150,16 @@ def dot_values(u: Node, v: Node, eqn_axes: tuple[Any, Any]) -> Node:
     if wide is u:
         return nd.Linear(axes, wide, lambda k, d: product(k, d.astype(k.dtype)), (known,), False)
     return nd.Linear(axes, wide, lambda k, d: product(d.astype(k.dtype), k), (known,), False)
+
+
+def _noise_of_product(u: Det, v: Det, count: int) -> Det | None:
+    """Of a sum of products of deterministic arrays, whose coordinates share it."""
+    sizes = [w.noise or Det((), const=np.zeros(())) for w in (u, v)]
+
+    def size(a: Any, b: Any, s: Any, t: Any) -> Any:
+        return count * (s * jnp.max(jnp.abs(b)) + t * jnp.max(jnp.abs(a)) + s * t)
+
+    return None if u.noise is None and v.noise is None else st.det((), size, u, v, *sizes)
 
 
 def _inner(u: Wide, v: Wide, axes: Axes, numbers: tuple[Any, Any], count: int) -> Node:

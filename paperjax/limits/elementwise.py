@@ -128,14 +128,16 @@ def _known(name: str, fn: Callable[..., Any], operands: Sequence[Det], axes: Axe
     if any(node.noise is not None for node in operands):
         n = len(operands)
         sizes = [node.noise if node.noise is not None else Det((), const=np.zeros(())) for node in operands]
-        noise = st.det((), lambda *both: _carried(name, both[:n], both[n:]), *sizes, *operands)
+        noise = st.det((), lambda *both: _carried(name, fn, both[:n], both[n:]), *sizes, *operands)
     shape = nd.rep_shape(axes)
     made = st.det(axes, lambda *a: jnp.broadcast_to(fn(*a), shape), *operands)
     return Det(made.axes, made.fn, made.args, made.const, noise)
 
 
-def _carried(name: str, noises: Sequence[Any], values: Sequence[Any]) -> Any:
-    """The noise of a function of deterministic arrays, to first order, and of a product to second."""
+def _carried(name: str, fn: Callable[..., Any], noises: Sequence[Any], values: Sequence[Any]) -> Any:
+    """The noise of a function of deterministic arrays, to first order, of a product to second, of all others by what it moves them."""
+    if name not in (*FOLLOWED, "convert_element_type"):
+        return _moved(fn, noises, values)
     least, most = ([f(jnp.abs(v)) for v in values] for f in (jnp.min, jnp.max))
     if name in ("sqrt", "rsqrt"):
         return noises[0] / 2 / least[0] ** (0.5 if name == "sqrt" else 1.5)
@@ -144,6 +146,19 @@ def _carried(name: str, noises: Sequence[Any], values: Sequence[Any]) -> Any:
     elif name == "div":
         noises = noises[0] / least[1], noises[1] * most[0] / least[1] ** 2
     return jnp.sqrt(sum(jnp.square(s) for s in noises))
+
+
+def _moved(fn: Callable[..., Any], noises: Sequence[Any], values: Sequence[Any]) -> Any:
+    """How far the noise of an operand moves a function: of a square at 0 that is of second order, and may be made large afterwards."""
+    at, most = fn(*values), jnp.zeros(())
+    if not jnp.issubdtype(at.dtype, jnp.floating):
+        return most
+    for i, (noise, value) in enumerate(zip(noises, values)):
+        for shift in (noise, -noise) if jnp.issubdtype(value.dtype, jnp.floating) else ():
+            there = fn(*values[:i], value + shift, *values[i + 1 :])
+            # Beyond the end of a domain (a logarithm) it is nothing.
+            most = jnp.maximum(most, jnp.max(jnp.nan_to_num(jnp.abs(there - at), nan=0.0)))
+    return most
 
 
 def relative(node: Node, name: str, wide: Wide) -> Node:

@@ -276,9 +276,10 @@ def _trusted(fn: Callable[..., Any], covariances: Array) -> Array:
     """An expectation over several fields, NaN where its grid is too coarse for it."""
     if covariances.shape[-1] > 4:
         raise NotImplementedError(
-            f"an expectation over {covariances.shape[-1]} fields at once (of a nonlinear function of a depthwise convolution, or of a "
-            "product of sums), which no integral here is made for. Let a layer with weights that sum over channels follow a depthwise "
-            "convolution before the next function."
+            f"an expectation over {covariances.shape[-1]} fields at once (of a nonlinear function of a depthwise convolution, of a state "
+            "that is gated again and again, as in an LSTM, a GRU or layers of a highway network, or of a product of sums), which no "
+            "integral here is made for. Let a layer with weights that sum over channels follow a depthwise convolution, or a gate, before "
+            "the next function."
         )
     found = expect(fn, covariances)
     square = expect(lambda *zs: fn(*zs) ** 2, jax.lax.stop_gradient(covariances), points=16).value

@@ -196,6 +196,12 @@ def limit(
             f"the tangent kernel is the "
             "square of a random function and does not settle at infinite width. Ask for ntk=False, or freeze it (pj.Frozen)."
         )
+    if wants and program.by_hand:
+        raise NotImplementedError(
+            f"pj.limit: the derivative of {', '.join(program.by_hand)} was written by hand (jax.custom_vjp, jax.custom_jvp) and is another "
+            "than that of what it computes (a straight-through estimator, a gradient that is reversed or clipped): the tangent kernel "
+            "follows the function itself. Ask for ntk=False, or take the limit of the network with that function's own derivative."
+        )
     if wants and fl.is_bent(program.output):
         raise ValueError(
             "pj.limit: a nonlinear function of the readout is the output (tanh, sigmoid, a square, a product), whose slope is that of a "

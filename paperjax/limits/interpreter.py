@@ -5,6 +5,7 @@ is an error that names the primitive.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,12 +19,14 @@ from paperjax.limits import fields as fl
 from paperjax.limits import maxima as mx
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
+from paperjax.limits.by_hand import other_derivative
 from paperjax.limits.dependence import refuse_shared
-from paperjax.limits.elementwise import FOLLOWED, at_jump, broadcasting, elementwise, relative
+from paperjax.limits.elementwise import FOLLOWED, JUMPS, at_jump, broadcasting, elementwise, relative
 from paperjax.limits.loops import Loop
 from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
 from paperjax.limits.rules import RULES, split, unstack
 from paperjax.limits.scans import scan
+from paperjax.limits.structure import Numbers
 from paperjax.limits.values import Spread, Unread, Value, number_of
 from paperjax.limits.views import View, whole
 from paperjax.trace import primitives as prim
@@ -46,6 +49,9 @@ class Interpreter:
         self.laws, self.draws = laws, draws
         self.shared: set[int] = set()
         """Leaves that all coordinates share (a learned scalar): what training does to them stays random."""
+        self.by_hand: dict[str | None, None] = {}
+        """Functions of wide values, in turn, whose derivative was written by hand and is another than theirs."""
+        self.alike, self.derivatives = Numbers(), dict[int, str | None]()
         self.kept_alive: list[object] = []
         self.noises: list[tuple[str, Det, tuple[Loop, ...]]] = []
         """What the law of large numbers neglects, where it is used, and the scans that it is inside of, from the outermost."""
@@ -68,8 +74,13 @@ class Interpreter:
         def read(atom: Any) -> Value:
             return constant(atom.val, tuple(getattr(atom.val, "shape", ()))) if isinstance(atom, jex.Literal) else values[atom]
 
-        if [e.primitive.name for e in one.eqns] != [e.primitive.name for e in two.eqns]:
-            raise NotImplementedError("the trace of the network changes with its width (a Python loop over a number that grows).")
+        names = [[e.primitive.name for e in part.eqns] for part in (one, two)]
+        if names[0] != names[1]:
+            first, second = next(pair for pair in itertools.zip_longest(*names, fillvalue="nothing") if pair[0] != pair[1])
+            raise NotImplementedError(
+                "the trace of the network changes with its width (a Python loop over a number that grows, a branch on one): where there is "
+                f"{first} at one width there is {second} at twice that."
+            )
         for eqn, twin in zip(one.eqns, two.eqns):
             try:
                 outputs = self._equation(eqn, twin, [read(atom) for atom in eqn.invars])
@@ -89,7 +100,10 @@ class Interpreter:
         if inner is not None:
             called = prim.called(twin)
             assert called is not None
-            return self.jaxpr(inner, called, operands)
+            outputs = self.jaxpr(inner, called, operands)
+            if any(not isinstance(value, Det) for value in operands):
+                self._note_derivative(eqn)
+            return outputs
         if name == "scan":
             return scan(self, eqn, twin, operands)
         if name == "split":
@@ -105,6 +119,14 @@ class Interpreter:
         if name in prim.ELEMENTWISE:
             return [self._elementwise(eqn, operands, sizes, others)]
         return self.known(eqn, twin, operands)
+
+    def _note_derivative(self, eqn: Any) -> None:
+        # Each call of one function is an equation of its own: of equal ones one is looked at.
+        number = self.alike.equation(eqn)
+        if number not in self.derivatives:
+            self.derivatives[number] = other_derivative(eqn)
+        if self.derivatives[number] is not None:
+            self.by_hand[self.derivatives[number]] = None
 
     # Leaves.
 
@@ -169,7 +191,9 @@ class Interpreter:
         if wide is not None:
             given = [self._settled_unless_number(relative(node, name, wide), name) for node in given]
         elif name not in FOLLOWED:
-            given = [self._settled_unless_number(node, name) for node in at_jump(name, given)]
+            looked = [self._settled_unless_number(node, name) for node in at_jump(name, given)]
+            # What a jump makes of noise that fades is none.
+            given = looked if name in JUMPS else given
         return elementwise(name, broadcasting(eqn), [aligned(node, like) for node in given], like, self.draws)
 
     def _settled_unless_number(self, node: Node, where: str) -> Node:
@@ -183,6 +207,8 @@ class Interpreter:
         given = self.nodes(operands)
         if name in ("argmax", "argmin", "sort", "top_k") and any(isinstance(node, Det) and node.noise is not None for node in given):
             raise NotImplementedError("an order of numbers that are means over a growing axis: ties are broken by how they fluctuate.")
+        # The largest of several moves by no more than they do.
+        noise = given[0].noise if name in ("reduce_max", "reduce_min") and isinstance(given[0], Det) else None
         given = [self.settled(node, name) for node in given]
         wide = [node for node in given if not isinstance(node, Det)]
         shapes = [(tuple(a.aval.shape), tuple(b.aval.shape)) for a, b in zip(eqn.outvars, twin.outvars)]
@@ -201,7 +227,7 @@ class Interpreter:
             fn = mx.sloped(fn, name, eqn.params["axes"])
         dets = [node for node in given if isinstance(node, Det)]
         if not eqn.primitive.multiple_results:
-            return [st.det(axes[0], fn, *dets) if dets else Det(axes[0], const=nd.fold(fn))]
+            return [st.det(axes[0], fn, *dets, noise=noise) if dets else Det(axes[0], const=nd.fold(fn))]
         return [st.det(a, lambda *args, i=i: fn(*args)[i], *dets) for i, a in enumerate(axes)]
 
 
@@ -214,7 +240,7 @@ def constant(array: Any, other: tuple[int, ...]) -> Value:
     growing = [i for i, axis in enumerate(axes) if any(atom.grows for atom in axis)]
     for i in growing:
         first = array.take([0], i)
-        if not np.all(array == first):
+        if not _alike(array, first):
             raise NotImplementedError(
                 f"a table of numbers of shape {array.shape} that vary along a growing axis: coordinates are not alike."
             )
@@ -222,6 +248,11 @@ def constant(array: Any, other: tuple[int, ...]) -> Value:
     if array.dtype == np.float32 or array.dtype.kind == "V":
         array = array.astype(np.float64)
     return Det(axes, const=array)
+
+
+def _alike(array: np.ndarray, first: np.ndarray) -> bool:
+    """Whether all entries along an axis are its first; a NaN is one too, as `jnp.var` keeps for a variance of nothing."""
+    return bool(np.all((array == first) | ((array != array) & (first != first))))
 
 
 def _floating(atom: Any) -> bool:
@@ -250,7 +281,7 @@ def aligned(node: Node, axes: Axes) -> Node:
             for i, (n, m) in enumerate(zip(array.shape, shape)):
                 if n != m and m == 1:
                     first = array.take([0], i)
-                    if not np.all(array == first):
+                    if not _alike(array, first):
                         raise NotImplementedError("numbers that differ from one independent coordinate (output, head) to the next.")
                     array = first
             if array.shape == shape or all(n in (1, m) for n, m in zip(array.shape, shape)):

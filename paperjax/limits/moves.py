@@ -155,7 +155,9 @@ def reduce_sum(node: Node, dimensions: Sequence[int]) -> Node:
         return count * jnp.sum(a, tuple(dimensions))
 
     if isinstance(node, Det):
-        return det(after, total, node)
+        # All coordinates share its noise.
+        noise = node.noise if node.noise is None or count == 1 else det((), lambda a: count * a, node.noise)
+        return det(after, total, node, noise=noise)
     assert isinstance(node, Wide)
     if count > 1 and not grows:
         raise NotImplementedError(f"a sum over {count} independent coordinates, whose number does not grow, so that it stays random.")

@@ -115,6 +115,8 @@ class Program:
         The value of the output: a coordinate of it, over the positions that it has.
     shared
         Leaves that all coordinates share, whose part of the tangent kernel stays random.
+    by_hand
+        Names of functions whose derivative was written by hand and is another than theirs, so that the tangent kernel is not followed.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class Program:
         self.noises = reader.noises
         self.made: dict[Any, Any] = {}
         self.shared = tuple(here.paths[i] for i in sorted(reader.shared) if here.rates[i])
+        self.by_hand = tuple(map(str, reader.by_hand))
         self.cache, self.draws, self.largest = cache, draws, LARGEST
 
     def _variance(self, leaf: Any) -> float:

@@ -22,6 +22,9 @@ from paperjax.trace.initial import Law
 from paperjax.trace.leaf import Leaf, role_of
 from paperjax.trace.program import Program, Use, read
 
+READ = 1e-6
+"""How near to 1 a factor is none: what the model itself multiplies by is read from a trace, in single precision."""
+
 
 def plan(
     fam: Family | Any,
@@ -260,7 +263,7 @@ def _with_branches(program: Program, scheme: Parametrization, factors: list[Fact
         if add.writers and all(written.count(leaf) == 1 for leaf in add.writers):
             for leaf in add.writers:
                 factors[leaf] = factors[leaf]._replace(multiplier=factors[leaf].multiplier * m)
-        elif not math.isclose(m, 1.0, rel_tol=1e-9):
+        elif not math.isclose(m, 1.0, rel_tol=READ):
             scalings.append(Scaling(add.path, add.op, add.operand, m, "residual branch", "branch"))
     return factors, scalings
 
@@ -279,7 +282,7 @@ def _attention(program: Program, scheme: Parametrization) -> list[Scaling]:
             warn_of_product(program, found, base_size, exponent)
             continue
         factor = (found.size / base_size) ** (-scheme.attention - exponent)
-        if not math.isclose(factor, 1.0, rel_tol=1e-9):
+        if not math.isclose(factor, 1.0, rel_tol=READ):
             why = f"logits of d^{exponent:.3g} to d^{-scheme.attention:.3g}"
             scalings.append(Scaling(found.path, found.op, None, factor, why, "product"))
     return scalings
@@ -293,7 +296,7 @@ def _uses(program: Program, scheme: Parametrization) -> list[Scaling]:
             continue
         for k, site in enumerate(leaf.sites):
             factor, role = use_factor(leaf, k, scheme), role_of(leaf.sites[k], leaf.infinite)
-            if role not in COLUMN_OF or math.isclose(factor, 1.0, rel_tol=1e-9):
+            if role not in COLUMN_OF or math.isclose(factor, 1.0, rel_tol=READ):
                 continue
             _refuse_shared_result(program, number, site)
             why = f"{role} use of tied {leaf.path}" if len(leaf.roles) > 1 else f"one use of {leaf.path}, which others share"

@@ -4,6 +4,7 @@ import functools
 import math
 
 import equinox as eqx
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,6 +104,55 @@ def test_an_embedding_is_a_lookup():
     np.testing.assert_allclose(ours.nngp, W**4 * same, rtol=1e-12)
     # The table and the readout: each once.
     np.testing.assert_allclose(ours.ntk, 2 * W**4 * same, rtol=1e-12)
+
+
+class Tied(nn.Module):
+    """A table that is the readout too, with a layer between."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens):
+        table = nn.Embed(5, self.width, embedding_init=nn.initializers.normal(1.0))
+        normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        h = nn.Dense(self.width, use_bias=False, kernel_init=normal)(jax.nn.relu(table(tokens)))
+        return table.attend(h.mean(1)) / math.sqrt(self.width)
+
+
+def test_a_table_that_is_the_readout_too():
+    # By hand: relu's dual of correlations 1 and 0 is 1/2 and 1/(2 pi), and its derivative's 1/2 of rows that are the same.
+    tokens = np.array([[0, 1, 2], [3, 1, 1]])
+    ours = limit(lambda width: Tied(width), tokens, parametrization=pj.ntp, base={"width": 64}, per="leaf")
+    same = tokens[:, None, :, None] == tokens[None, :, None]
+    nngp = np.where(same, 1 / 2, 1 / (2 * np.pi)).mean((2, 3))
+    np.testing.assert_allclose(ours.nngp, nngp, rtol=1e-6)
+    np.testing.assert_allclose(ours.ntk["['Embed_0']['embedding']"], nngp + (same / 2).mean((2, 3)), rtol=1e-6)
+
+
+def test_equinox_group_norm():
+    # A variance of nothing is a NaN for each of the groups, which no group has.
+    class Network(eqx.Module):
+        layers: tuple
+
+        def __init__(self, width, key):
+            one, two = jax.random.split(key)
+            enter, leave = eqx.nn.Linear(5, width, use_bias=False, key=one), eqx.nn.Linear(width, 1, use_bias=False, key=two)
+            self.layers = (enter, eqx.nn.GroupNorm(2, width), jax.nn.relu, leave)
+
+        def __call__(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    def same(draw, x, n):
+        # Equinox draws uniformly up to 1 / sqrt(fan_in), and adds 1e-5 to a variance.
+        h = x @ draw(5, n) / math.sqrt(15)
+        h = h.reshape(x.shape[0], 2, -1)
+        h = h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-5)
+        return jax.nn.relu(h.reshape(x.shape[0], -1)) @ draw(n, 1) / math.sqrt(3 * n)
+
+    ours = limit(lambda width: lambda key: Network(width, key), VECTORS, gaussian=True, ntk=False)
+    np.testing.assert_allclose(ours.nngp, limit(plain(same), VECTORS, ntk=False).nngp, rtol=1e-6)
 
 
 def deep(width, length=7):

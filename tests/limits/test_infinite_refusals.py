@@ -157,6 +157,11 @@ def finite_layer(draw, x, n):
     return dense(draw, jnp.tanh(dense(draw, jnp.tanh(dense(draw, x, n)), 7)), 1)
 
 
+def branch(draw, x, n):
+    h = dense(draw, x, n)
+    return dense(draw, h * 2 if n > 1024 else h - jnp.mean(h, 1, keepdims=True), 1)
+
+
 NETWORKS = {
     "no width": (no_width, VECTORS, ValueError, r"no axis of any leaf grows with width.*family\(lambda width"),
     "two growing axes of one array": (outer, VECTORS, NotImplementedError, r"two growing axes.*outer product"),
@@ -186,6 +191,7 @@ NETWORKS = {
     "the sign of a mean of zero": (sign_of_a_mean, VECTORS, ValueError, "what a sign takes for its mean.*stays random"),
     "a choice by a mean of zero": (where_a_mean, SENTENCES, ValueError, "what a gt takes for its mean.*stays random"),
     "the largest mean": (position_of_largest_mean, SENTENCES, NotImplementedError, "primitive argmax.*ties are broken"),
+    "a branch on the width": (branch, VECTORS, NotImplementedError, r"trace.*changes with its width.*reduce_sum at.*mul at"),
     "a finite layer behind a wide one": (finite_layer, VECTORS, NotImplementedError, r"\[4\].*behind a layer that does"),
     "a readout that grows": (lambda draw, x, n: dense(draw, x, n), VECTORS, NotImplementedError, r"output itself grows.*finite readout"),
     "a mean for a readout": (lambda d, x, n: jnp.mean(dense(d, x, n), 1, keepdims=True), VECTORS, NotImplementedError, "deterministic"),

@@ -83,6 +83,15 @@ def both(plan, twin, params, x):
     return plan.model.apply(params[1], x), twin.apply(params[0], x)
 
 
+@pytest.mark.parametrize("width", [1024, 2048])
+def test_a_root_that_the_model_divides_by_itself_needs_no_factor(width):
+    # In single precision 1 / sqrt(2048) is off by 2e-8, and 1 / sqrt(1024) is not.
+    def network(width):
+        return tied(width, 1, output=float(np.float32(width) ** -0.5))
+
+    assert not pj.plan(network, pj.ntp, base={"width": 64}, target={"width": width}, optimizer="sgd", x=TOKENS.astype(np.int32)).scalings
+
+
 @every_case
 def test_the_factor_is_found_again_whatever_the_batch(name):
     plan, twin, x = case(name)

@@ -34,6 +34,13 @@ def test_a_value_without_a_mean_square_has_no_kernel():
         limit(of(lambda h: 1 / h), X, ntk=False)
 
 
+@pytest.mark.parametrize("ntk", [False, True])
+def test_a_pole_at_one_is_no_closed_form(ntk):
+    """Of log|h + 1|, infinite at a point that is looked at, the kernel was 0."""
+    with pytest.raises(ValueError, match="no expectation, or none that is found here"):
+        limit(of(lambda h: jnp.log(jnp.abs(h + 1))), X, ntk=ntk)
+
+
 def test_a_root_has_an_nngp():
     size = np.sqrt(np.mean(X**2, 1))
     found = np.diag(limit(of(ROOTS["sqrt"]), X, ntk=False).nngp)

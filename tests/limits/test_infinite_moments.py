@@ -54,6 +54,20 @@ def test_a_power_has_an_nngp():
     np.testing.assert_allclose(np.diag(found), expected, rtol=1e-8)
 
 
+@pytest.mark.parametrize("power", [0.6, 0.8])
+def test_a_steep_slope_has_a_tangent_kernel_that_is_not_found(power):
+    """Of |h|^0.6 it was off by 6e-4: nodes within a rounding unit of 0 hold that much of the mean square of the slope."""
+    with pytest.raises(ValueError, match=rf"slope that grows near 0 as .h.\^-{1 - power:.1f}: the tangent kernel exists.* ntk=False"):
+        limit(of(lambda h: jnp.abs(h) ** power), X)
+
+
+def test_a_less_steep_slope_has_a_tangent_kernel():
+    # k E phi'^2 = p^2 E phi^2 / (2 p - 1).
+    p = 0.9
+    found = limit(of(lambda h: jnp.abs(h) ** p), X)
+    np.testing.assert_allclose(np.diag(found.ntk), np.diag(found.nngp) * (1 + p**2 / (2 * p - 1)), rtol=1e-10)
+
+
 def test_a_function_of_a_depthwise_convolution_is_refused_by_name():
     def forward(draw, x, n):
         h = jnp.maximum(dense(draw, x, n), 0)

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Real
 
 from paperjax.limits.closed_forms import Dual
+from paperjax.limits.double import in_double
 from paperjax.limits.dual import dual
 from paperjax.limits.infinite import limit
 from paperjax.model import Family, family
@@ -70,7 +71,7 @@ def depth_limit(
     Returns
     -------
     DepthLimit
-        In float64.
+        In float64; under a trace, without ``jax_enable_x64``, rounded to single at the end.
 
     Raises
     ------
@@ -98,6 +99,8 @@ def depth_limit(
         raise ValueError(f"depth_limit: at = {at!r}, but the least depth is a whole number of at least 4.")
     if depth not in fam.sizes:
         raise ValueError(f"depth_limit: depth = {depth!r} is no size of the family, which takes {', '.join(fam.sizes)}.")
+    if any(isinstance(x, Tracer) for x in (x1, x2)) and not jax.config.read("jax_enable_x64"):
+        return _in_double(lambda *xs: depth_limit(fam, *xs, depth=depth, at=at, sizes=sizes, **options), x1, x2)
     found = [limit(fam, x1, x2, sizes={**(sizes or {}), depth: at * k}, **options) for k in (1, 2, 4)]
     nngp, nngp_error = _extrapolated("NNGP", [k.nngp for k in found], at)
     if found[0].ntk is None:
@@ -106,6 +109,19 @@ def depth_limit(
         raise ValueError('depth_limit: per="leaf" has no limit, since a leaf of one block counts for 1 / L. Leave it out.')
     ntk, ntk_error = _extrapolated("NTK", [k.ntk for k in found], at)
     return DepthLimit(nngp, ntk, nngp_error, ntk_error)
+
+
+def _in_double(of: Callable[..., DepthLimit], x1: Any, x2: Any) -> DepthLimit:
+    """Kernels of traced examples, rounded at the end alone: differences of them are multiplied by the depth."""
+    form: list[Any] = []
+
+    def leaves(*xs: Any) -> list[Any]:
+        found, tree = jax.tree.flatten(of(*xs))
+        form.append(tree)
+        return found
+
+    found = in_double(leaves, *((x1,) if x2 is None else (x1, x2)))
+    return jax.tree.unflatten(form[0], [k.astype(jnp.float32) for k in found])
 
 
 def _extrapolated(name: str, kernels: list[Any], at: int) -> tuple[Any, Any]:

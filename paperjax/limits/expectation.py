@@ -51,7 +51,8 @@ def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance
     - functions with kinks or jumps (relu6, hard swish, elu, selu), or sharp bends, by integrals between their breaks, see
       `double_panels`; about 1e5 evaluations for a covariance. ``error`` is the change with half as many nodes again.
 
-    Gradients in all three are right, and finite at correlation ±1 and at zero variance.
+    Gradients in all three are right, and finite at correlation ±1 and at zero variance. Where slopes grow at a break faster than
+    ``|h - b|^-0.18``, as that of ``|h|^0.8``, `Dual.derivative` is NaN: its integral is not found to `tolerance`, or is infinite.
 
     Parameters
     ----------
@@ -258,9 +259,10 @@ def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -
         reached = math.inf
         for bends in BENDS:
             f, g = (Pieces(h, tuple(sorted({*b, *bends})) or (0.0,)) for h, b in zip((phi, psi), breaks()))
-            order, reached = choose_order(f, g, largest, target, accepted)
+            slopes = panels.steepness(phi, f.breaks) + panels.steepness(psi, g.breaks) <= 2 * panels.STEEP
+            order, reached = choose_order(f, g, largest, target, accepted, slopes)
             if reached <= accepted:
-                return _by_panels(f, g, order, f"{names}: {order}, breaks {f.breaks}, {g.breaks}")
+                return _by_panels(f, g, order, f"{names}: {order}, breaks {f.breaks}, {g.breaks}", slopes)
         raise ValueError(
             f"expectation of {names}: off by {min(off, reached):.1e} of its size at variance {largest:g}, more than tolerance = "
             f"{accepted:g}. Does it grow faster than exponentials do, oscillate, have more than {panels.MOST_BREAKS} breaks or one beyond "
@@ -300,18 +302,22 @@ def _by_series(f: Phi, g: Phi, grid: Grid, name: str) -> Dual:
     return Dual(jax.jit(value), jax.jit(derivative), jax.jit(error), name)
 
 
-def _by_panels(f: Pieces, g: Pieces, order: Order, name: str) -> Dual:
-    df, dg = (h._replace(f=slope(h.f)) for h in (f, g))
+def _by_panels(f: Pieces, g: Pieces, order: Order, name: str, slopes: bool) -> Dual:
+    def whole(h: Pieces) -> Pieces:
+        return h._replace(f=panels.but_at(panels.poles(h.f, h.breaks), h.f))
+
+    df, dg = (whole(h._replace(f=slope(h.f))) for h in (f, g))
+    f, g = whole(f), whole(g)
     finer = order._replace(outer=order.outer * 3 // 2, inner=order.inner * 3 // 2)
 
     def value(order: Order, *k: Array) -> Array:
         return panels.double_panels(f, g, order, *k)
 
     def derivative(order: Order, *k: Array) -> Array:
-        return panels.double_panels(df, dg, order, *k)
+        return panels.double_panels(df, dg, order, *k) if slopes else jnp.full_like(sum(k), jnp.nan)
 
     def error(*k: Array) -> Array:
-        return jnp.maximum(*(jnp.abs(h(finer, *k) - h(order, *k)) for h in (value, derivative)))
+        return functools.reduce(jnp.maximum, [jnp.abs(h(finer, *k) - h(order, *k)) for h in (value, derivative)[: 1 + slopes]])
 
     return Dual(jax.jit(functools.partial(value, order)), jax.jit(functools.partial(derivative, order)), jax.jit(error), name)
 
@@ -328,33 +334,37 @@ def _cut_off(h: Pieces, variance: float) -> float:
     return 0.0 if at_ends == 0 else at_ends / float(_squared(h, np.array([variance]))[0]) if math.isfinite(at_ends) else math.inf
 
 
-CORRELATIONS = (-1.0, -0.9, -0.3, 0.0, 0.6, 0.99, 1.0)
+CORRELATIONS = (-1.0, -0.9, -0.3, 0.0, 0.6, 0.99, 0.9999, 1 - 1e-5, 1.0)
+"""At which orders are compared. Slopes that jump are hardest near 1, where a sum over one variable bends within a width of the other's."""
 
 
-def choose_order(f: Pieces, g: Pieces, variance: float, target: float, accepted: float) -> tuple[Order, float]:
-    """The lowest of `panels.ORDERS` that agrees with the highest up to this variance, and by how much, relative.
+def choose_order(f: Pieces, g: Pieces, variance: float, target: float, accepted: float, slopes: bool = True) -> tuple[Order, float]:
+    """The lowest of `panels.ORDERS` that agrees with the highest up to this variance, and by how much, relative; for slopes, too, if asked.
 
     Examples
     --------
     >>> relu6 = Pieces(jax.nn.relu6, (0.0, 6.0))
     >>> choose_order(relu6, relu6, 1.0, 1e-7, 1e-6)[0]
-    Order(outer=72, inner=56, sharp=False)
+    Order(outer=104, inner=80, sharp=False)
     """
     few = [(variance, variance), (variance, variance / 50), (variance / 50, variance)]
     table = np.array([(a, r * math.sqrt(a * b), b) for a, b in few for r in CORRELATIONS]).T
     breaks = f.breaks, g.breaks
 
     def by_numpy(f: Phi, g: Phi) -> tuple[Pieces, Pieces]:
-        return Pieces(sampled(f).at, breaks[0]), Pieces(sampled(g).at, breaks[1])
+        one, other = (Pieces(panels.but_at(panels.poles(h, b), sampled(h).at), b) for h, b in zip((f, g), breaks))
+        return one, other
 
-    pairs = [by_numpy(f.f, g.f), by_numpy(slope(f.f), slope(g.f))]
+    pairs = [by_numpy(f.f, g.f), by_numpy(slope(f.f), slope(g.f))][: 1 + slopes]
     *lower, highest = panels.ORDERS
     with np.errstate(all="ignore"):
         scale = np.sqrt([_squared(h, table[0]) * _squared(h2, table[2]) for h, h2 in pairs])
         truth = panels.at_numbers(pairs, highest, *table)
         best = highest, math.inf
         beyond = max(_cut_off(h, variance) for pair in pairs for h in pair)
-        if not np.all(np.isfinite(truth)) or not np.all(np.isfinite(scale)) or not beyond <= accepted:
+        if not np.all(np.isfinite(truth)) or not np.all(np.isfinite(scale)):
+            return highest, math.inf
+        if not beyond <= accepted:
             return highest, beyond
         for order in lower:
             off = np.abs(panels.at_numbers(pairs, order, *table) - truth) / np.where(scale > 0, scale, 1.0)

@@ -17,7 +17,7 @@ from paperjax.limits.expectation import closed, mean, pair
 from paperjax.limits.functions import Form, form_of
 from paperjax.limits.joint import expect
 from paperjax.limits.nodes import Det, Wide
-from paperjax.limits.panels import breaks
+from paperjax.limits.panels import STEEP, breaks
 from paperjax.limits.sampled import sampled, slope
 
 Moments = Array | None
@@ -182,7 +182,13 @@ def _refuse_infinite(run: Moments2, fn: Callable[..., Any], name: bytes) -> None
     for what, f in (("value", fn), ("slope", slope(fn)))[: 2 if tangent else 1]:
         sizes = np.abs(nd.fold(f, points))
         powers = np.diff(np.log(np.maximum(sizes, 1e-300))) / -np.diff(np.log(STEPS))
-        fast = np.all(powers[..., [0, 2]] > 0.49, -1)
+        fast, steep = (np.all(powers[..., [0, 2]] > power, -1) for power in (0.49, STEEP))
+        if what == "slope" and np.any(steep) and not np.any(fast):
+            raise ValueError(
+                f"pj.limit: a function of wide values has a slope that grows near {round(points[steep][0, -1], 4) + 0.0:g} as "
+                f"|h|^-{powers[steep][0, -1]:.2g}: the tangent kernel exists, and its integrals are not found to 1e-10 here. Ask for "
+                "ntk=False, or smooth the function there ((h^2 + 1e-6)^0.4 for |h|^0.8)."
+            )
         if np.any(fast):
             said = {
                 "value": "and so is the NNGP. Smooth the function there.",

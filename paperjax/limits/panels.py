@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -117,6 +118,55 @@ def jumps(pieces: Pieces) -> tuple[float, ...]:
         jump = above - below
     jump = np.where(np.isfinite(jump), jump, 0.0)
     return tuple(float(j) for j in np.where(np.abs(jump) > 1e-9 * (1 + np.abs(above)), jump, 0.0))
+
+
+STEEP = 0.18
+"""Slopes that grow as ``|h - b|^-q`` at a break with q above that are not integrated: ``eps^(1 - 2q)`` of the mean square, more than 1e-10
+of it, lies within a rounding unit eps of the break."""
+
+
+def steepness(phi: Phi, breaks: Sequence[float]) -> float:
+    """The largest q with which a slope grows as ``|h - b|^-q`` at a break b.
+
+    Examples
+    --------
+    >>> round(steepness(lambda h: jnp.abs(h) ** 0.8, (0.0,)), 3), steepness(jnp.abs, (0.0,))
+    (0.2, 0.0)
+    """
+    apart = np.array([1e-10, 1e-6])
+    points = np.asarray(breaks)[:, None, None] + np.array([[-1.0], [1.0]]) * apart
+    with np.errstate(all="ignore"):
+        sizes = np.log(np.maximum(np.abs(sampled(slope(phi)).at(points)), 1e-300))
+    powers = (sizes[..., 0] - sizes[..., 1]) / math.log(apart[1] / apart[0])
+    return float(np.max(powers, initial=0.0, where=np.isfinite(powers)))
+
+
+def poles(f: Phi, breaks: Sequence[float]) -> tuple[float, ...]:
+    """The breaks at which f is infinite, or is no number.
+
+    Examples
+    --------
+    >>> poles(lambda h: jnp.abs(h) ** -0.2, (0.0, 1.0))
+    (0.0,)
+    """
+    with np.errstate(all="ignore"):
+        return tuple(b for b, y in zip(breaks, sampled(f).at(np.array(breaks))) if not np.isfinite(y))
+
+
+def but_at(points: Sequence[float], f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function with 0 in place of poles, where rounding may put a node.
+
+    Examples
+    --------
+    >>> but_at((0.0,), lambda h: 1 / h)(np.array([0.0, 2.0])).tolist()
+    [0.0, 0.5]
+    """
+
+    def without(x: Any) -> Any:
+        xp, at = x.__array_namespace__(), functools.reduce(operator.or_, [x == b for b in points])
+        return xp.where(at, xp.zeros_like(x), f(xp.where(at, x + 1, x)))
+
+    return without if points else f
 
 
 @functools.cache

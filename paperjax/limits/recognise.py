@@ -122,7 +122,8 @@ def recognise(phi: Phi) -> Affine | None:
     """
     x = _points()
     y = sample(phi, x)
-    if y is None or np.isnan(y).any():
+    # A pole among the points (log|h + 1| at -1) would leave no size to compare with; of the forms only an exponential overflows, farther.
+    if y is None or np.isnan(y).any() or not np.isfinite(y[np.abs(x) <= 12]).all():
         return None
     for candidate in _candidates(x, y):
         if agrees(candidate, x, y):
@@ -156,7 +157,7 @@ def agrees(affine: Affine, x: np.ndarray, y: np.ndarray) -> bool:
     same = np.isinf(y) & (sum(values) == y)
     floor = 1e-13 * np.max(np.abs(y[np.abs(x) <= 1]), initial=0.0)
     room = TOLERANCE * sum(np.abs(s) for s in sizes) + floor
-    return bool(np.all(same | (off <= room)))
+    return bool(np.all(same | (np.isfinite(off) & (off <= room))))
 
 
 def _size(base: str, h: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -21,6 +22,7 @@ from paperjax.kernels.store import Block, Store
 from paperjax.layout import peak_bytes
 from paperjax.limits import nodes as nd
 from paperjax.limits.buffers import aligned, empty, turned
+from paperjax.limits.double import in_double
 from paperjax.limits.levels import LEVELS, ordinary, refuse_not_finite, settled
 from paperjax.limits.program import Program, as_tape
 from paperjax.limits.roll import roll, rolled
@@ -70,23 +72,29 @@ def kernels(
     In double precision, whatever the user's flag; in single precision what is of one example alone is in double, and so are pairs of
     outputs that are almost the same, and all that is drawn. In the arrays of the store that `into` makes of their forms, if there is one.
     """
+    up = jax.config.read("jax_enable_x64")
     with nd.usual(True):
         given = [aligned(_in(x)) for x in ((x1,) if x2 is None else (x1, x2))]
         asked = _asked(program, given[0], ntk)
-
-        def tapes_of(which: Program) -> list[Any]:
-            return [_tapes(which, x, ntk) for x in given]
-
         if any(isinstance(x, Tracer) for x in given):
-
-            def at(which: Program) -> tuple[Any, ...]:
-                a, b = (given * 2)[:2], (tapes_of(which) * 2)[:2]
-                return tuple(k.astype(dtype) for k in _grid(pair_step(which, asked, ntk, leaves))(*map(_double, a), *b, None))
-
-            few = ordinary(program, asked, tapes_of)
-            return at(program) if few is None else jax.lax.cond(few, lambda: at(program), lambda: at(program.up_to(LEVELS[-1])))
-        program, tapes = settled(program, asked, tapes_of)
+            traced = functools.partial(_of_traced, program, asked, ntk, leaves, dtype)
+            return traced(*given) if up else in_double(traced, *given)
+        program, tapes = settled(program, asked, lambda which: [_tapes(which, x, ntk) for x in given])
         return _tiled(program, given, tapes, x2 is None, ntk, leaves, dtype, max_bytes, progress, devices, into)
+
+
+def _of_traced(program: Program, asked: Sequence[Any], ntk: bool, leaves: bool, dtype: Any, *given: Any) -> tuple[Any, ...]:
+    """The kernels as one function of examples that are traced."""
+
+    def tapes_of(which: Program) -> list[Any]:
+        return [_tapes(which, x, ntk) for x in given]
+
+    def at(which: Program) -> tuple[Any, ...]:
+        a, b = (list(given) * 2)[:2], (tapes_of(which) * 2)[:2]
+        return tuple(k.astype(dtype) for k in _grid(pair_step(which, asked, ntk, leaves))(*map(_double, a), *b, None))
+
+    few = ordinary(program, asked, tapes_of)
+    return at(program) if few is None else jax.lax.cond(few, lambda: at(program), lambda: at(program.up_to(LEVELS[-1])))
 
 
 def _in(x: Any) -> Any:

@@ -110,6 +110,21 @@ def test_in_x_there_is_a_gradient():
     assert np.abs(slope).max() > 0.1
 
 
+def test_under_a_trace_without_the_flag_it_is_rounded_at_the_end():
+    """What a finite depth lacks is the difference of two kernels times the depth: of single ones it was off by 1e-4."""
+    x = X.astype(np.float32)
+    wanted = depth_limit(stream(), x.astype(np.float64), at=32, ntk=False)
+    with jax.enable_x64(False):
+        value = lambda x: depth_limit(stream(), x, at=32, ntk=False)  # noqa: E731
+        found = jax.jit(value)(jnp.asarray(x))
+        slope = jax.jit(jax.grad(lambda x: value(x).nngp[0, 0]))(jnp.asarray(x))
+    for got, exact in ((found.nngp, wanted.nngp), (found.nngp_error, wanted.nngp_error)):
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, exact, rtol=3e-7)
+    # q(1) = e q(0), and q(0) = |x|^2 / 2; the extrapolation is off by 1e-6 at this depth.
+    np.testing.assert_allclose(slope[0], math.e * x[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [

@@ -91,6 +91,8 @@ def test_spellings(spelling):
         lambda x: x**9,
         lambda x: (jax.nn.relu(x.astype(jnp.float32)) * jnp.float32(0.1)).astype(x.dtype),
         jnp.log,
+        lambda x: jnp.log(jnp.abs(x + 1)),
+        lambda x: 1 + jnp.abs(x - 1) ** -0.25,
         jax.nn.softmax,
         jnp.sum,
         lambda x: x > 0,

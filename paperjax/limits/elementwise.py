@@ -86,8 +86,6 @@ def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axe
         return total
     if name in ("square", "integer_pow") and _power(fn, name) == 2:
         return multiplied(operands[0], operands[0], axes)  # type: ignore[arg-type]
-    if name == "stop_gradient":
-        raise NotImplementedError("a gradient that is stopped at wide values: the tangent kernel of the rest is not followed.")
     if name in ("max", "min") and all(wide) and all(map(fl.is_gaussian, operands)) and live_fields(operands) > 1:  # type: ignore[arg-type]
         # max(u, v) = (u + v + |u - v|) / 2, whose terms have closed forms.
         u, v = (st.same(node, axes) for node in operands)  # type: ignore[arg-type]

@@ -202,6 +202,12 @@ def limit(
             "than that of what it computes (a straight-through estimator, a gradient that is reversed or clipped): the tangent kernel "
             "follows the function itself. Ask for ntk=False, or take the limit of the network with that function's own derivative."
         )
+    if wants and program.stopped:
+        raise NotImplementedError(
+            "pj.limit: primitive stop_gradient: a gradient is stopped at a leaf or at wide values, and the tangent kernel of the rest is "
+            "not followed. Freeze a leaf that is not trained (pj.Frozen) in place of stopping its gradient, or ask for ntk=False: what "
+            "the network computes at init does not depend on it."
+        )
     if wants and fl.is_bent(program.output):
         raise ValueError(
             "pj.limit: a nonlinear function of the readout is the output (tanh, sigmoid, a square, a product), whose slope is that of a "

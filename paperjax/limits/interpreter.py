@@ -51,6 +51,8 @@ class Interpreter:
         """Leaves that all coordinates share (a learned scalar): what training does to them stays random."""
         self.by_hand: dict[str | None, None] = {}
         """Functions of wide values, in turn, whose derivative was written by hand and is another than theirs."""
+        self.stopped: set[int | None] = set()
+        """Leaves at which a gradient is stopped; ``None`` for values made of them."""
         self.alike, self.derivatives = Numbers(), dict[int, str | None]()
         self.kept_alive: list[object] = []
         self.noises: list[tuple[str, Det, tuple[Loop, ...]]] = []

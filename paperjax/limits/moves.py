@@ -159,12 +159,20 @@ def reduce_sum(node: Node, dimensions: Sequence[int]) -> Node:
         noise = node.noise if node.noise is None or count == 1 else det((), lambda a: count * a, node.noise)
         return det(after, total, node, noise=noise)
     assert isinstance(node, Wide)
+    if count > 1 and not grows and any(atom.grows for i, axis in enumerate(axes) if i not in dimensions for atom in axis):
+        raise NotImplementedError(
+            f"a sum over {count} independent coordinates of each of those of a growing axis (parts that one leaf holds side by side, as of "
+            "nn.vmap, are added), which is not followed. Give each part a leaf of its own, and add them."
+        )
     if count > 1 and not grows:
         raise NotImplementedError(f"a sum over {count} independent coordinates, whose number does not grow, so that it stays random.")
     if not grows:
         return apply(node, Moved(after, total, False)) if isinstance(node, nd.Mixed) else nd.Linear(after, node, total, (), False)
     if any(atom.kind == "iid" for i, axis in enumerate(axes) if i not in dimensions for atom in axis if atom.grows):
-        raise NotImplementedError("a sum over one of two growing axes.")
+        raise NotImplementedError(
+            "a sum over one of two growing axes. (Of a matrix of weights, to normalise it: weight normalisation or standardisation is not "
+            "followed. Each norm settles: take the limit without it, entries being of variance 1 / fan_in.)"
+        )
     if fl.centred(node):
         value = Det(after, const=nd.fold(lambda: jnp.zeros(rep_shape(after))))
     else:

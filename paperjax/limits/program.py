@@ -117,6 +117,9 @@ class Program:
         Leaves that all coordinates share, whose part of the tangent kernel stays random.
     by_hand
         Names of functions whose derivative was written by hand and is another than theirs, so that the tangent kernel is not followed.
+    stopped
+        Whether a gradient is stopped at a leaf that is trained or at a wide value (``lax.stop_gradient``), which the tangent kernel does
+        not follow.
     """
 
     def __init__(
@@ -134,7 +137,7 @@ class Program:
         self.noises = reader.noises
         self.made: dict[Any, Any] = {}
         self.shared = tuple(here.paths[i] for i in sorted(reader.shared) if here.rates[i])
-        self.by_hand = tuple(map(str, reader.by_hand))
+        self.by_hand, self.stopped = tuple(map(str, reader.by_hand)), any(i is None or here.rates[i] for i in reader.stopped)
         self.cache, self.draws, self.largest = cache, draws, LARGEST
 
     def _variance(self, leaf: Any) -> float:

@@ -23,6 +23,7 @@ class Reader(Protocol):
 
     laws: Any
     draws: bool
+    stopped: set[int | None]
 
     def node(self, value: Value, like: Axes | None = None) -> Node:
         """See there."""
@@ -248,12 +249,13 @@ def _gather(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: A
 
 
 def _stop_gradient(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
-    node = reader.node(operands[0])
-    if isinstance(node, Wide):
-        if reader.draws:
-            return nd.Drawn(node.axes, lax.stop_gradient, (node,))
-        raise NotImplementedError("a gradient that is stopped at wide values: the tangent kernel of the rest is not followed.")
-    return node
+    (value,) = operands
+    if isinstance(value, Wide) and reader.draws:
+        return nd.Drawn(value.axes, lax.stop_gradient, (value,))
+    if not isinstance(value, Det):
+        # What the network computes is not changed by it.
+        reader.stopped.add(value.leaf if isinstance(value, View) else None)
+    return value
 
 
 RULES = {

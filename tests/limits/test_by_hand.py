@@ -92,3 +92,21 @@ def test_the_tangent_kernel_of_another_derivative_is_refused(name):
 def test_outputs_at_init_do_not_depend_on_it():
     ours, sign = (limit(network(phi), VECTORS, ntk=False).nngp for phi in (straight_through, jnp.sign))
     np.testing.assert_array_equal(ours, sign)
+
+
+@pytest.mark.parametrize("at", ["value", "leaf"])
+def test_a_gradient_that_is_stopped(at):
+    """The outputs at init do not depend on it, and the tangent kernel is refused."""
+
+    def net(stop):
+        def forward(draw, x, n):
+            u = draw(x.shape[1], n)
+            h = dense(draw, jax.nn.relu(x @ (stop(u) if at == "leaf" else u)), n)
+            return dense(draw, h + (stop if at == "value" else jnp.asarray)(jax.nn.relu(h)), 1)
+
+        return plain(forward)
+
+    ours, free = (limit(net(stop), VECTORS[:2], ntk=False).nngp for stop in (jax.lax.stop_gradient, jnp.asarray))
+    np.testing.assert_array_equal(ours, free)
+    with pytest.raises(NotImplementedError, match=r"stop_gradient: .*pj.Frozen.*ntk=False"):
+        limit(net(jax.lax.stop_gradient), VECTORS[:2])

@@ -112,6 +112,16 @@ def random_gate(draw, x, n):
     return dense(draw, jax.nn.relu(h) * (jnp.sum(h * g, 1, keepdims=True) / n**0.5), 1)
 
 
+def added_parts_of_one_leaf(draw, x, n):
+    h = jnp.tanh(jnp.einsum("bi,pij->pbj", jax.nn.relu(dense(draw, x, n)), draw(3, n, n)) / n**0.5)
+    return dense(draw, h.sum(0), 1)
+
+
+def weight_normalisation(draw, x, n):
+    w = draw(n, n)
+    return dense(draw, jnp.tanh(jax.nn.relu(dense(draw, x, n)) @ (w / jnp.linalg.norm(w, axis=0, keepdims=True))), 1)
+
+
 def random_shift(draw, x, n):
     h = dense(draw, x, n)
     return dense(draw, jax.nn.relu(h + jnp.sum(h, 1, keepdims=True) / n**0.5), 1)
@@ -173,6 +183,8 @@ NETWORKS = {
     "attention over sqrt(d)": (root_attention, SENTENCES, ValueError, r"stays random.*1/sqrt\(d\) do; scaled by 1/d they settle"),
     "readout tied to the embedding": (tied_readout, TOKENS, NotImplementedError, r"\[0\].*the other way round.*embedding table.*Untie"),
     "a matrix and its transpose": (transposed, VECTORS, NotImplementedError, r"\[2\].*the other way round.*transpose"),
+    "parts of one leaf that are added": (added_parts_of_one_leaf, VECTORS, NotImplementedError, r"3 independent.*a leaf of its own"),
+    "weight normalisation": (weight_normalisation, VECTORS, NotImplementedError, r"weight normalisation.*variance 1 / fan_in"),
     "max pooling": (max_pooling, IMAGES, NotImplementedError, r"reduce_window_max.*max pooling"),
     "maximum over positions": (global_maximum, IMAGES, NotImplementedError, r"reduce_max.*max pooling"),
     "dropout": (dropout, VECTORS, NotImplementedError, r"random key|dropout"),

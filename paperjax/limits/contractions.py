@@ -92,7 +92,7 @@ def refuse_mean(law: LeafLaw) -> None:
         raise ValueError(
             f"pj.limit: {law.path}: init does not draw this matrix (its entries are given numbers, loaded or made by NumPy), so it has no "
             "law. Draw it by jax.random, or declare its law, the variance being that of one entry: "
-            f'laws={{"{law.path}": pj.limits.normal(1 / fan_in)}}.'
+            f'laws={{"{law.path}": pj.limits.normal(1 / fan_in)}}, or, where that is the width, laws=lambda width: {{"{law.path}": ...}}.'
         )
     if law.mean:
         raise NotImplementedError(

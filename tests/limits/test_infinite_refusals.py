@@ -330,6 +330,15 @@ CALLS = {
     "no size left": (dict(x1=VECTORS, sizes=dict(width=3)), ValueError, r"no size is left"),
     "an unknown part": (dict(x1=VECTORS, per="layer"), ValueError, r'per = \'layer\': it is None or "leaf"'),
     "an unknown precision": (dict(x1=VECTORS, dtype="float16"), ValueError, r"float16.*float64"),
+    "a fractional width": (dict(x1=VECTORS, at=dict(width=1.5)), TypeError, r"at names width = 1\.5.*whole number"),
+    "one name": (dict(x1=VECTORS, wide="width"), TypeError, r"one name.*wide=\['width'\]"),
+    "no name": (dict(x1=VECTORS, wide=[]), ValueError, r"wide=\[\] names none"),
+    "a width of two kinds": (dict(x1=VECTORS, wide=["width"], sizes=dict(width=5)), ValueError, r"wide and sizes both name 'width'"),
+    "a base without a plan": (dict(x1=VECTORS, base=dict(width=64)), ValueError, r"no parametrization= is given"),
+    "Adam without a plan": (dict(x1=VECTORS, optimizer="adam"), ValueError, r"of gradient descent; Adam.*ntk=False"),
+    "an unknown optimizer": (dict(x1=VECTORS, optimizer="sdg"), ValueError, r"optimizer 'sdg'.*Did you mean 'sgd'"),
+    "a list": (dict(x1=VECTORS.tolist()), TypeError, r"x1 is a list.*jnp\.asarray"),
+    "tokens for a dense layer": (dict(x1=np.arange(3)), (TypeError, ValueError), r"fails on examples of shape \(\) and dtype int.*\(N, \*features\)"),
     "no base": (dict(x1=VECTORS, parametrization=pj.ntp), ValueError, r"needs base=dict\(width="),
 }  # fmt: skip
 

@@ -1,6 +1,5 @@
 """What `limit` is asked, looked at before anything is traced: batches, sizes, draws, options."""
 
-import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -86,7 +85,7 @@ def drawn(key: Any, samples: Any) -> Draws | None:
         return None
     if not hasattr(key, "dtype"):
         raise TypeError(f"pj.limit: key = {key!r} is no key of random numbers. Make one: jax.random.key(0).")
-    if isinstance(samples, bool) or not isinstance(samples, int | float | np.number) or not math.isfinite(samples) or samples % 1:
+    if isinstance(samples, bool) or not isinstance(samples, int | float | np.number) or not float(samples).is_integer():
         raise TypeError(f"pj.limit: samples = {samples!r} is no whole number.")
     if samples < 2 * GROUPS:
         raise ValueError(f"pj.limit: samples = {samples}; for a standard error give at least {2 * GROUPS}, and thousands for a percent.")

@@ -25,7 +25,7 @@ def argument_names(fn: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, 
     (('width',), ('depth',))
     """
     required, optional = [], []
-    for name, parameter in inspect.signature(fn).parameters.items():
+    for name, parameter in _signature(fn).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         (required if parameter.default is parameter.empty else optional).append(name)
@@ -53,6 +53,16 @@ def call_by_name(fn: Callable[..., Any], given: Mapping[str, Any], what: str) ->
             f"{', '.join(sorted(given)) or 'nothing so far'}. Give the missing name a default, or add it as an axis of the grid."
         )
     return fn(**{name: given[name] for name in (*required, *optional) if name in given})
+
+
+def _signature(fn: Callable[..., Any]) -> inspect.Signature:
+    """Of a class that its metaclass calls with anything (Flax nnx), that of its ``__init__``."""
+    found = inspect.signature(fn)
+    anything = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in found.parameters.values())
+    if not (inspect.isclass(fn) and found.parameters and anything):
+        return found
+    own = inspect.signature(fn.__init__)
+    return own.replace(parameters=list(own.parameters.values())[1:])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -62,3 +62,17 @@ def test_nearest_names_what_was_meant(name, meant):
 
 def test_nearest_does_not_guess_when_nothing_is_near():
     assert nearest("zzz", ["width", "depth"]) == "Known: depth, width."
+
+
+def test_a_class_that_its_metaclass_calls_with_anything_takes_what_its_init_does():
+    """Flax nnx."""
+
+    class Meta(type):
+        def __call__(cls, *args, **kwargs):
+            return super().__call__(*args, **kwargs)
+
+    class Net(metaclass=Meta):
+        def __init__(self, width, depth=2, *, rngs):
+            self.sizes = width, depth
+
+    assert argument_names(Net) == (("width", "rngs"), ("depth",))

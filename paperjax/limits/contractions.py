@@ -91,8 +91,9 @@ def refuse_mean(law: LeafLaw) -> None:
     if math.isnan(law.mean):
         raise ValueError(
             f"pj.limit: {law.path}: init does not draw this matrix (its entries are given numbers, loaded or made by NumPy), so it has no "
-            "law. Draw it by jax.random, or declare its law, the variance being that of one entry: "
-            f'laws={{"{law.path}": pj.limits.normal(1 / fan_in)}}.'
+            "law. Draw it by jax.random (an nnx module in the family, of its rngs: lambda width, rngs: Net(width, rngs=rngs)), or declare "
+            "its law, the variance being that of one entry: "
+            f'laws={{"{law.path}": pj.limits.normal(1 / fan_in)}}, or, where that is the width, laws=lambda width: {{"{law.path}": ...}}.'
         )
     if law.mean:
         raise NotImplementedError(

@@ -13,12 +13,12 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from paperjax.binding import argument_names, nearest
 from paperjax.devices import device_budget, devices_of, keep_freed_memory
 from paperjax.kernels.store import Store, fingerprint, trace_fingerprint
 from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
 from paperjax.limits import program as pg
+from paperjax.limits.asked import WIDTH, batches, declared, drawn, named, of_gradient_descent, options, widths
 from paperjax.limits.audit import audit, audit_noise, check_result
 from paperjax.limits.draws import GROUPS, Draws
 from paperjax.limits.laws import Law
@@ -26,10 +26,6 @@ from paperjax.limits.program import Program
 from paperjax.limits.tiles import kernels
 from paperjax.model import Family, batch_form, family
 from paperjax.parametrization import Parametrization, plan
-from paperjax.parametrization.factors import rule_of
-
-WIDTH = 1024
-"""Where a network is traced if nothing else is said; nothing of that size is allocated."""
 
 
 class Limit(NamedTuple):
@@ -75,7 +71,7 @@ def limit(
     parametrization: Parametrization | None = None,
     base: Mapping[str, Any] | None = None,
     optimizer: Any = "sgd",
-    laws: Mapping[str, Law] | None = None,
+    laws: Mapping[str, Law] | Callable[..., Mapping[str, Law]] | None = None,
     gaussian: bool = False,
     ntk: bool = True,
     per: str | None = None,
@@ -113,7 +109,8 @@ def limit(
         counts with its factor of the learning rate. A network of standard parametrization has no finite tangent kernel under one
         learning rate; under ``pj.ntp`` it has.
     laws
-        ``{path: pj.limits.normal(variance)}`` for leaves whose law ``init`` does not tell, the variance at the width that is traced.
+        ``{path: pj.limits.normal(variance)}`` for leaves whose law ``init`` does not tell, or that are to have another; such a law is that
+        of every width. Where a variance falls with the width, a function of sizes, ``lambda width: {path: pj.limits.normal(2 / width)}``.
     gaussian
         Take the Gaussian of equal variance for leaves that are drawn otherwise and whose law survives in the limit (a truncated normal
         first layer).
@@ -167,29 +164,20 @@ def limit(
     ([[1.0, 0.3183], [0.3183, 1.0]], [[2.0, 0.3183], [0.3183, 2.0]])
     """
     described = dict(sizes=sizes, wide=wide, at=at, parametrization=parametrization, base=base, laws=laws, key=key, samples=samples)
-    _check(x1, "x1", None)
-    if x2 is not None:
-        _check(x2, "x2", x1)
-    if per not in (None, "leaf"):
-        raise ValueError(f'per = {per!r}: it is None or "leaf".')
-    if dtype not in ("float64", "float32"):
-        raise ValueError(f'dtype = {dtype!r}: "float64", or "float32" for speed.')
+    x1, x2 = batches(x1, x2)
+    rule = options(parametrization, base, optimizer, ntk, per, dtype, max_bytes)
     devices = devices_of(mesh, "limit", x1, x2)
     if isinstance(fam, Program):
         program, wider = _again(fam, x1, described), None
     else:
         fam = fam if isinstance(fam, Family) else family(fam)
-        widths = _widths(fam, dict(sizes or {}), wide, dict(at or {}))
-        if parametrization is not None and base is None:
-            raise ValueError("a parametrization needs base=dict(width=...), the network that was tuned; see pj.plan.")
-        if parametrization is not None and ntk and rule_of(optimizer) != "sgd":
-            raise ValueError(
-                "pj.limit: a tangent kernel is of gradient descent; Adam and its like divide by the size of the gradient, so what they do "
-                'to the output is no sum of products of gradients. Ask for ntk=False, or optimizer="sgd".'
-            )
-        forms, draws = batch_form(x1), _draws(key, samples)
-        program, wider = _programs(fam, forms, dict(sizes or {}), widths, parametrization, base, optimizer, laws, gaussian, draws)
+        finite = named("sizes", sizes)
+        growing = widths(fam, finite, wide, named("at", at))
+        forms, draws = batch_form(x1), drawn(key, samples)
+        program, wider = _programs(fam, forms, finite, growing, parametrization, base, (optimizer, rule), laws, gaussian, draws)
     wants = ntk and any(program.rates)
+    if wants:
+        of_gradient_descent(program.rule)
     if wants and program.shared:
         raise ValueError(
             f"pj.limit: {', '.join(program.shared)}: all coordinates share this leaf (a learned scale), so its part of "
@@ -270,17 +258,6 @@ def _files(
     return into
 
 
-def _draws(key: Any, samples: int | None) -> Draws | None:
-    if (key is None) != (samples is None):
-        raise ValueError("pj.limit: Monte Carlo needs both key= and samples=.")
-    if key is None or samples is None:
-        return None
-    if samples < 2 * GROUPS:
-        raise ValueError(f"pj.limit: samples = {samples}; for a standard error give at least {2 * GROUPS}, and thousands for a percent.")
-    with jax.ensure_compile_time_eval():
-        return Draws(jax.random.split(key, GROUPS), samples // GROUPS)
-
-
 def _estimates(found: tuple[Any, ...], program: Program, leaves: bool) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Means over groups of draws, and their standard errors."""
     means, errors, numpy = [], [], jnp if any(isinstance(k, Tracer) for k in found) else np
@@ -297,9 +274,12 @@ def _again(program: Program, x: Any, described: Mapping[str, Any]) -> Program:
     told = [name for name, value in described.items() if value is not None]
     if told:
         raise ValueError(f"pj.limit: {', '.join(told)} would describe a network, and a program is one already. Give the family instead.")
-    shape = program.traced.jaxpr.in_avals[-1].shape[1:]
+    form = program.traced.jaxpr.in_avals[-1]
+    shape = form.shape[1:]
     if tuple(x.shape[1:]) != shape:
         raise ValueError(f"x1 has examples of shape {tuple(x.shape[1:])}, and the program was traced for {shape}. Give the family instead.")
+    if jnp.issubdtype(form.dtype, jnp.floating) != jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x1 is of {x.dtype}, and the program was traced for {form.dtype}. Convert it, or give the family instead.")
     return program
 
 
@@ -311,46 +291,18 @@ def _for_the_user(found: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(k.astype(jnp.float32) if isinstance(k, Tracer) else k for k in found)
 
 
-def _check(x: Any, name: str, like: Any) -> None:
-    if not hasattr(x, "shape") or (len(x.shape) < 2 and not jnp.issubdtype(x.dtype, jnp.integer)):
-        raise TypeError(f"{name} is not a batch of examples, (N, *features): give x[None] for one example.")
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise TypeError(f"{name} is of {x.dtype}, and a limit is of real examples. Give real and imaginary parts as two features.")
-    if x.shape[0] == 0:
-        raise ValueError(f"{name} has no examples: its shape is {tuple(x.shape)}.")
-    if like is not None and tuple(x.shape[1:]) != tuple(like.shape[1:]):
-        raise ValueError(f"x1 has examples of shape {tuple(like.shape[1:])}, and x2 of {tuple(x.shape[1:])}: they go into one network.")
-    if not isinstance(x, Tracer) and jnp.issubdtype(x.dtype, jnp.floating) and not np.isfinite(np.asarray(x)).all():
-        bad = int(np.argwhere(~np.isfinite(np.asarray(x)))[0][0])
-        raise ValueError(f"{name} has a NaN or an infinity, the first in example {bad}. Fill or leave out missing values.")
-
-
-def _widths(fam: Family, sizes: dict[str, Any], wide: Sequence[str] | None, at: dict[str, Any]) -> dict[str, int]:
-    """The sizes that go to infinity, with the values at which they are traced first."""
-    for which, names in (("sizes", sizes), ("at", at), ("wide", wide or ())):
-        for name in names:
-            if name not in fam.sizes:
-                raise ValueError(f"{which} names {name!r}, and the family takes no such size. {nearest(name, fam.sizes)}")
-    required, _ = argument_names(fam.make)
-    names = list(wide) if wide is not None else [name for name in fam.sizes if name in required and name not in sizes and name != "seed"]
-    if not names:
-        names = [name for name in fam.sizes if name not in sizes]
-    if not names:
-        raise ValueError("no size is left to go to infinity: sizes=... names all that the family takes. Leave the width out of it.")
-    return {name: int(at.get(name, WIDTH)) for name in names}
-
-
 def _programs(
     fam: Family, x: Any, sizes: dict[str, Any], widths: dict[str, int], scheme: Parametrization | None, base: Mapping[str, Any] | None,
-    optimizer: Any, laws: Mapping[str, Law] | None, gaussian: bool, draws: Draws | None,
+    optimizer: tuple[Any, str], laws: Any, gaussian: bool, draws: Draws | None,
 ) -> tuple[Program, Program]:  # fmt: skip
     def traced(times: int) -> pg.Traced:
         target = {**sizes, **{name: n * times for name, n in widths.items()}}
+        known = declared(laws, target)
         if scheme is None:
-            return pg.trace_one(pg.family_at(fam, target), x, laws, None)
-        planned = plan(fam, scheme, base={**sizes, **(base or {})}, target=target, optimizer=optimizer, x=x)
+            return pg.trace_one(pg.family_at(fam, target), x, known, None)
+        planned = plan(fam, scheme, base={**sizes, **(base or {})}, target=target, optimizer=optimizer[0], x=x)
         rates = {leaf.path: leaf.factors.learning_rate for leaf in planned.leaves}
-        return pg.trace_one(planned.model, x, laws, rates)
+        return pg.trace_one(planned.model, x, known, rates)
 
     here, twice, four = (traced(times) for times in (1, 2, 4))
     _refuse_no_width(here, twice, widths)
@@ -358,14 +310,14 @@ def _programs(
     sampled = [here.laws, twice.laws]
     if any(_odd(a, b) for a, b in zip(here.laws, twice.laws)) and scheme is None:
         first = next(iter(widths.values()))
-        far = [pg.trace_one(pg.family_at(fam, {**sizes, **{k: n * (d // WIDTH) for k, n in widths.items()}}), x, laws, None) for d in deep]
+        far = [traced(d // WIDTH) for d in deep]
         samples, at = [*sampled, *(t.laws for t in far)], [first, 2 * first, *(first * (d // WIDTH) for d in deep)]
     else:
         first = next(iter(widths.values()))
         samples, at = [*sampled, four.laws], [first, 2 * first, 4 * first]
     cache: dict[Any, Any] = {}
     made = [
-        Program(t, other, pg.effective_variances(samples, at, first * k), gaussian, cache, draws)
+        Program(t, other, pg.effective_variances(samples, at, first * k), gaussian, cache, draws, "sgd" if scheme is None else optimizer[1])
         for t, other, k in ((here, twice, 1), (twice, four, 2))
     ]
     return made[0], made[1]

@@ -164,10 +164,12 @@ class Interpreter:
     def _converted(self, eqn: Any, value: Value) -> Value:
         target = eqn.params["new_dtype"]
         if isinstance(value, (View, Spread)) or jnp.issubdtype(target, jnp.floating) == _floating(eqn.invars[0]):
-            return value if isinstance(value, (View, Spread)) or jnp.issubdtype(target, jnp.floating) else self._cast(value, target)
-        return self._cast(value, target)
+            return value if isinstance(value, (View, Spread)) or jnp.issubdtype(target, jnp.floating) else self.cast(value, target)
+        return self.cast(value, target)
 
-    def _cast(self, node: Node, target: Any) -> Node:
+    def cast(self, node: Node, target: Any) -> Node:
+        """A value in another dtype; floating-point ones are those that the kernels are computed in."""
+
         def cast(a: Any) -> Any:
             return jnp.asarray(a).astype(jnp.zeros(()).dtype if jnp.issubdtype(target, jnp.floating) else target)
 

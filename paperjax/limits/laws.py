@@ -252,7 +252,8 @@ def leaf_laws(model: Model, x: Any, declared: Mapping[str, Law] | None = None) -
         paste = ", ".join(f'"{path}": pj.limits.normal({_variance(found[path][0].shape)})' for path in wrong)
         raise ValueError(
             f"The law of {len(wrong)} of the {len(found)} leaves cannot be taken from init.{lines}\nDeclare what is so, the variance being "
-            f"that of one entry: laws={{{paste}}}. Or draw entries independently, each leaf with a key of its own, by jax.random.normal or "
+            f"that of one entry: laws={{{paste}}}; for pj.limit, where it falls with the width, laws=lambda width: {{...}}. "
+            "Or draw entries independently, each leaf with a key of its own, by jax.random.normal or "
             "jax.nn.initializers."
         )
     return {path: declared.get(path) or _law(value) for path, (_, value) in found.items()}

@@ -45,8 +45,15 @@ class Traced:
 def trace_one(model: Model, x: jax.ShapeDtypeStruct, declared: Mapping[str, Law] | None, rates: Rates | None) -> Traced:
     """Trace a network for one example; nothing is allocated."""
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    params = jax.eval_shape(model.init, jax.random.key(0), one)
-    met = coupling(model.apply, params, x)
+    try:
+        params = jax.eval_shape(model.init, jax.random.key(0), one)
+        met = coupling(model.apply, params, x)
+    except (TypeError, ValueError) as error:
+        # JAX's own subclasses are made of tracers.
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(
+            f"pj.limit: the network fails on examples of shape {tuple(x.shape[1:])} and dtype {x.dtype}: {error} Are x1 and x2 batches "
+            "(N, *features) of what it takes, tokens as whole numbers?"
+        ) from error
     # Numbers that are drawn are refused by name where they come in.
     if met is not None and not met.startswith("random_"):
         raise ValueError(
@@ -120,11 +127,15 @@ class Program:
     stopped
         Whether a gradient is stopped at a leaf that is trained or at a wide value (``lax.stop_gradient``), which the tangent kernel does
         not follow.
+    rule
+        The rule of the optimizer that `rates` are of, ``"sgd"`` or another.
     """
 
     def __init__(
-        self, here: Traced, other: Traced, variances: Sequence[float], gaussian: bool, cache: dict[Any, Any], draws: Draws | None
-    ) -> None:
+        self, here: Traced, other: Traced, variances: Sequence[float], gaussian: bool, cache: dict[Any, Any], draws: Draws | None,
+        rule: str = "sgd",
+    ) -> None:  # fmt: skip
+        self.rule = rule
         self.paths, self.variances, self.rates = here.paths, tuple(variances), here.rates
         laws = [_leaf_law(path, law, v, gaussian) for path, law, v in zip(here.paths, here.laws, variances)]
         reader = Interpreter(laws, draws is not None)
@@ -301,7 +312,9 @@ def family_at(fam: Family, sizes: Mapping[str, Any]) -> Model:
         return fam(**sizes)
     except (TypeError, ValueError) as error:
         named = ", ".join(f"{name}={value}" for name, value in sizes.items())
-        raise type(error)(f"pj.limit: the family fails at {named}: {error} Choose the widths that are traced with at=dict(...).") from error
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(
+            f"pj.limit: the family fails at {named}: {error} Choose the widths that are traced with at=dict(...)."
+        ) from error
 
 
 def effective_variances(laws: Sequence[tuple[Law | None, ...]], widths: Sequence[int], at: int) -> list[float]:
@@ -364,4 +377,7 @@ def why(name: str, power: float) -> str:
             "The output at init fades: a readout over 1/n, as in muP and mean field, where features move and no kernel that stays fixed "
             "describes training. For kernels take parametrization=pj.ntp. Or is a sum over the width scaled by 1/n?"
         )
-    return "Is a sum over the width not scaled by 1/sqrt(n)?"
+    return (
+        "Is a sum over the width not scaled by 1/sqrt(n)? Or does laws= declare one variance for all widths? Where it falls with the "
+        "width, give a function of it: laws=lambda width: {path: pj.limits.normal(1 / width)}."
+    )

@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -34,6 +35,10 @@ class Reader(Protocol):
         ...
 
     def settled(self, node: Node, where: str) -> Node:
+        """See there."""
+        ...
+
+    def cast(self, node: Node, target: Any) -> Node:
         """See there."""
         ...
 
@@ -199,6 +204,11 @@ def _dot_general(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_:
     contracted, batch = eqn.params["dimension_numbers"]
     left, right = operands
     leaves = [isinstance(value, View) for value in operands]
+    made = eqn.outvars[0].aval.dtype
+    if jnp.issubdtype(made, jnp.floating):
+        # A product takes whole numbers as they are, whose own products would be whole, and overflow.
+        mixed = [not leaf and not jnp.issubdtype(var.aval.dtype, jnp.floating) for leaf, var in zip(leaves, eqn.invars)]
+        left, right = operands = [reader.cast(reader.node(w), made) if whole else w for w, whole in zip(operands, mixed)]
     if all(leaves):
         raise NotImplementedError("a product of two leaves (a low-rank or a generated weight): its entries are not independent.")
     if any(leaves):

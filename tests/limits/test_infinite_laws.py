@@ -223,3 +223,22 @@ def test_a_recurrent_cell_of_flax():
         ours = limit(Cell, SENTENCES.astype(np.float32), ntk=False)
     # Flax draws and traces in float32.
     np.testing.assert_allclose(ours.nngp, limit(plain(plainly), SENTENCES, ntk=False).nngp, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_whole_numbers_of_a_dense_layer_are_those_numbers(dtype):
+    """A product takes them as they are; those of 8 bits overflow where two of them are multiplied."""
+
+    def net(draw, x, n):
+        w = draw(5, n)
+        h = jax.lax.dot_general(x, w, (((1,), (0,)), ((), ())), preferred_element_type=w.dtype)
+        return dense(draw, jax.nn.relu(h), 1)
+
+    x = (np.arange(15).reshape(3, 5) * 17).astype(dtype)
+    floating = x.astype(np.float32)
+    found, expected = limit(plain(net), x), limit(plain(net), floating)
+    np.testing.assert_allclose(found.nngp, expected.nngp, rtol=1e-12)
+    np.testing.assert_allclose(found.ntk, expected.ntk, rtol=1e-12)
+    beside = limit(expected.program, floating, x[:2])
+    np.testing.assert_allclose(beside.ntk, expected.ntk[:, :2], rtol=1e-12)
+    np.testing.assert_allclose(limit(plain(net), x[:2], floating, ntk=False).nngp, expected.nngp[:2], rtol=1e-12)

@@ -167,6 +167,11 @@ def finite_layer(draw, x, n):
     return dense(draw, jnp.tanh(dense(draw, jnp.tanh(dense(draw, x, n)), 7)), 1)
 
 
+def largest_of_three(draw, x, n):
+    a, b, c = (dense(draw, x, n) for _ in range(3))
+    return dense(draw, jnp.maximum(jnp.maximum(a, b), c), 1)
+
+
 def branch(draw, x, n):
     h = dense(draw, x, n)
     return dense(draw, h * 2 if n > 1024 else h - jnp.mean(h, 1, keepdims=True), 1)
@@ -203,6 +208,7 @@ NETWORKS = {
     "the sign of a mean of zero": (sign_of_a_mean, VECTORS, ValueError, "what a sign takes for its mean.*stays random"),
     "a choice by a mean of zero": (where_a_mean, SENTENCES, ValueError, "what a gt takes for its mean.*stays random"),
     "the largest mean": (position_of_largest_mean, SENTENCES, NotImplementedError, "primitive argmax.*ties are broken"),
+    "six fields at once": (largest_of_three, VECTORS, NotImplementedError, r"over 6 fields at once.*opt in to Monte Carlo.*samples=4096"),
     "a branch on the width": (branch, VECTORS, NotImplementedError, r"trace.*changes with its width.*reduce_sum at.*mul at"),
     "a finite layer behind a wide one": (finite_layer, VECTORS, NotImplementedError, r"\[4\].*behind a layer that does"),
     "a readout that grows": (lambda draw, x, n: dense(draw, x, n), VECTORS, NotImplementedError, r"output itself grows.*finite readout"),
@@ -342,6 +348,15 @@ CALLS = {
     "no size left": (dict(x1=VECTORS, sizes=dict(width=3)), ValueError, r"no size is left"),
     "an unknown part": (dict(x1=VECTORS, per="layer"), ValueError, r'per = \'layer\': it is None or "leaf"'),
     "an unknown precision": (dict(x1=VECTORS, dtype="float16"), ValueError, r"float16.*float64"),
+    "a fractional width": (dict(x1=VECTORS, at=dict(width=1.5)), TypeError, r"at names width = 1\.5.*whole number"),
+    "one name": (dict(x1=VECTORS, wide="width"), TypeError, r"one name.*wide=\['width'\]"),
+    "no name": (dict(x1=VECTORS, wide=[]), ValueError, r"wide=\[\] names none"),
+    "a width of two kinds": (dict(x1=VECTORS, wide=["width"], sizes=dict(width=5)), ValueError, r"wide and sizes both name 'width'"),
+    "a base without a plan": (dict(x1=VECTORS, base=dict(width=64)), ValueError, r"no parametrization= is given"),
+    "Adam without a plan": (dict(x1=VECTORS, optimizer="adam"), ValueError, r"of gradient descent; Adam.*ntk=False"),
+    "an unknown optimizer": (dict(x1=VECTORS, optimizer="sdg"), ValueError, r"optimizer 'sdg'.*Did you mean 'sgd'"),
+    "a list": (dict(x1=VECTORS.tolist()), TypeError, r"x1 is a list.*jnp\.asarray"),
+    "tokens for a dense layer": (dict(x1=np.arange(3)), (TypeError, ValueError), r"fails on examples of shape \(\) and dtype int"),
     "no base": (dict(x1=VECTORS, parametrization=pj.ntp), ValueError, r"needs base=dict\(width="),
 }  # fmt: skip
 

@@ -1,0 +1,71 @@
+"""What `limit` is asked: options of a wrong kind, laws that are functions of the width, and programs of another optimizer."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import paperjax as pj
+from paperjax.limits import asked
+from tests.limits.ntk_networks import VECTORS
+
+INIT = nn.initializers.normal(0.5)
+# Without the types that tests check at every call, which users do without.
+WRONG = {
+    "sizes without values": (lambda: asked.named("sizes", ["width"]), TypeError, r"sizes = \['width'\].*sizes=dict\(name=value\)"),
+    "a number for a key": (lambda: asked.drawn(0, 100), TypeError, r"key = 0.*jax\.random\.key\(0\)"),
+    "half a sample": (lambda: asked.drawn(jax.random.key(0), 100.5), TypeError, r"samples = 100\.5 is no whole number"),
+    "memory in words": (lambda: asked.options(None, None, "sgd", True, None, "float64", "1GB"), ValueError, r"max_bytes = '1GB'.*bytes"),
+    "another size": (lambda: asked.declared(lambda wdth: {}, dict(width=4)), TypeError, r"function of wdth, and the sizes are width"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_kinds(name):
+    call, kind, message = WRONG[name]
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_draws_of_a_whole_number_that_is_written_with_a_point():
+    assert asked.drawn(jax.random.key(0), 1e3).samples == 125
+
+
+def test_no_kernel_of_a_program_that_was_read_for_adam():
+    def family(width):
+        return nn.Sequential([nn.Dense(width, kernel_init=INIT), nn.relu, nn.Dense(1, kernel_init=INIT)])
+
+    program = pj.limit(family, VECTORS, parametrization=pj.ntp, base=dict(width=64), optimizer="adam", ntk=False).program
+    with pytest.raises(ValueError, match=r"of gradient descent; Adam.*ntk=False.*read for such an optimizer"):
+        pj.limit(program, VECTORS)
+    assert pj.limit(program, VECTORS, ntk=False).nngp.shape == (3, 3)
+    with pytest.raises(ValueError, match=r"x1 is of int.*was traced for float"):
+        pj.limit(program, VECTORS.astype(int), ntk=False)
+
+
+def standard(width):
+    """Entries that ``init`` does not tell of, but for the biases."""
+
+    def unread(key, shape, dtype=jnp.float32):
+        return jnp.sort(jax.random.normal(key, shape, dtype), 0)
+
+    return nn.Sequential([nn.Dense(n, kernel_init=unread) if n else nn.relu for n in (width, 0, width, 0, 1)])
+
+
+def test_variances_that_fall_with_the_width():
+    """He's at all layers: the arc-cosine kernel, twice."""
+    paths = [f"['layers_{i}']['kernel']" for i in (0, 2, 4)]
+
+    def laws(width):
+        return dict(zip(paths, map(pj.limits.normal, (2 / 5, 2 / width, 1 / width))))
+
+    found = pj.limit(standard, VECTORS, laws=laws, ntk=False, progress=False).nngp
+    k = 2 / 5 * VECTORS @ VECTORS.T
+    for scale in (2, 1):
+        size = np.sqrt(np.outer(np.diag(k), np.diag(k)))
+        angle = np.arccos(np.clip(k / size, -1, 1))
+        k = scale * size * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi)
+    np.testing.assert_allclose(found, k, rtol=1e-7)
+    with pytest.raises(ValueError, match=r"NNGP changes with the width, about as n\^2\.00.*laws=lambda width"):
+        pj.limit(standard, VECTORS, laws=laws(1024), ntk=False, progress=False)

@@ -32,6 +32,26 @@ def batch(name: str, x: Any, host: bool = False) -> Any:
     return x
 
 
+def check_placed(**trees: Any) -> None:
+    """Refuse arrays that are cut along explicit mesh axes: what a kernel does to them would have to say where each result goes.
+
+    Raises
+    ------
+    ValueError
+        If an array's type names a mesh axis. Those of automatic axes, and copies on every device, pass.
+    """
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            spec = jax.typeof(leaf).sharding.spec if isinstance(leaf, jax.Array) else ()
+            if any(part is not None for part in spec):
+                whole = "jax.device_get of it" if name == "params" else f"ntk(..., mesh=mesh) with {name} on the host (jax.device_get)"
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)} is divided over explicit mesh axes, {spec}, and the kernel's products do not say "
+                    "where their results go. jax.make_mesh makes such axes by default: make the mesh with "
+                    f"axis_types=(jax.sharding.AxisType.Auto,) * n for its n axes, or give {whole}."
+                )
+
+
 def check_kinds(x1: Any, x2: Any) -> None:
     """Refuse batches of examples of two kinds."""
     if x1.shape[1:] != x2.shape[1:] or x1.dtype != x2.dtype:

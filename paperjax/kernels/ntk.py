@@ -24,6 +24,7 @@ from paperjax.kernels.checks import (
     check_finite_batch,
     check_kinds,
     check_one,
+    check_placed,
     leaf_weights,
     outputs_of,
     trained_paths,
@@ -112,7 +113,8 @@ def ntk(
     ------
     ValueError
         If a batch is empty or gives NaN, the two batches' features differ, a parameter is NaN or complex, the examples of a batch depend
-        on each other, a leaf, an output or a route is not there, `out` holds another kernel, or `mesh` has another process's devices.
+        on each other, a leaf, an output or a route is not there, `out` holds another kernel, `mesh` has another process's devices, or
+        arrays are divided over explicit mesh axes.
     MemoryError
         If `max_bytes` is too little for one pair of examples.
 
@@ -144,6 +146,7 @@ def ntk(
     devices = devices_of(mesh, "ntk", params, x1, x2)
     given = (x1,) if x2 is None or x2 is x1 else (x1, x2)
     x1, x2 = ([batch(name, x, bool(devices)) for name, x in zip(("x1", "x2"), given)] * 2)[:2]
+    check_placed(params=params, x1=x1, x2=x2)
     same = x2 is x1
     check_kinds(x1, x2)
     paths = trained_paths(params)

@@ -15,6 +15,7 @@ from paperjax.kernels.checks import (
     check_finite_batch,
     check_kinds,
     check_one,
+    check_placed,
     leaf_weights,
     outputs_of,
     trained_paths,
@@ -58,6 +59,7 @@ def operator(
     x1 = batch_of("x1", x1)
     x2 = x1 if x2 is None else batch_of("x2", x2)
     check_kinds(x1, x2)
+    check_placed(params=params, x1=x1, x2=x2)
     trained_paths(params)
     check_finite(params)
     if batch < 1:

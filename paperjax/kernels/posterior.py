@@ -261,9 +261,10 @@ def _factor(inputs: Inputs, ridge: Any, name: str) -> tuple[Array, Array]:
                 "its diagonal does not help. Is it the kernel of one set of inputs with itself? Else give a larger noise or ridge."
             )
         if float(jitter) > 0:
+            finer = "jax_enable_x64, " if inputs.train.dtype == jnp.float32 else ""
             warnings.warn(
                 f"{name}: k_train is singular in {inputs.train.dtype}, and {float(jitter):.3g} was added to its diagonal (mean "
-                f"{float(jnp.trace(system[0])) / system.shape[1]:.3g}). Use jax_enable_x64, a noise, or leave out repeated inputs.",
+                f"{float(jnp.trace(system[0])) / system.shape[1]:.3g}). Use {finer}a noise, or leave out repeated inputs.",
                 stacklevel=3,
             )
     return _cholesky(system, jitter), jitter

@@ -6,6 +6,7 @@ Plain functions of arrays, differentiable where their formula is, in the layouts
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
@@ -119,7 +120,7 @@ def participation(kernel: Numbers) -> Scalar:
     >>> participation(jnp.eye(3)), participation(jnp.ones((3, 3)))
     (Array(3., dtype=float32), Array(1., dtype=float32))
     """
-    matrix = _symmetric(kernel)
+    matrix = _sized(_symmetric(kernel))
     return jnp.square(jnp.trace(matrix)) / _positive("the kernel", jnp.sum(jnp.square(matrix)))
 
 
@@ -159,7 +160,7 @@ def alignment(kernel: Numbers, y: Any, *, centered: bool = False) -> Scalar:
     >>> alignment(jnp.outer(y, y), y), alignment(jnp.ones((2, 2)), y)
     (Array(1., dtype=float32), Array(0., dtype=float32))
     """
-    inputs = read(kernel, y)
+    inputs = _read_sized(kernel, y)
     blocks, labels = inputs.train, inputs.y
     if centered:
         labels = labels - labels.mean(axis=0, keepdims=True)
@@ -209,7 +210,7 @@ def label_gradient_alignment(kernel: Numbers, y: Any) -> Scalar:
     >>> label_gradient_alignment(3.0 + jnp.outer(y, y), y).round(5)
     Array(1., dtype=float32)
     """
-    inputs = read(kernel, y)
+    inputs = _read_sized(kernel, y)
     n, form = inputs.y.shape[0], inputs.form
     if form.kind == "full":
         traced = jnp.einsum("nomo->nm", inputs.train[0].reshape(n, -1, n, inputs.train.shape[1] // n))
@@ -253,7 +254,7 @@ def cumulative_power(kernel: Numbers, y: Any) -> Float[Array, " directions"]:
     >>> cumulative_power(jnp.array([[1.0, 0.0], [0.0, 3.0]]), jnp.array([3.0, 4.0])).round(2)
     Array([0.64, 1.  ], dtype=float32)
     """
-    inputs = read(kernel, y)
+    inputs = _read_sized(kernel, y)
     values, vectors = jnp.linalg.eigh(inputs.train)
     parts = jnp.einsum("bni,bnq->biq", vectors, fold(inputs.y, inputs.form), precision="highest")
     power = jnp.sum(jnp.square(parts), axis=-1).reshape(-1)
@@ -288,7 +289,7 @@ def kernel_distance(k1: Numbers, k2: Numbers) -> Scalar:
     >>> kernel_distance(jnp.eye(2), 5 * jnp.eye(2)).round(5), kernel_distance(jnp.eye(2), jnp.ones((2, 2))).round(4)
     (Array(0., dtype=float32), Array(0.2929, dtype=float32))
     """
-    one, two = _pair(k1, k2)
+    one, two = (_sized(kernel) for kernel in _pair(k1, k2))
     unit1 = one / jnp.sqrt(_positive("k1", jnp.sum(jnp.square(one))))
     unit2 = two / jnp.sqrt(_positive("k2", jnp.sum(jnp.square(two))))
     return jnp.sum(jnp.square(unit1 - unit2)) / 2
@@ -316,6 +317,7 @@ def movement(k1: Numbers, k2: Numbers) -> Scalar:
     Array(2., dtype=float32)
     """
     before, after = _pair(k1, k2)
+    before, after = _sized(before), _sized(after, before)
     return jnp.sqrt(jnp.sum(jnp.square(after - before)) / _positive("k1", jnp.sum(jnp.square(before))))
 
 
@@ -324,6 +326,18 @@ def _symmetric(kernel: Any) -> Array:
     check_finite("the kernel", matrix)
     check_symmetric("the kernel", matrix[None], precision(kernel))
     return (matrix + matrix.T) / 2
+
+
+def _sized(a: Array, like: Array | None = None) -> Array:
+    """An array over the largest number in it, or in another: squares of numbers beyond 1e±19 leave float32."""
+    largest = jax.lax.stop_gradient(jnp.abs(a if like is None else like).max(initial=0))
+    return a / jnp.where(largest > 0, largest, 1)
+
+
+def _read_sized(kernel: Any, y: Any) -> Inputs:
+    """Kernel and labels for what does not depend on the scale of either."""
+    inputs = read(kernel, y)
+    return inputs._replace(train=_sized(inputs.train), y=_sized(inputs.y))
 
 
 def _centered(inputs: Inputs) -> Array:

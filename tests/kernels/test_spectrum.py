@@ -278,3 +278,16 @@ def test_labels_that_do_not_fit():
             number(gram(), np.ones(4))
         with pytest.raises(TypeError, match="class labels"):
             number(gram(), np.ones(N, int))
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_scale_is_not_lost_in_float32(size):
+    kernel, other = (jnp.asarray(full(seed), jnp.float32) for seed in (0, 2))
+    y = jnp.asarray(labels(), jnp.float32)
+
+    def numbers(kernel, other, y):
+        named = [spectrum.alignment(kernel, y), spectrum.alignment(kernel, y, centered=True), spectrum.label_gradient_alignment(kernel, y)]
+        pairs = [spectrum.kernel_distance(kernel, other), spectrum.movement(kernel, other)]
+        return jnp.stack([*named, *pairs, spectrum.participation(kernel), *spectrum.cumulative_power(kernel, y)])
+
+    close(numbers(size * kernel, size * other, y / size), numbers(kernel, other, y), 1e-5)

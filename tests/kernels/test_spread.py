@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import paperjax as pj
-from paperjax.kernels import conjugate_gradients, ntk, spread
+from paperjax.kernels import conjugate_gradients, ntk, operator, spread
 from paperjax.kernels.blocks import divided
 from paperjax.kernels.spread import in_shares, line_of
 from paperjax.model import Model
@@ -190,3 +190,23 @@ def test_regression_with_a_kernel_over_devices():
 def test_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_explicit_axes_are_refused_and_the_ways_out_work():
+    few = X1[:4]
+    wanted, mesh = np.asarray(ntk(MODEL, PARAMS, few)), line(2)
+    place = jax.NamedSharding(mesh, jax.P("rows"))
+    x, readout = jax.device_put(few, place), jax.device_put(RNG.normal(size=(8, 2)), place)
+    refused = {
+        "x1": [lambda: ntk(MODEL, PARAMS, x), lambda: jax.jit(lambda x: ntk(MODEL, PARAMS, x))(x), lambda: operator(MODEL, PARAMS, x)],
+        "x2": [lambda: ntk(MODEL, PARAMS, few, x), lambda: operator(MODEL, PARAMS, few, x)],
+        r"params\['v'\]": [lambda: ntk(MODEL, {**PARAMS, "v": readout}, few), lambda: ntk(MODEL, {**PARAMS, "v": readout}, few, mesh=mesh)],
+    }
+    for name, runs in refused.items():
+        for run in runs:
+            with pytest.raises(ValueError, match=f"{name} is divided over explicit mesh axes.*AxisType.Auto"):
+                run()
+    automatic = jax.make_mesh((2,), ("rows",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
+    agrees(ntk(MODEL, PARAMS, jax.device_get(x), mesh=mesh), wanted)
+    agrees(np.asarray(ntk(MODEL, PARAMS, jax.device_put(few, jax.NamedSharding(automatic, jax.P("rows"))))), wanted)
+    agrees(np.asarray(ntk(MODEL, PARAMS, jax.device_put(few, jax.NamedSharding(mesh, jax.P())))), wanted)

@@ -69,3 +69,16 @@ def test_variances_that_fall_with_the_width():
     np.testing.assert_allclose(found, k, rtol=1e-7)
     with pytest.raises(ValueError, match=r"NNGP changes with the width, about as n\^2\.00.*laws=lambda width"):
         pj.limit(standard, VECTORS, laws=laws(1024), ntk=False, progress=False)
+
+
+def test_a_branch_on_numbers_of_an_example_is_told_as_the_network_s():
+    """JAX's error is made of a tracer, not of a text."""
+
+    def apply(params, x):
+        return x @ params if x.sum() > 0 else -x @ params
+
+    def family(width):
+        return lambda key, x: jax.random.normal(key, (x.shape[-1], width)), apply
+
+    with pytest.raises(TypeError, match=r"the network fails on examples of shape \(5,\).*boolean conversion"):
+        pj.limit(family, VECTORS, progress=False)

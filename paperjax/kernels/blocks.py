@@ -62,7 +62,8 @@ class BlockPlan(NamedTuple):
         return [Block(i, j, min(high, self.rows - i), min(broad, self.columns - j)) for i, j in self.pairs]
 
     def __str__(self) -> str:
-        half = "; the lower half by symmetry" if self.symmetric and len(self.pairs) > 1 else ""
+        grid = math.ceil(self.rows / self.block[0]) * math.ceil(self.columns / self.block[1])
+        half = "; the lower half by symmetry" if len(self.pairs) < grid else ""
         over = f", over {self.devices} devices" if self.devices > 1 else ""
         return (
             f"kernel of {self.rows} x {self.columns} examples ({_mb(self.result_bytes)}) in {len(self.pairs)} blocks of {self.block[0]} x "
@@ -77,6 +78,8 @@ def plan_blocks(
 
     What is recorded of the rows of a block is kept while blocks beside it are computed, and that of the columns is recorded for each block
     anew, ``rows columns / height`` examples in all: blocks are as high as they can be, and as broad as goes through the network at once.
+    Those of one batch with itself are an eighth of it high at most, if it has the examples for that: none below the diagonal could be
+    left out of blocks of its whole height.
 
     Parameters
     ----------
@@ -102,6 +105,8 @@ def plan_blocks(
     (1000, 100)
     >>> plan_blocks(1000, 1000, True, lambda n, m, at_once: 8 * n * m, 100, 8 * 60**2, 8 * 10**6).block
     (59, 59)
+    >>> print(plan_blocks(16_000, 16_000, True, lambda n, m, at_once: 8 * n * m, 400, 8 * 10**8, 8 * 256 * 10**6))
+    kernel of 16000 x 16000 examples (1953 MiB) in 180 blocks of 2000 x 400, 6.104 MiB each; the lower half by symmetry
     """
     together = max(rows, columns)
     whole = bytes_of(rows, columns, together)
@@ -122,7 +127,7 @@ def plan_blocks(
         return low
 
     broad = min(at_once, columns)
-    high = largest(lambda n: bytes_of(n, broad, broad) <= max_bytes, rows)
+    high = largest(lambda n: bytes_of(n, broad, broad) <= max_bytes, _highest(rows, symmetric))
     if high < broad:
         broad = largest(lambda n: bytes_of(min(n, rows), n, n) <= max_bytes, broad)
         high = min(broad, rows)
@@ -159,7 +164,7 @@ def divided(
     >>> print(divided(10_000, 10_000, True, lambda n, m, at_once: 8 * n * m, 100, 10**8, 8 * 10**8, 4))
     kernel of 10000 x 10000 examples (762.9 MiB) in 36 blocks of 1252 x 1252, 2.99 MiB each, over 4 devices; the lower half by symmetry
     """
-    most = max(HALVED, math.ceil(rows / 8)) if symmetric else max(rows, columns)
+    most = _highest(max(rows, columns), symmetric)
     part = plan_blocks(min(rows, most), math.ceil(min(columns, most) / devices), False, bytes_of, at_once, max_bytes, result)
     high, each = math.ceil(rows / math.ceil(rows / part.block[0])), part.block[1]
     # As high as broad, blocks of a row begin on the diagonal, and not one before it.
@@ -167,6 +172,10 @@ def divided(
         high = each * devices
     needed = bytes_of(high, each, part.at_once)
     return BlockPlan(rows, columns, (high, each * devices), part.at_once, symmetric, needed, result, devices)
+
+
+def _highest(rows: int, symmetric: bool) -> int:
+    return min(rows, max(HALVED, math.ceil(rows / 8))) if symmetric else rows
 
 
 def run_blocks(

@@ -161,8 +161,9 @@ def reduce_sum(node: Node, dimensions: Sequence[int]) -> Node:
     assert isinstance(node, Wide)
     if count > 1 and not grows and any(atom.grows for i, axis in enumerate(axes) if i not in dimensions for atom in axis):
         raise NotImplementedError(
-            f"a sum over {count} independent coordinates of each of those of a growing axis (parts that one leaf holds side by side, as of "
-            "nn.vmap, are added), which is not followed. Give each part a leaf of its own, and add them."
+            f"a sum over {count} independent coordinates, whose number does not grow, at each coordinate of a growing axis: the norm of "
+            "a group of fixed size stays random. Where parts that one leaf holds side by side (as of nn.vmap) are added, give each part a "
+            "leaf of its own."
         )
     if count > 1 and not grows:
         raise NotImplementedError(f"a sum over {count} independent coordinates, whose number does not grow, so that it stays random.")

@@ -68,6 +68,7 @@ def test_correlation_follows_its_own_equation():
     np.testing.assert_allclose(flow.nngp[0, 1], 1.228, atol=5e-4)
 
 
+@pytest.mark.slow
 def test_large_variances_of_a_function_without_closed_form():
     """One example: dq/dt = 4 E tanh², by midpoint steps and a fine sum in numpy, off by 1e-7; and under a trace."""
     z = np.linspace(-10, 10, 4001)

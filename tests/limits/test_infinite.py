@@ -158,6 +158,7 @@ def test_variances_from_one_to_a_thousand(scale):
     assert relative(ours.ntk, nngp + W**2 * expected(lambda h: 1 / np.cosh(np.clip(h, -300, 300)) ** 2) * k) < 1e-10
 
 
+@pytest.mark.slow
 def test_a_gate_that_shares_a_field():
     # relu(h) (h + g) = relu(h)² + relu(h) g, whose products have mean 0; h and g have one covariance.
     def forward(draw, x, n):

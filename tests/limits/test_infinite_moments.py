@@ -61,6 +61,7 @@ def test_a_steep_slope_has_a_tangent_kernel_that_is_not_found(power):
         limit(of(lambda h: jnp.abs(h) ** power), X)
 
 
+@pytest.mark.slow
 def test_a_less_steep_slope_has_a_tangent_kernel():
     # k E phi'^2 = p^2 E phi^2 / (2 p - 1).
     p = 0.9

@@ -116,7 +116,11 @@ NETWORKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# Half a minute each: functions of two kinds, whose pairs are integrated.
+SLOW = {"a function", "a norm"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NETWORKS])
 def test_joined_channels_are_their_parts(name):
     one, other = (limit(plain(forward), VECTORS) for forward in NETWORKS[name])
     np.testing.assert_allclose(one.nngp, other.nngp, rtol=1e-9)

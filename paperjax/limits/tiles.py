@@ -15,44 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
-from jaxtyping import Array
 
 from paperjax.devices import ONE_THREAD, compiler_options
 from paperjax.kernels.store import Block, Store
 from paperjax.layout import peak_bytes
 from paperjax.limits import nodes as nd
-from paperjax.limits.buffers import aligned, empty, turned
+from paperjax.limits.buffers import COPIED, aligned, empty, turned
 from paperjax.limits.double import in_double
 from paperjax.limits.levels import LEVELS, ordinary, refuse_not_finite, settled
-from paperjax.limits.program import Program, as_tape
+from paperjax.limits.pairs import as_double, as_single, called, grid, one_thread_each, pair_step, product, without_product
+from paperjax.limits.program import Program
 from paperjax.limits.roll import roll, rolled
 from paperjax.limits.spread import enough
 from paperjax.progress import progress_bar
 
-TILE, CACHE = 256, 1 << 24
+TILE, CACHE = 512, 1 << 24
 """Examples along one side of a tile, and bytes of it, at most: what one layer makes of so many pairs fits a core's cache."""
 
-PAIRS, NEAR = 256, 1e-3
-"""Pairs that are computed one by one in a call, and how far their correlation is from 1, at most."""
-
-
-def pair_step(program: Program, asked: Sequence[Any], ntk: bool, leaves: bool) -> Callable[..., tuple[Array, ...]]:
-    """``(x1, x2, tape1, tape2) -> (nngp,)`` or ``(nngp, ntk)`` of two examples, as arrays over the positions of the output."""
-    shape = program.pair_shape
-    n = len(program.paths)
-
-    def step(x1: Array, x2: Array, tape1: Any, tape2: Any, unit: Array | None = None) -> tuple[Array, ...]:
-        def kernel(shift: Array | None) -> Array:
-            return program.pair(x1, x2, as_tape(asked, tape1), as_tape(asked, tape2), shift, unit).reshape(shape)
-
-        zero = jnp.zeros(n)
-        if not ntk:
-            return (kernel(None),)
-        if leaves:
-            return kernel(zero), jnp.moveaxis(jax.jacfwd(kernel)(zero), -1, 0).reshape(-1, *program.shape * 2)
-        return jax.jvp(kernel, (zero,), (jnp.ones(n),))
-
-    return step
+PAIRS, OWN, NEAR = 256, 2048, 1e-3
+"""Pairs of examples, and of one with itself, that are computed one by one in a call, and how far a correlation is from 1, at most."""
 
 
 def kernels(
@@ -91,7 +72,7 @@ def _of_traced(program: Program, asked: Sequence[Any], ntk: bool, leaves: bool, 
 
     def at(which: Program) -> tuple[Any, ...]:
         a, b = (list(given) * 2)[:2], (tapes_of(which) * 2)[:2]
-        return tuple(k.astype(dtype) for k in _grid(pair_step(which, asked, ntk, leaves))(*map(_double, a), *b, None))
+        return tuple(k.astype(dtype) for k in grid(pair_step(which, asked, ntk, leaves))(*map(as_double, a), *b, None))
 
     few = ordinary(program, asked, tapes_of)
     return at(program) if few is None else jax.lax.cond(few, lambda: at(program), lambda: at(program.up_to(LEVELS[-1])))
@@ -105,37 +86,21 @@ def _in(x: Any) -> Any:
     return x if x.dtype in (np.float32, np.float64) or x.dtype.kind not in "fV" else x.astype(np.float64)
 
 
-def _double(x: Any) -> Any:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return x
-    return jax.ShapeDtypeStruct(x.shape, jnp.float64) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(jnp.float64)
-
-
-def _single(x: Any) -> Any:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return x
-    return jax.ShapeDtypeStruct(x.shape, jnp.float32) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(jnp.float32)
-
-
-def _grid(step: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.vmap(jax.vmap(step, (None, 0, None, 0, None)), (0, None, 0, None, None))
-
-
 def _form(tree: Any) -> tuple[Any, ...]:
     return tuple((x.shape, x.dtype) for x in jax.tree.leaves(tree))
 
 
 def _asked(program: Program, x: Any, ntk: bool) -> tuple[Any, ...]:
-    return program.kept(("asked", ntk, *_form(x[:1])), lambda: program.asked(_double(jax.ShapeDtypeStruct(x.shape[1:], x.dtype)), ntk))
+    return program.kept(("asked", ntk, *_form(x[:1])), lambda: program.asked(as_double(jax.ShapeDtypeStruct(x.shape[1:], x.dtype)), ntk))
 
 
 def _tapes(program: Program, x: Any, ntk: bool) -> Any:
     asked = _asked(program, x, ntk)
     if isinstance(x, Tracer):
-        return jax.vmap(rolled(lambda x: program.tape(_double(x), asked)))(x)
+        return jax.vmap(rolled(lambda x: program.tape(as_double(x), asked)))(x)
 
     def compiled() -> Any:
-        one = rolled(lambda x, unit: program.tape(_double(x), asked, unit))
+        one = rolled(lambda x, unit: program.tape(as_double(x), asked, unit))
         size = peak_bytes(one, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), np.float64(1))
         batch = max(1, min(TILE, len(x), CACHE // max(1, size)))
         whole = jax.jit(lambda some, unit: jax.lax.map(lambda x: one(x, unit), some, batch_size=batch)).lower(x, np.float64(1))
@@ -198,7 +163,7 @@ def _tiled(
                 store.finished(block)
             return good
 
-        with progress_bar("infinite width", float(len(blocks)), progress) as bar, ThreadPoolExecutor(workers) as pool:
+        with progress_bar("infinite width", float(len(blocks)), progress) as bar, one_thread_each(), ThreadPoolExecutor(workers) as pool:
             bar.advance(float(len(blocks) - len(left)))
             own = [made.own(x, tape, pool) for x, tape in zip(given, tapes)] * 2 if single and left else None
             finite = True
@@ -231,49 +196,51 @@ class _Made:
     symmetric: bool
     devices: int
     device: Any = None
+    there: dict[Any, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def on(self, device: Any) -> "_Made":
         """The same on a device, where the tapes then are."""
         x1, x2, *tapes = self.args
-        return dataclasses.replace(self, args=(x1, x2, *jax.device_put(tapes, device)), device=device)
+        return dataclasses.replace(self, args=(x1, x2, *jax.device_put(tapes, device)), device=device, there={})
+
+    @property
+    def platform(self) -> str:
+        return jax.default_backend() if self.device is None else self.device.platform
 
     def kept(self, what: str, make: Callable[[], Any]) -> Any:
         key = what, self.ntk, self.leaves, self.dtype, self.max_bytes, self.symmetric, self.devices, self.device, *_form(self.args)
         return self.program.kept(key, make)
 
     def compiled(self, fn: Callable[..., Any], *forms: Any) -> Any:
-        platform = jax.default_backend() if self.device is None else self.device.platform
-        options = {**compiler_options(platform, True), **(ONE_THREAD if platform == "cpu" and _workers(1 << 30) > 1 else {})}
+        options = {**compiler_options(self.platform, True), **(ONE_THREAD if self.platform == "cpu" and _workers(1 << 30) > 1 else {})}
         with jax.default_device(self.device) if self.device is not None else contextlib.nullcontext():
             return jax.jit(fn).lower(*forms).compile(compiler_options=options)
 
-    def step(self, single: bool) -> tuple[Callable[..., Any], Any, Any]:
-        """``(x1, x2, tape1, tape2) -> kernels`` of a pair, in single or double precision; its arguments' and results' form."""
-        cast = _single if single else _double
+    def traced(self, single: bool) -> tuple[jex.ClosedJaxpr, Any, Any]:
+        """``(x1, x2, tape1, tape2, unit) -> kernels`` of a pair, in single or double precision; its arguments' and results' form."""
+        cast = as_single if single else as_double
         pair = jax.tree.map(lambda x: cast(jax.ShapeDtypeStruct(x.shape[1:], x.dtype)), self.args)
         pair = *pair, cast(jax.ShapeDtypeStruct((), np.float64))
         step = pair_step(self.program, _asked(self.program, self.args[0], self.ntk), self.ntk, self.leaves)
         with nd.usual(not single):
             traced, forms = jax.make_jaxpr(lambda *pair: tuple(k.astype(self.dtype) for k in step(*pair)), return_shape=True)(*pair)
-            traced = roll(traced)
-
-        def rolled_step(*pair: Any) -> Any:
-            return tuple(jex.jaxpr_as_fun(traced)(*map(cast, jax.tree.leaves(pair))))
-
-        return rolled_step, pair, forms
+            return roll(traced), pair, forms
 
     def tile(self, single: bool) -> tuple[int, int, Any, Any]:
         """Sides of a tile, the form of a pair, and the compiled ``(row, column) -> tile``."""
         height, width, forms, run = self.kept(f"tile {single}", lambda: self._tile(single))
-        return height, width, forms, lambda row, column: run(*self.part(height, width, row, column))
+        return height, width, forms, functools.partial(run, self)
 
     def _tile(self, single: bool) -> tuple[int, int, Any, Any]:
-        step, pair, forms = self.step(single)
+        traced, pair, forms = self.traced(single)
+        cast = as_single if single else as_double
+        step = called(traced, cast)
         side = enough(_side(step, pair[:4], self.max_bytes // self.devices), self._tiles, self.devices)
+        if self._tiles(side) < 4 * _workers(1 << 30):
+            # A few large ones leave cores without work at the end.
+            side = min(side, TILE // 2)
         # Of one size, rather than a small one at the end.
         height, width = (math.ceil(n / math.ceil(n / side)) for n in (len(self.args[0]), len(self.args[1])))
-
-        cast = _single if single else _double
 
         def rows(tape: Any, start: Any, units: Any) -> Any:
             def of(x: Any) -> Any:
@@ -283,39 +250,61 @@ class _Made:
 
             return jax.tree.map(of, tape)
 
-        def tile(x1: Any, x2: Any, tape1: Any, tape2: Any, row: Any, column: Any, unit: Any, units: Any) -> Any:
-            tape1, tape2 = rows(tape1, row, units[:height]), rows(tape2, column, units[:width])
-            if height == width == 1:
-                return jax.tree.map(lambda k: k[None, None], step(*jax.tree.map(lambda x: x[0], (x1, x2, tape1, tape2)), unit))
-            return _grid(step)(x1, x2, tape1, tape2, unit)
+        # A product of matrices by itself, where that is how examples meet; else within the tile.
+        alone = without_product(traced) if self.platform == "cpu" else None
+        meeting = None if alone is None else alone.jaxpr.invars[0].aval.dtype
 
-        return height, width, forms, self.compiled(tile, *self.part(height, width, 0, 0))
+        def tile(met: Any, tape1: Any, tape2: Any, row: Any, column: Any, unit: Any, units: Any) -> Any:
+            tape1, tape2 = rows(tape1, row, units[:height]), rows(tape2, column, units[:width])
+            if alone is not None:
+                each = jax.vmap(called(alone, cast), (0, None, 0, None))
+                return jax.vmap(each, (0, 0, None, None))(met, tape1, tape2, unit)
+            if height == width == 1:
+                return jax.tree.map(lambda k: k[None, None], step(*jax.tree.map(lambda x: x[0], (*met, tape1, tape2)), unit))
+            return grid(step)(*met, tape1, tape2, unit)
+
+        run = self.compiled(tile, *self.part(height, width, 0, 0, meeting))
+        return height, width, forms, lambda made, row, column: run(*made.part(height, width, row, column, meeting))
 
     def _tiles(self, side: int) -> int:
         n, m = (math.ceil(len(x) / side) for x in self.args[:2])
         return n * (n + 1) // 2 if self.symmetric else n * m
 
-    def part(self, height: int, width: int, row: int, column: int) -> tuple[Any, ...]:
-        """The arguments of a tile. Rows of what may be large are taken here, which is no copy."""
+    def part(self, height: int, width: int, row: int, column: int, meeting: Any) -> tuple[Any, ...]:
+        """The arguments of a tile: two sets of examples or, where their product has a dtype, that of all pairs."""
         x1, x2, tape1, tape2 = self.args
-        x1, x2 = x1[row : row + height], x2[column : column + width]
-        return x1, x2, tape1, tape2, np.int32(row), np.int32(column), np.float64(1), np.ones(max(height, width))
 
-    def some_pairs(self, most: int) -> tuple[int, Any]:
-        """How many pairs are computed together, of so many at most, and the compiled ``(x1, x2, tapes1, tapes2, unit) -> kernels``."""
+        def rows(x: np.ndarray, start: int, n: int) -> Any:
+            # Rows of what may be large are taken here, which is no copy.
+            some = x[start : start + n]
+            return some if meeting is not None or x.nbytes > COPIED else self.brought((id(x), start, n), lambda: some)
+
+        met = rows(x1, row, height), rows(x2, column, width)
+        starts = (self.brought(n, lambda n=n: np.int32(n)) for n in (row, column))
+        units = (self.brought(shape, lambda shape=shape: np.ones(shape)) for shape in ((), (max(height, width),)))
+        return met if meeting is None else product(*met, meeting), tape1, tape2, *starts, *units
+
+    def brought(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What many tiles take, where they are computed: to bring all of it there for each is a tenth of the time of a small one."""
+        if key not in self.there:
+            self.there[key] = jax.device_put(make(), self.device)
+        return self.there[key]
+
+    def some_pairs(self, what: str, most: int) -> tuple[int, Any]:
+        """How many pairs are computed together, at most, and the compiled ``(x1, x2, tapes1, tapes2, unit) -> kernels``."""
 
         def compiled() -> Any:
-            step, pair, _ = self.step(False)
-            # As many at once as fit a cache.
-            n = max(1, min(PAIRS, most, CACHE // max(1, peak_bytes(step, *pair))))
+            traced, pair, _ = self.traced(False)
+            step = called(traced, as_double)
+            n = max(1, min(most, CACHE // max(1, peak_bytes(step, *pair))))
             forms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), self.args)
             return n, self.compiled(jax.vmap(step, (0, 0, 0, 0, None)), *forms, np.float64(1))
 
-        return self.kept("pairs", compiled)
+        return self.kept(what, compiled)
 
     def pairs(self, i: np.ndarray, j: np.ndarray) -> list[np.ndarray]:
         """Kernels of examples i of the first set and j of the second, in double precision inside."""
-        (n, run), found = self.some_pairs(len(i)), []
+        (n, run), found = self.some_pairs("pairs", min(PAIRS, len(i))), []
         # Rows are taken by NumPy, as XLA on CPU takes them entry by entry.
         sides = [jax.tree.map(np.asarray, side) for side in self.args]
         for start in range(0, len(i), n):
@@ -327,7 +316,8 @@ class _Made:
     def own(self, x: Any, tape: Any, pool: ThreadPoolExecutor) -> tuple[list[np.ndarray], np.ndarray]:
         """Kernels of examples with themselves, and the roots of their covariances, ``(N, *positions)``."""
         twice, shape = dataclasses.replace(self, args=(x, x, tape, tape)), self.program.shape
-        n, run = twice.some_pairs(len(x))
+        # A call or two a thread: what each takes besides computing tells in small kernels.
+        n, run = twice.some_pairs("own", min(OWN, math.ceil(len(x) / _workers(len(x)))))
         x, tape = jax.tree.map(np.asarray, (x, tape))
 
         def some(start: int) -> list[np.ndarray]:
@@ -354,10 +344,12 @@ class _Made:
                 part[index, index] = found[starts[0] + index]
             nngp = nngp.copy()
             nngp[index, index] = -np.inf
-        # Most tiles need no look at each pair.
-        if not (nngp.reshape(height, -1).max(1) > (1 - NEAR) * a.reshape(height, -1).min(1) * b.min()).any():
-            return parts
         k = len(self.program.shape)
+        # Most tiles need no look at each pair in double precision. A root of 0 makes this NaN, which is no less than anything.
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            shares = nngp * (1 / b).astype(nngp.dtype).reshape(1, width, *(1,) * k, *b.shape[1:])
+        if (shares.reshape(height, -1).max(1) < (1 - 1.01 * NEAR) * a.reshape(height, -1).min(1)).all():
+            return parts
         bound = ((1 - NEAR) * a).reshape(height, 1, *a.shape[1:], *(1,) * k) * b.reshape(1, width, *(1,) * k, *b.shape[1:])
         near = nngp > bound
         near = near.reshape(height, width, -1).any(-1) if k else near
@@ -383,7 +375,7 @@ class _Made:
 
 def _side(step: Callable[..., Any], pair: tuple[Any, ...], max_bytes: int) -> int:
     """Examples along a side of a tile that keep to a budget and to a cache."""
-    one, two, four = (peak_bytes(_grid(step), *_repeated(pair, n), jax.ShapeDtypeStruct((), np.float64)) for n in (1, 2, 4))
+    one, two, four = (peak_bytes(grid(step), *_repeated(pair, n), jax.ShapeDtypeStruct((), np.float64)) for n in (1, 2, 4))
     if one > max_bytes:
         raise ValueError(
             f"pj.limit: one pair of examples takes {one / 1e9:.2g} GB, and max_bytes is {max_bytes / 1e9:.2g} GB. A "

@@ -69,7 +69,8 @@ def without_product(program: jex.ClosedJaxpr) -> jex.ClosedJaxpr | None:
     So are networks that begin with a dense layer. The products of many examples are then one of matrices.
     """
     x1, x2, *others = program.jaxpr.invars
-    entries, met, left = {x1: 0, x2: 1}, None, []
+    entries: dict[Any, int | None] = {x1: 0, x2: 1}
+    met, left = None, []
     for eqn in program.jaxpr.eqns:
         sides = [entries.get(v) if isinstance(v, jex.Var) else None for v in eqn.invars]
         if all(side is None for side in sides):
@@ -88,10 +89,14 @@ def without_product(program: jex.ClosedJaxpr) -> jex.ClosedJaxpr | None:
 def _keeps_order(eqn: Any) -> bool:
     """Of the entries of an array, none of which is changed."""
     name, before, after = eqn.primitive.name, eqn.invars[0].aval, eqn.outvars[0].aval
-    if len(eqn.invars) > 1 or name not in ("reshape", "squeeze", "broadcast_in_dim"):
+    if len(eqn.invars) > 1 or before.size != after.size or before.dtype != after.dtype:
         return False
-    turned = name == "reshape" and eqn.params["dimensions"] is not None
-    return not turned and before.size == after.size and before.dtype == after.dtype
+    order = {"transpose": "permutation", "reshape": "dimensions", "squeeze": None, "broadcast_in_dim": None}
+    if name not in order:
+        return False
+    axes = (eqn.params[order[name]] if order[name] else None) or ()
+    large = [axis for axis in axes if before.shape[axis] > 1]
+    return large == sorted(large)
 
 
 def _of_all_entries(eqn: Any) -> bool:

@@ -1,5 +1,6 @@
 """Products with leaves, and of values with each other, at infinite width."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from paperjax.limits import nodes as nd
 from paperjax.limits.dependence import refuse_own
 from paperjax.limits.heads import paired
 from paperjax.limits.nodes import Axes, Axis, Det, Node, Wide, coordinates, rep_shape, rep_size
-from paperjax.limits.views import View
+from paperjax.limits.views import View, iid, order_of, placed
 from paperjax.limits.windows import Window, joint_sum, window_taps
 
 
@@ -31,8 +32,8 @@ LawOf = Callable[[int], LeafLaw]
 
 
 def key_of(view: View, way: Any) -> nd.Key:
-    """What names the random numbers of a use of a leaf; `way` tells a matrix from its transpose."""
-    return (view.leaf, view.entries, way)
+    """What names the random numbers of a use of a leaf; `way` tells a matrix from its transpose. One that is turned around is another."""
+    return (view.leaf, view.entries, (way, view.back) if view.back else way)
 
 
 def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool, law: LeafLaw) -> Node:
@@ -80,10 +81,10 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
     if alone:
         way = (way, *(tuple((k, j) for k, j, _ in view.parts[leaf_batch[at]]) for at in alone))
     # Coordinates in another order (a shuffle) meet other entries.
-    way = (*way, *(atom for i in inside for atom in axes[i] if atom.turn), *_order(view.parts[j] for j in leaf_inside))
-    refuse_own(node, view.leaf, view.entries, way, law.path)
+    key = key_of(view, (*way, *_met(axes[i] for i in inside), *order_of(view.parts[j] for j in leaf_inside)))
+    refuse_own(node, key, law.path)
     scale, gaussian = math.sqrt(count) * view.factor, law.gaussian or grows
-    return nd.Field(out, key_of(view, way), node, (tap,), scale, gaussian, law.variance == 0, alone)
+    return nd.Field(out, key, node, (tap,), scale, gaussian, law.variance == 0, alone)
 
 
 def refuse_mean(law: LeafLaw) -> None:
@@ -101,24 +102,11 @@ def refuse_mean(law: LeafLaw) -> None:
         )
 
 
-def iid(axis: Axis) -> Axis:
-    """A free axis of a leaf: its coordinates are independent, finite or not."""
-    return tuple(atom._replace(kind="iid") for atom in axis)
-
-
-Parts = tuple[tuple[int, int, nd.Atom], ...]
-
-
-def _order(axes: Iterable[Parts]) -> tuple[tuple[int, int], ...]:
-    """The order in which parts of a leaf lie, if it is not that of the leaf (heads of a matrix that are transposed and flattened)."""
-    places = tuple((k, j) for axis in axes for k, j, _ in axis)
-    return places if places != tuple(sorted(places)) else ()
-
-
-def placed(axes: Sequence[Parts]) -> list[Axis]:
-    """Free axes of a leaf, which remember another order than that of the leaf."""
-    moved = bool(_order(axes))
-    return [tuple(atom._replace(kind="iid", turn=(k, j) if moved else ()) for k, j, atom in axis) for axis in axes]
+def _met(axes: Iterable[Axis]) -> tuple[Any, ...]:
+    """In which order entries of a leaf meet coordinates: those that were shuffled, and positions that are flattened with channels."""
+    atoms = [atom for axis in axes for atom in axis]
+    runs = [(kind, math.prod(atom.size for atom in run)) for kind, run in itertools.groupby(atoms, lambda atom: atom.kind)]
+    return (*(atom for atom in atoms if atom.turn), *(runs if len(runs) > 1 else ()))
 
 
 def dot_values(u: Node, v: Node, eqn_axes: tuple[Any, Any]) -> Node:
@@ -268,11 +256,11 @@ def conv(
         return lambda a: jnp.transpose(see(a), (*order, len(order))).reshape(*shape, -1)
 
     scale = math.sqrt(coordinates(channels) / groups) * view.factor
-    turns = (atom for atom in channels if atom.turn)
-    way = (*sorted({k for k, _, _ in view.parts[leaf_in]}), *turns, *_order([view.parts[leaf_in]]))
-    refuse_own(node, view.leaf, view.entries, way, law.path)
+    orders = *order_of([view.parts[leaf_in]]), *order_of(view.parts[i] for i in leaf_window)
+    key = key_of(view, (*sorted({k for k, _, _ in view.parts[leaf_in]}), *_met([channels]), *orders))
+    refuse_own(node, key, law.path)
     joint = joint_sum(window, node.shape, shape)
-    return nd.Field(axes, key_of(view, way), node, tuple(map(traced, taps)), scale, law.gaussian or grows, law.variance == 0, joint=joint)
+    return nd.Field(axes, key, node, tuple(map(traced, taps)), scale, law.gaussian or grows, law.variance == 0, joint=joint)
 
 
 def _by_channel(

@@ -1,7 +1,5 @@
 """Values whose coordinates are not independent, or not of what multiplies them: they have no Gaussian limit, and are refused."""
 
-from typing import Any
-
 from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
 from paperjax.limits.subsets import apart
@@ -30,7 +28,7 @@ def refuse_shared(node: nd.Node, before: nd.Axes, after: nd.Axes) -> None:
     )
 
 
-def refuse_own(node: nd.Node, leaf: Any, entries: Any, way: Any, path: str) -> None:
+def refuse_own(node: nd.Node, own: nd.Key, path: str) -> None:
     """Refuse a matrix that multiplies what was made of its own entries the other way round.
 
     In ``W' phi(W x)`` the sum has a part that is not random, ``x E phi'`` (Yang, arXiv 2006.14548, on transposes), and in ``E' E[i]``
@@ -39,8 +37,9 @@ def refuse_own(node: nd.Node, leaf: Any, entries: Any, way: Any, path: str) -> N
     Raises
     ------
     NotImplementedError
-        If a coordinate of `node` depends on `entries` of the leaf, used as its transpose, as a table or as a vector.
+        If a coordinate of `node` depends on entries of the leaf, used as its transpose, as a table or as a vector.
     """
+    leaf, entries, way = own
     if not isinstance(node, nd.Wide):
         return
     for key in fl.sources(node):

@@ -254,7 +254,7 @@ def independent(u: Wide, v: Wide) -> bool:
 
 
 def _origin(key: Key) -> Key:
-    return key if key[0] == "scan" else key[:1]
+    return key[: 2 if key[0] == "scan" else 1]
 
 
 @memoized
@@ -264,11 +264,13 @@ def origins(node: Wide) -> frozenset[Key]:
 
 
 def _share(a: Key, b: Key) -> bool:
-    """Keys are ``(leaf, entries, way, *ranges)``, or ``("scan", ...)`` for what a scan carries."""
+    """Keys are ``(leaf, entries, way, *ranges)``, or ``("scan", which, *ranges)`` for all that a scan carries."""
     if a == b:
         return True
-    if a[0] != b[0] or a[0] == "scan":
+    if _origin(a) != _origin(b):
         return False
+    if a[0] == "scan":
+        return _meet(a[2:], b[2:], "what a scan carries")
     separate = apart(a[1], b[1])
     if separate:
         return False
@@ -276,17 +278,18 @@ def _share(a: Key, b: Key) -> bool:
         raise NotImplementedError(f"{a[0]}: two uses of this leaf share some of its entries, and not all of them.")
     if a[2] != b[2]:
         raise NotImplementedError(
-            f"{a[0]}: this leaf is used both ways round (as W and as its transpose, as a table and as a matrix, before and after a shuffle)"
-            " and what is made of both meets. At infinite width the two are not independent, and no Gaussian limit of it is known here."
+            f"{a[0]}: this leaf is used both ways round (as W and as its transpose, as a table and as a matrix, before and after a "
+            "shuffle, with its rows or its window in another order), and what is made of both meets. At infinite width the two are not "
+            "independent, and no Gaussian limit of it is known here."
         )
-    for one, two in zip(a[3:], b[3:]):
-        if one != two:
-            between = one.apart(two)
-            if between:
-                return False
-            break
+    return _meet(a[3:], b[3:], f"{a[0]}: what this leaf makes")
+
+
+def _meet(one: Key, other: Key, what: str) -> bool:
+    """Whether two ranges of coordinates of the same random numbers, which differ, have some in common."""
+    if next((a.apart(b) for a, b in zip(one, other) if a != b), None):
+        return False
     raise NotImplementedError(
-        f"{a[0]}: coordinates of what this leaf makes overlap, or are cut in two ways ({a[3:]} and {b[3:]}). Cut a "
-        f"fused layer the same way "
-        "everywhere, or write it as layers of their own."
+        f"{what}: its coordinates overlap, or are cut in two ways ({one} and {other}). Cut a fused layer the same way everywhere, or write "
+        "it as layers of their own."
     )

@@ -16,6 +16,7 @@ from jax.extend import core as jex
 
 from paperjax.limits import contractions as con
 from paperjax.limits import fields as fl
+from paperjax.limits import joined
 from paperjax.limits import maxima as mx
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
@@ -27,10 +28,19 @@ from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
 from paperjax.limits.rules import RULES, split, unstack
 from paperjax.limits.scans import scan
 from paperjax.limits.structure import Numbers
-from paperjax.limits.values import Spread, Unread, Value, number_of
+from paperjax.limits.values import Joined, Spread, Unread, Value, number_of
 from paperjax.limits.views import View, whole
 from paperjax.trace import primitives as prim
 
+ORDER = (
+    "an ordering of wide values. Along a growing axis it makes order statistics, which are not independent coordinates any more (to keep "
+    "the largest portion of them, compare with a threshold that is a number); along a finite one each is a function of as many fields at "
+    "once as there are values. Two are ordered by jnp.minimum and jnp.maximum, which have a limit"
+)
+UNLIKE = (
+    "numbers that differ from one independent coordinate (output, head, entry of a head) to the next, as those of rotary positions do: "
+    "such coordinates are not alike, and one does not stand for all. Learned positions, a leaf that is drawn, have a limit."
+)
 IN_PLACE = (*prim.IN_PLACE, "optimization_barrier", "device_put", "sharding_constraint")
 
 
@@ -141,6 +151,8 @@ class Interpreter:
             if isinstance(made, Det):
                 self.shared.add(value.leaf)
             return made
+        if isinstance(value, Joined):
+            return joined.concatenate([self.node(view) for view in value.parts], value.axis)
         if isinstance(value, Unread):
             raise NotImplementedError(f"{value.why} is used.")
         made = self.node(value.view, like, last)
@@ -163,8 +175,8 @@ class Interpreter:
 
     def _converted(self, eqn: Any, value: Value) -> Value:
         target = eqn.params["new_dtype"]
-        if isinstance(value, (View, Spread)) or jnp.issubdtype(target, jnp.floating) == _floating(eqn.invars[0]):
-            return value if isinstance(value, (View, Spread)) or jnp.issubdtype(target, jnp.floating) else self.cast(value, target)
+        if isinstance(value, (View, Spread, Joined)) or jnp.issubdtype(target, jnp.floating) == _floating(eqn.invars[0]):
+            return value if isinstance(value, (View, Spread, Joined)) or jnp.issubdtype(target, jnp.floating) else self.cast(value, target)
         return self.cast(value, target)
 
     def cast(self, node: Node, target: Any) -> Node:
@@ -286,13 +298,13 @@ def aligned(node: Node, axes: Axes) -> Node:
                 if n != m and m == 1:
                     first = array.take([0], i)
                     if not _alike(array, first):
-                        raise NotImplementedError("numbers that differ from one independent coordinate (output, head) to the next.")
+                        raise NotImplementedError(UNLIKE)
                     array = first
             if array.shape == shape or all(n in (1, m) for n, m in zip(array.shape, shape)):
                 return Det(axes, const=np.broadcast_to(array, shape), noise=node.noise)
         if all(n in (1, m) for n, m in zip(node.shape, shape)):
             return st.same_shape(node, axes)
-        raise NotImplementedError("numbers that differ from one independent coordinate (output, head) to the next.")
+        raise NotImplementedError(UNLIKE)
     assert isinstance(node, nd.Wide)
     if all(not axis or n == m for axis, n, m in zip(node.axes, node.shape, shape)) and node.shape != shape:
         nd.refuse_turned(node.axes, axes)
@@ -306,7 +318,7 @@ def aligned(node: Node, axes: Axes) -> Node:
 
 def _about(name: str, wide: bool) -> str:
     known = {
-        "argmax": "a choice among wide values", "sort": "an ordering of wide values",
+        "argmax": "a choice among wide values", "sort": ORDER, "top_k": ORDER,
         "while": "a loop whose number of steps is known only when it runs", "cond": "a branch that the data choose",
         "random_bits": "numbers drawn in the network (dropout); switch it off",
     }  # fmt: skip

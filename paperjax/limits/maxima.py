@@ -66,6 +66,8 @@ def extreme(reader: Any, eqn: Any, twin: Any, node: Node) -> Node:
     over = eqn.params["axes"]
     if any(atom.grows for i in over for atom in node.axes[i]):
         raise NotImplementedError("the maximum of more and more independent values along a growing axis, which grows with their number.")
+    if not reader.draws and not any(atom.grows for axis in node.axes for atom in axis):
+        raise NotImplementedError(f"a {what}imum over outputs of a layer that does not grow. {st.OUTPUTS}")
     left = [i for i in range(len(node.axes)) if i not in over]
     axes = tuple(node.axes[i] for i in left)
     if reader.draws and all(coordinates(node.axes[i]) == 1 for i in over):
@@ -75,7 +77,7 @@ def extreme(reader: Any, eqn: Any, twin: Any, node: Node) -> Node:
     sizes = [nd.full_size(axis)[0] for axis in node.axes]
     places = list(np.ndindex(*(sizes[i] for i in over)))
     if len(places) > (MOST if reader.draws else 2):
-        raise NotImplementedError(f"a {what}imum of {len(places)} wide values (max pooling, maxout). {KNOWN}")
+        raise NotImplementedError(f"a {what}imum of {len(places)} wide values (max pooling, maxout, a softmax). {KNOWN}")
     parts = []
     for place in places:
         starts, stops = [0] * len(sizes), list(sizes)

@@ -16,6 +16,12 @@ from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.nodes import Atom, Axes, Axis, Det, Fn, Node, Wide, axis_of, coordinates, rep_shape
 
 Shape = tuple[int, ...]
+OUTPUTS = (
+    "They stay random at infinite width, and so does what is made of them together (a softmax over classes, a router's gate over experts, "
+    "a norm of the outputs). Where that is the output of the network, take the limit of the network without it: a loss can apply it. What "
+    "such a gate multiplies is Gaussian given the gate alone, and has no one kernel: make the gate of the data, without random weights."
+)
+"""What is known of functions of several outputs."""
 
 
 class Moved(NamedTuple):
@@ -166,7 +172,7 @@ def reduce_sum(node: Node, dimensions: Sequence[int]) -> Node:
             "leaf of its own."
         )
     if count > 1 and not grows:
-        raise NotImplementedError(f"a sum over {count} independent coordinates, whose number does not grow, so that it stays random.")
+        raise NotImplementedError(f"a sum over {count} independent coordinates, whose number does not grow. {OUTPUTS}")
     if not grows:
         return apply(node, Moved(after, total, False)) if isinstance(node, nd.Mixed) else nd.Linear(after, node, total, (), False)
     if any(atom.kind == "iid" for i, axis in enumerate(axes) if i not in dimensions for atom in axis if atom.grows):

@@ -13,7 +13,7 @@ from paperjax.limits import nodes as nd
 from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.elementwise import broadcasting, relative
 from paperjax.limits.nodes import Axes, Det, Node, Wide, axis_of, coordinates
-from paperjax.limits.values import Spread, Value, number_of
+from paperjax.limits.values import Joined, Spread, Value, number_of
 from paperjax.limits.views import View
 from paperjax.limits.windows import window_adds
 
@@ -135,6 +135,9 @@ def _dynamic_slice(reader: Reader, eqn: Any, twin: Any, operands: list[Value], s
 
 
 def _concatenate(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
+    axis = eqn.params["dimension"]
+    if all(isinstance(value, View) and any(atom.grows for atom in value.axes[axis]) for value in operands):
+        return Joined(tuple(operands), axis)
     return joined.concatenate(_all_settled(reader, operands, "concatenate"), eqn.params["dimension"])
 
 
@@ -169,13 +172,20 @@ def _pad(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any,
 
 
 def _rev(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
+    if isinstance(operands[0], View):
+        view = operands[0].reversed(eqn.params["dimensions"])
+        if view is not None:
+            return view
     node = reader.node(operands[0])
     return st.apply(node, st.reverse(node.axes, eqn.params["dimensions"]))
 
 
 def _iota(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
     if eqn.params["shape"] != twin.params["shape"]:
-        raise NotImplementedError("numbers that count along a growing axis (a table of frequencies): coordinates are not alike.")
+        raise NotImplementedError(
+            "numbers that count along a growing axis (a table of frequencies, of rotary or sinusoidal positions): coordinates are not "
+            "alike. Learned positions, a leaf that is drawn, have a limit."
+        )
     return reader.known(eqn, twin, operands)[0]
 
 
@@ -203,23 +213,48 @@ def _reduce_window_sum(reader: Reader, eqn: Any, twin: Any, operands: list[Value
 def _dot_general(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
     contracted, batch = eqn.params["dimension_numbers"]
     left, right = operands
-    leaves = [isinstance(value, View) for value in operands]
+    leaves = [isinstance(value, (View, Joined)) for value in operands]
     made = eqn.outvars[0].aval.dtype
     if jnp.issubdtype(made, jnp.floating):
         # A product takes whole numbers as they are, whose own products would be whole, and overflow.
         mixed = [not leaf and not jnp.issubdtype(var.aval.dtype, jnp.floating) for leaf, var in zip(leaves, eqn.invars)]
         left, right = operands = [reader.cast(reader.node(w), made) if whole else w for w, whole in zip(operands, mixed)]
     if all(leaves):
-        raise NotImplementedError("a product of two leaves (a low-rank or a generated weight): its entries are not independent.")
+        # Learned queries, latents, positions: a leaf whose growing axes are all summed over is what is multiplied.
+        queries = next((i for i in (0, 1) if _is_activation(operands[i], contracted[i])), None)
+        if queries is None:
+            raise NotImplementedError("a product of two leaves (a low-rank or a generated weight): its entries are not independent.")
+        left, right = (reader.node(value) if i == queries else value for i, value in enumerate(operands))
+        leaves[queries] = False
     if any(leaves):
         node, view = (right, left) if leaves[0] else (left, right)
         numbers = (contracted[::-1], batch[::-1]) if leaves[0] else (contracted, batch)
-        return con.dot_leaf(reader.settled(reader.node(node), "dot_general"), view, numbers, leaves[0], reader.laws[view.leaf])
+        return _dot_leaf(reader, reader.settled(reader.node(node), "dot_general"), view, numbers, leaves[0])
     u, v = reader.nodes(operands)
     if isinstance(u, Wide) != isinstance(v, Wide):
         wide = next(w for w in (u, v) if isinstance(w, Wide))
         u, v = (reader.settled(relative(w, "mul", wide), "dot_general") for w in (u, v))
     return con.dot_values(u, v, (contracted, batch))
+
+
+def _is_activation(leaf: Value, inside: Any) -> bool:
+    grows = [any(atom.grows for atom in axis) for axis in leaf.axes]
+    return isinstance(leaf, View) and any(grows) and all(i in inside for i, g in enumerate(grows) if g)
+
+
+def _dot_leaf(reader: Reader, node: Node, leaf: Value, numbers: Any, first: bool) -> Node:
+    """Of leaves side by side, what each of them makes, side by side."""
+    if isinstance(leaf, View):
+        return con.dot_leaf(node, leaf, numbers, first, reader.laws[leaf.leaf])
+    (inside, leaf_inside), (batch, leaf_batch) = numbers
+    if leaf.axis in (*leaf_inside, *leaf_batch):
+        raise NotImplementedError(
+            "matrices of several layers are joined along the axis that is summed over. Multiply with each of them, and add what they make."
+        )
+    free = [j for j in range(len(leaf.axes)) if j not in leaf_inside and j not in leaf_batch]
+    before = len(batch) + (0 if first else len(node.axes) - len(inside) - len(batch))
+    made = [con.dot_leaf(node, view, numbers, first, reader.laws[view.leaf]) for view in leaf.parts]
+    return joined.concatenate(made, before + free.index(leaf.axis))
 
 
 def _conv_general_dilated(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:

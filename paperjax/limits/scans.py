@@ -11,7 +11,8 @@ from paperjax.limits import nodes as nd
 from paperjax.limits.loops import Loop
 from paperjax.limits.nodes import Det, Node, Wide
 from paperjax.limits.rules import cut, kept
-from paperjax.limits.values import Spread, Unread, Value
+from paperjax.limits.subsets import apart
+from paperjax.limits.values import Joined, Spread, Unread, Value
 from paperjax.limits.views import View
 from paperjax.trace import primitives as prim
 
@@ -40,7 +41,7 @@ def scan(reader: Any, eqn: Any, twin: Any, operands: list[Value]) -> list[Value]
         )
     consts, carry, rows = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
     stacked_leaves = any(isinstance(row, View) for row in rows)
-    shared_leaves = any(isinstance(c, (View, Spread)) and any(atom.grows for axis in c.axes for atom in axis) for c in consts)
+    shared_leaves = any(isinstance(c, (View, Spread, Joined)) and any(atom.grows for axis in c.axes for atom in axis) for c in consts)
     if length > SHORT and stacked_leaves and not shared_leaves:
         return loop(reader, eqn, body, other, consts, carry, rows)
     if length > LONGEST:
@@ -61,12 +62,17 @@ def scan(reader: Any, eqn: Any, twin: Any, operands: list[Value]) -> list[Value]
 
 
 def loop(reader: Any, eqn: Any, body: Any, other: Any, consts: list[Value], carry: list[Value], rows: list[Value]) -> list[Value]:
-    """A scan over depth as a recursion of second moments."""
-    starts = [reader.settled(reader.node(value), "scan") for value in carry]
+    """A scan over depth as a recursion of second moments. A wide value that every step sees is carried with the rest, as it is."""
+    given = [i for i, c in enumerate(consts) if isinstance(c, Wide) and fl.sources(c)]
+    starts = [reader.settled(reader.node(value), "scan") for value in (*carry, *(consts[i] for i in given))]
     wide = [i for i, node in enumerate(starts) if isinstance(node, Wide)]
-    outer = frozenset[Any]().union(*(fl.sources(c) for c in consts if isinstance(c, Wide)))
-    if outer & frozenset[Any]().union(*(fl.sources(starts[i]) for i in wide)):  # type: ignore[arg-type]
-        raise NotImplementedError("a scan over depth whose steps see a value that also starts it (a skip from the input to every layer).")
+    stacked_leaves = _stacks(rows)
+    for key in (key for i in wide for key in fl.sources(starts[i])):  # type: ignore[arg-type]
+        if key[0] in stacked_leaves:
+            raise NotImplementedError(
+                f"{key[0]}: a scan over depth of this leaf starts with what the leaf made before (two scans of one stack of weights), and "
+                "its steps are not independent of that. Give each scan leaves of its own, or let a layer with weights lie between."
+            )
     steps: list[Value] = []
     dets: list[tuple[Det, Det]] = []
     for row in rows:
@@ -84,9 +90,16 @@ def loop(reader: Any, eqn: Any, body: Any, other: Any, consts: list[Value], carr
     while True:
         name = object()
         del reader.noises[before:]
-        made = {i: nd.Carried(starts[i].axes, id(name), k, gaussian[i], frozenset({("scan", id(name), i)})) for k, i in enumerate(wide)}
-        outputs = reader.jaxpr(body, other, [*consts, *(made.get(i, node) for i, node in enumerate(starts)), *steps])
-        ends = [reader.node(value, starts[i].axes) for i, value in enumerate(outputs[: len(carry)])]
+        made = {i: nd.Carried(starts[i].axes, id(name), k, gaussian[i], frozenset({("scan", id(name))})) for k, i in enumerate(wide)}
+        seen = [made.get(i, node) for i, node in enumerate(starts)]
+        same = dict(zip(given, seen[len(carry) :]))
+        outputs = reader.jaxpr(body, other, [*(same.get(i, c) for i, c in enumerate(consts)), *seen[: len(carry)], *steps])
+        ends = [reader.node(value, starts[i].axes) for i, value in enumerate(outputs[: len(carry)])] + seen[len(carry) :]
+        if any(isinstance(node, Wide) and fl.is_joined(node) for node in (*starts, *ends)):
+            raise NotImplementedError(
+                "a scan over depth that carries channels of several kinds side by side (halves that take turns, as in a reversible "
+                "network): carry them apart, as a tuple."
+            )
         wrong = [i for i in wide if gaussian[i] and not (isinstance(ends[i], Wide) and fl.is_gaussian(ends[i]))]  # type: ignore[arg-type]
         if not wrong:
             break
@@ -100,10 +113,24 @@ def loop(reader: Any, eqn: Any, body: Any, other: Any, consts: list[Value], carr
     )  # fmt: skip
     reader.kept_alive.append(name)
     reader.noises[before:] = [(where, size, (loop, *inside)) for where, size, inside in reader.noises[before:]]
-    own = frozenset[Any]().union(*(fl.sources(node) for node in (*loop.starts, *loop.ends)))
+    # A step names its own part of a stack of leaves; all steps together have used the whole.
+    used = frozenset[Any]().union(*(fl.sources(node) for node in (*loop.starts, *loop.ends)))
+    own = frozenset((k[0], stacked_leaves[k[0]].entries, *k[2:]) if k[0] in stacked_leaves else k for k in used)
     results: list[Value] = [nd.Scanned(loop.carried[wide.index(i)].axes, loop, wide.index(i), gaussian[i], own) if i in wide else s
-                            for i, s in enumerate(starts)]  # fmt: skip
+                            for i, s in enumerate(starts[: len(carry)])]  # fmt: skip
     return [*results, *(Unread("what every step of a scan over depth returns by itself") for _ in outputs[len(carry) :])]
+
+
+def _stacks(rows: list[Value]) -> dict[int, View]:
+    """The leaves that are stacked over the steps."""
+    found: dict[int, View] = {}
+    for row in rows:
+        if not isinstance(row, View):
+            continue
+        first = found.setdefault(row.leaf, row)
+        if row.back != first.back or (row.entries != first.entries and not apart(row.entries, first.entries)):
+            raise NotImplementedError(f"{row.leaf}: steps of a scan over depth share parts of this leaf (layers in two orders).")
+    return found
 
 
 def row_of(reader: Any, value: Value, i: int) -> Value:

@@ -1,11 +1,12 @@
 """Leaves on their way to where they are used: transposed, reshaped, cut, multiplied by numbers."""
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from paperjax.limits.nodes import Atom, Axes
+from paperjax.limits.nodes import Atom, Axes, Axis
 from paperjax.limits.subsets import ranges
 
 
@@ -45,6 +46,22 @@ class View:
     def transposed(self, permutation: Any) -> "View":
         """Axes in another order."""
         return dataclasses.replace(self, parts=tuple(self.parts[i] for i in permutation))
+
+    def reversed(self, dimensions: Any) -> "View | None":
+        """Finite axes in the opposite order; ``None`` if one of them grows."""
+        turned = [part for i in dimensions for part in self.parts[i]]
+        if any(atom.grows for _, _, atom in turned):
+            return None
+        places = list(self.places)
+        for k, j, _ in turned:
+            places[k] = np.flip(places[k], j)
+        return dataclasses.replace(self, places=tuple(places))
+
+    @property
+    def back(self) -> tuple[tuple[int, int], ...]:
+        """Parts of axes along which entries lie in the opposite order to the leaf's."""
+        every = [(k, j) for k, places in enumerate(self.places) for j in range(places.ndim)]
+        return tuple((k, j) for k, j in every if np.any(np.diff(self.places[k], axis=j) < 0))
 
     def with_axes(self, keep: Any) -> "View":
         """Axes of size 1 taken out or put in: `keep` lists old axes, or ``None`` for a new one."""
@@ -107,3 +124,23 @@ def whole(leaf: int, sizes: tuple[int, ...], others: tuple[int, ...]) -> View:
         places.append(np.arange(size).reshape(() if single else (size,)))
         parts.append(() if single else ((k, 0, _kind(Atom("pos", size, other))),))
     return View(leaf, 1.0, tuple(places), tuple(parts))
+
+
+def iid(axis: Axis) -> Axis:
+    """A free axis of a leaf: its coordinates are independent, finite or not."""
+    return tuple(atom._replace(kind="iid") for atom in axis)
+
+
+Parts = tuple[tuple[int, int, Atom], ...]
+
+
+def order_of(axes: Iterable[Parts]) -> tuple[tuple[int, int], ...]:
+    """The order in which parts of a leaf lie, if it is not that of the leaf (heads of a matrix that are transposed and flattened)."""
+    places = tuple((k, j) for axis in axes for k, j, _ in axis)
+    return places if places != tuple(sorted(places)) else ()
+
+
+def placed(axes: Sequence[Parts]) -> list[Axis]:
+    """Free axes of a leaf, which remember another order than that of the leaf."""
+    moved = bool(order_of(axes))
+    return [tuple(atom._replace(kind="iid", turn=(k, j) if moved else ()) for k, j, atom in axis) for axis in axes]

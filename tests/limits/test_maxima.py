@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import paperjax as pj
-from tests.limits.ntk_networks import VECTORS, B, W, conv, dense, flat, plain
+from tests.limits.ntk_networks import SENTENCES, VECTORS, B, W, conv, dense, flat, plain
 
 KEY = jax.random.key(0)
 GRAM = W**2 * VECTORS @ VECTORS.T / 5 + B**2
@@ -112,10 +112,15 @@ def test_pooling_behind_a_relu_is_drawn():
     assert (spread < 0.03 * np.max(ours.ntk)).all()
 
 
+ORDER = r"primitive (top_k|sort): an ordering of wide values.*threshold.*jnp\.minimum"
 REFUSED = {
     "three pieces": (maxout(3), VECTORS, r"maximum of 3 wide values.*key=jax\.random\.key\(0\)"),
     "behind a relu": (pooled(2, jax.nn.relu), STRIPS, r"not Gaussian.*behind a nonlinearity.*integral over as many fields"),
     "a growing axis": (plain(lambda d, x, n: jnp.max(dense(d, x, n), 1, keepdims=True)), VECTORS, r"more and more independent values"),
+    "classes": (plain(lambda d, x, n: jax.nn.softmax(dense(d, dense(d, x, n), 3), -1)), VECTORS, "softmax over classes.*a loss can apply"),
+    "a norm of outputs": (plain(lambda d, x, n: jnp.sum(dense(d, dense(d, x, n), 3) ** 2, -1)), VECTORS, "3 independent.*norm"),
+    "the largest of a growing axis": (plain(lambda d, x, n: dense(d, jax.lax.top_k(dense(d, x, n), n // 2)[0], 1)), VECTORS, ORDER),
+    "sorted positions": (plain(lambda d, x, n: dense(d, flat(jnp.sort(dense(d, x, n), 1)), 1)), SENTENCES, ORDER),
 }
 
 

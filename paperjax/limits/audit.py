@@ -4,7 +4,6 @@ import math
 import os
 from typing import Any
 
-import jax
 import numpy as np
 from jax.core import Tracer
 
@@ -19,7 +18,7 @@ from paperjax.limits.tiles import kernels
 def audit_noise(program: Program, wider: Program, x1: Any) -> None:
     """What is neglected must fade with the width."""
     x = pg.largest(pg.example(x1) if isinstance(x1, Tracer) else np.asarray(x1))
-    with nd.usual(True), jax.ensure_compile_time_eval():
+    with nd.usual(True), nd.numbers():
         for (where, here), (_, there) in zip(program.noise(x), wider.noise(x)):
             if here > 1e-12 and not there < 0.85 * here:
                 raise ValueError(
@@ -44,7 +43,7 @@ def audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: A
 
     # Numbers, in a function that is being traced too: there, kernels of given examples are traced values as well.
     traced = traced or (made is not None and any(isinstance(k, Tracer) for k in made))
-    with jax.ensure_compile_time_eval():
+    with nd.numbers():
         found = [[k[:2, :2] for k in made] if made is not None and not traced else of(program), of(wider)]
     tolerance = 1e-6 if dtype == "float64" or made is None or traced else 1e-3
     for name, here, there in zip(("NNGP", "NTK"), *found):

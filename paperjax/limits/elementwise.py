@@ -12,7 +12,7 @@ from paperjax.limits import contractions as con
 from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
-from paperjax.limits.functions import NotGaussianError, form_of, function
+from paperjax.limits.functions import NotGaussianError, form_of, function, is_polynomial
 from paperjax.limits.joined import by_part
 from paperjax.limits.nodes import Axes, Det, Node, Wide
 
@@ -65,7 +65,7 @@ def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axe
             made = multiplied(*operands, axes)  # type: ignore[arg-type]
             # Functions of fields that depend on each other: a grid over four of them resolves little.
             several = isinstance(made, nd.Prod) and not fl.independent(*operands) and not all(map(fl.is_gaussian, operands))  # type: ignore[arg-type]
-            return drawn(fn, operands, axes) if draws and several else made
+            return drawn(fn, operands, axes) if draws and several and not is_polynomial(made) else made
         u, v = operands if wide[0] else operands[::-1]
         return scaled(u, v, axes)
     if name == "div" and not wide[1]:
@@ -93,7 +93,8 @@ def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axe
         between = function(jnp.abs, [nd.Add(axes, u, scaled(v, -1.0, axes))], axes)
         return scaled(nd.Add(axes, nd.Add(axes, u, v), scaled(between, sign, axes)), 0.5, axes)
     if draws and (live_fields(operands) > 2 or (name in ("max", "min") and all(wide))):
-        return drawn(fn, operands, axes)
+        made = None if live_fields(operands) == math.inf else function(fn, operands, axes)
+        return made if made is not None and is_polynomial(made) else drawn(fn, operands, axes)
     return function(fn, operands, axes)
 
 

@@ -9,6 +9,7 @@ from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.nodes import Det, Func, Node, Wide
+from paperjax.limits.polynomials import polynomial
 
 
 class NotGaussianError(NotImplementedError):
@@ -133,6 +134,30 @@ def _joined(forms: Sequence[Form], fn: Callable[..., Any]) -> Form:
         return fn(*(f.fn([values[i] for i in zs], [known[i] for i in ds]) for f, (zs, ds) in zip(forms, where)))
 
     return Form(call, fields, dets)
+
+
+def of_live(form: Form, live: Sequence[int]) -> Callable[..., Any]:
+    """A form as a function of its live fields; the others are at 0, where they start."""
+
+    def call(*zs: Any) -> Any:
+        values: list[Any] = [jnp.zeros_like(zs[0]) if zs else jnp.zeros(())] * len(form.fields)
+        for i, z in zip(live, zs):
+            values[i] = z
+        out = jnp.asarray(form.fn(values, ()))
+        return jnp.broadcast_to(out, zs[0].shape).astype(zs[0].dtype) if zs else out
+
+    return call
+
+
+def is_polynomial(node: Node) -> bool:
+    """Whether a value is a polynomial of Gaussian fields, of which expectations are exact."""
+    try:
+        form = form_of(node)
+    except NotImplementedError:
+        return False
+    live = [i for i, z in enumerate(form.fields) if not fl.is_still(z)]
+    found = None if form.dets or not live else polynomial(of_live(form, live), len(live))
+    return found is not None and found.terms is not None
 
 
 def function(fn: Callable[..., Any], operands: Sequence[Node], axes: nd.Axes) -> Func:

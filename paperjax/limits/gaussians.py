@@ -14,10 +14,11 @@ from jaxtyping import Array
 
 from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
+from paperjax.limits import polynomials as pn
 from paperjax.limits.closed_forms import Dual
 from paperjax.limits.covariances import Moments, plus
 from paperjax.limits.expectation import NoExpectationError, closed, mean, ranged
-from paperjax.limits.functions import Form, form_of
+from paperjax.limits.functions import Form, form_of, of_live
 from paperjax.limits.joint import expect
 from paperjax.limits.nodes import Det, Wide
 from paperjax.limits.panels import STEEP, breaks
@@ -55,19 +56,6 @@ class Moments2(Protocol):
     def looks(self) -> bool:
         """See there."""
         ...
-
-
-def _unary(form: Form, live: Sequence[int]) -> Callable[..., Any]:
-    """A form as a function of its live fields; the others are at 0, where they start."""
-
-    def call(*zs: Any) -> Any:
-        values: list[Any] = [jnp.zeros_like(zs[0]) if zs else jnp.zeros(())] * len(form.fields)
-        for i, z in zip(live, zs):
-            values[i] = z
-        out = jnp.asarray(form.fn(values, ()))
-        return jnp.broadcast_to(out, zs[0].shape).astype(zs[0].dtype) if zs else out
-
-    return call
 
 
 def _slope(form: Form, live: Sequence[int], at: int) -> Form:
@@ -131,7 +119,7 @@ def _rate(run: Moments2, node: Wide, form: Form, live: Sequence[int], at: int) -
     """How fast a field that stays at 0 moves a function of one that varies, by how fast that one does; ``None`` if they do unlike."""
     key = ("rate", node, form.fn, tuple(live), at)
     if key not in run.cache:
-        slopes = _unary(_slope(form, live, at), live), slope(_remembered(run, node, form, live))
+        slopes = of_live(_slope(form, live, at), live), slope(_remembered(run, node, form, live))
         still, moving = (sampled(f).at(PROBES) for f in slopes)
         known = np.isfinite(still) & np.isfinite(moving)
         most = int(np.argmax(np.where(known, np.abs(moving), 0.0)))
@@ -156,21 +144,48 @@ def _joint(
         return a * b if diag else a.reshape(*a.shape, *(1,) * b.ndim) * b
     if len(left) == len(right) == 1:
         return _pair(run, g, h, left[0], right[0], s, t, diag, shape, besides)
-    fields = [*((z, s, 0) for z in left), *((z, t, 1) for z in right)]
-    rows = []
-    for a, at, side in fields:
-        row = []
-        for b, other, other_side in fields:
-            if side == other_side:
-                k = run.second(a, b, at, other, True)
-                k = k if k is None or diag else k.reshape(*k.shape, *(1,) * len(v.shape)) if side == 0 else k
-            else:
-                first, second, i, j = (a, b, at, other) if side == 0 else (b, a, other, at)
-                k = run.second(first, second, i, j, diag)
-            row.append(jnp.broadcast_to(jnp.zeros(()) if k is None else k, shape))
-        rows.append(jnp.stack(row, -1))
-    n = len(left)
-    return _trusted(lambda *zs: g(*zs[:n]) * h(*zs[n:]), jnp.stack(rows, -2))
+    both = [_covariances(run, zs, zs, at, at, True) for zs, at in ((left, s), (right, t))]
+    across = _covariances(run, left, right, s, t, diag)
+    if not diag:
+        # Left as small as they are, as in `_pair`.
+        both[0] = [[k if k is None else k.reshape(*k.shape, *(1,) * len(v.shape)) for k in row] for row in both[0]]
+    known, found, said = _of_polynomials([_polynomial(run, f, len(zs)) for f, zs in ((g, left), (h, right))], both[0], across, both[1])
+    if known:
+        return found if found is None else jnp.broadcast_to(jnp.asarray(found), shape)
+    n, whole = len(left), [[*a, *c] for a, c in zip(both[0], across)]
+    whole += [[*c, *b] for *c, b in zip(*across, both[1])]
+    return _trusted(lambda *zs: g(*zs[:n]) * h(*zs[n:]), _stacked(whole, shape), said)
+
+
+def _covariances(run: Moments2, us: Sequence[Wide], vs: Sequence[Wide], s: int, t: int, diag: bool) -> list[list[Moments]]:
+    return [[run.second(a, b, s, t, diag) for b in vs] for a in us]
+
+
+def _stacked(covariances: pn.Covariances, shape: tuple[int, ...]) -> Array:
+    """One array, ``(*shape, k, k)``."""
+    whole = [[jnp.broadcast_to(jnp.zeros(()) if k is None else k, shape) for k in row] for row in covariances]
+    return jnp.stack([jnp.stack(row, -1) for row in whole], -2)
+
+
+def _polynomial(run: Moments2, fn: Callable[..., Any], fields: int) -> pn.Polynomial | None:
+    """The polynomial that a function is, if it is one."""
+    if ("polynomial", fn) not in run.cache:
+        run.cache["polynomial", fn] = pn.polynomial(fn, fields)
+    return run.cache["polynomial", fn]
+
+
+def _of_polynomials(two: Sequence[pn.Polynomial | None], *covariances: pn.Covariances) -> tuple[bool, Array | float | None, str]:
+    """The expectation of a product of polynomials, if it is known; if it has too many terms, what there is to say of that."""
+    g, h = two
+    if g is None or h is None:
+        return False, None, ""
+    try:
+        return True, pn.expected(g, h, *covariances), ""
+    except pn.TooManyTermsError:
+        return False, None, (
+            f"a product of polynomials of degrees {g.degree} and {h.degree}, of {len(covariances[0])} and {len(covariances[2])} fields, "
+            f"is a sum over pairings of more than {pn.MOST_TERMS} terms, or beyond degree {pn.MOST_DEGREE}: "
+        )  # fmt: skip
 
 
 def _pair(
@@ -261,7 +276,7 @@ def _remembered(run: Moments2, node: Wide, form: Form, live: Sequence[int]) -> C
     """One function object for each value, by which its expectations are remembered; a derivative's form is none of a value."""
     key = ("function", node, form.fn, tuple(live))
     if key not in run.cache:
-        fn = _unary(form, live)
+        fn = of_live(form, live)
         run.cache[key] = sampled(fn) if len(live) == 1 else fn
     return run.cache[key]
 
@@ -315,24 +330,28 @@ def _mean(run: Moments2, fn: Callable[..., Any], fields: Sequence[Wide], s: int)
         if key not in run.cache:
             run.cache[key] = mean(fn, variance=run.largest)
         return run.cache[key].value(k)
-    shape = fields[0].shape
-    rows = []
-    for a in fields:
-        ks = [run.second(a, b, s, s, True) for b in fields]
-        rows.append(jnp.stack([jnp.zeros(shape) if k is None else k for k in ks], -1))
-    return _trusted(fn, jnp.stack(rows, -2))
+    covariances = _covariances(run, fields, fields, s, s, True)
+    one = pn.Polynomial({(): 1.0}, 0)
+    known, found, said = _of_polynomials([_polynomial(run, fn, len(fields)), one], covariances, [[] for _ in fields], [])
+    if known:
+        return jnp.broadcast_to(jnp.asarray(0.0 if found is None else found), fields[0].shape)
+    return _trusted(fn, _stacked(covariances, fields[0].shape), said)
+
+
+class TooManyFieldsError(NotImplementedError):
+    """An expectation over more fields than a grid is made for."""
 
 
 TRUSTED = {np.dtype("float64"): 1e-7, np.dtype("float32"): 1e-4}
 """Errors accepted of an integral over several fields, relative to its root mean square: a grid that resolves nothing is off by 1e-2."""
 
 
-def _trusted(fn: Callable[..., Any], covariances: Array) -> Array:
+def _trusted(fn: Callable[..., Any], covariances: Array, said: str) -> Array:
     """An expectation over several fields, NaN where its grid is too coarse for it."""
     if covariances.shape[-1] > 4:
-        raise NotImplementedError(
-            f"an expectation over {covariances.shape[-1]} fields at once (of a nonlinear function of a depthwise convolution, of a state "
-            "that is gated again and again, as in an LSTM, a GRU or layers of a highway network, or of a product of sums), which no "
+        raise TooManyFieldsError(
+            f"{said}an expectation over {covariances.shape[-1]} fields at once (of a nonlinear function of a depthwise convolution, of a "
+            "state that is gated again and again, as in an LSTM, a GRU or layers of a highway network, or of a product of sums), which no "
             "integral here is made for. Let a layer with weights that sum over channels follow a depthwise convolution, or a gate, before "
             "the next function. Or opt in to Monte Carlo with key=jax.random.key(0), samples=4096."
         )

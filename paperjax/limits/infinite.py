@@ -208,10 +208,7 @@ def limit(
     if out is None:
         check_result(len(x1), len(x1 if x2 is None else x2), program, wants, per, dtype)
     traced = any(isinstance(x, Tracer) for x in (x1, x2))
-    # Examples that are known are numbers in a function that is being traced, too. Elsewhere nothing is computed ahead: a constant of the
-    # size of all pairs of positions would be made before it is seen that it does not fit.
-    ahead = not traced and isinstance(jnp.zeros(()) + 1, Tracer)
-    with pg.told(program.traced), jax.ensure_compile_time_eval() if ahead else contextlib.nullcontext():
+    with pg.told(program.traced), contextlib.nullcontext() if traced else nd.numbers():
         if wider is not None:
             audit_noise(program, wider, x1)
         into = None if out is None else _files(Path(out), program, x1, x2, wants, per, traced)

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Fn = Callable[..., Any]
 
@@ -358,6 +360,15 @@ def usual(double: bool) -> Iterator[None]:
     """Double or single precision and JAX's usual promotion, whatever the user's flags, which are about the user's code."""
     with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+def numbers() -> contextlib.AbstractContextManager[Any]:
+    """Arrays that are known are numbers, in a function that is being traced too.
+
+    Nothing is changed where none is traced: what JAX computes ahead is compiled one operation at a time, constants of a trace included,
+    and one of the size of all pairs of positions would be made before it is seen that it does not fit.
+    """
+    return jax.ensure_compile_time_eval() if isinstance(jnp.zeros(()) + 1, Tracer) else contextlib.nullcontext()
 
 
 def fold(fn: Fn, *consts: np.ndarray) -> np.ndarray:

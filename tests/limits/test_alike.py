@@ -119,7 +119,8 @@ def test_what_is_asked_needs_no_expectation(monkeypatch):
 
         def with_phi(width, phi=phi):
             def init(key, x):
-                return {"u": jax.random.normal(key, (3, width)), "v": jax.random.normal(key, (width, 1)) * width**-0.5}
+                first, last = jax.random.split(key)
+                return {"u": jax.random.normal(first, (3, width)), "v": jax.random.normal(last, (width, 1)) * width**-0.5}
 
             return init, lambda p, x: phi(x @ p["u"]) @ p["v"]
 

@@ -4,6 +4,7 @@ import math
 import os
 from typing import Any
 
+import jax
 import numpy as np
 from jax.core import Tracer
 

@@ -227,20 +227,64 @@ def peak_bytes(fn: Callable[..., Any], *args: Any) -> int:
     >>> peak_bytes(lambda x: jnp.sin(jnp.sin(jnp.sin(x))), x)  # A value and the next one.
     800
     """
-    return int(_peak(jax.make_jaxpr(fn)(*args).jaxpr))
+    return int(_peak(jax.make_jaxpr(fn)(*args).jaxpr, {}, 1)[0])
 
 
-def _peak(jaxpr: Any) -> float:
+NEITHER: frozenset[int] = frozenset()
+
+
+def _peak(jaxpr: Any, sides: dict[Any, frozenset[int]], n: int) -> tuple[float, list[frozenset[int]]]:
+    """With the sides of the results."""
     last = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.invars if not hasattr(v, "val")}
     last |= {v: len(jaxpr.eqns) for v in jaxpr.outvars if not hasattr(v, "val")}
-    alive: dict[Any, int] = {}
+    sides = dict(sides)
+    alive: dict[Any, float] = {}
     most = 0.0
+
+    def of(v: Any) -> frozenset[int]:
+        return NEITHER if hasattr(v, "val") else sides.get(v, NEITHER)
+
     for i, eqn in enumerate(jaxpr.eqns):
-        inner = [_peak(sub) for value in eqn.params.values() for sub in _jaxprs(value)]
-        alive |= {v: math.prod(v.aval.shape) * _itemsize(v.aval.dtype) for v in eqn.outvars}
-        most = max(most, sum(alive.values()) + max(inner, default=0.0))
+        given = [of(v) for v in eqn.invars]
+        all_of = NEITHER.union(*given)
+        inner = [_inside(eqn, sub, given, n) for value in eqn.params.values() for sub in _jaxprs(value)]
+        made = [outs for _, outs in inner if len(outs) == len(eqn.outvars)]
+        sides |= {v: NEITHER.union(*(outs[k] for outs in made)) if made else all_of for k, v in enumerate(eqn.outvars)}
+        alive |= {v: math.prod(v.aval.shape) * _itemsize(v.aval.dtype) * float(n ** len(sides[v])) for v in eqn.outvars}
+        most = max(most, sum(alive.values()) + max((peak for peak, _ in inner), default=0.0))
         alive = {v: size for v, size in alive.items() if last.get(v, -1) > i}
-    return most
+    return most, [of(v) for v in jaxpr.outvars]
+
+
+def _inside(eqn: Any, sub: Any, given: list[frozenset[int]], n: int) -> tuple[float, list[frozenset[int]]]:
+    """`_peak` of a function inside an equation, whose arguments are its last ones; what is carried on is of all that it comes to be of."""
+    if eqn.primitive.name in ("while", "cond") or len(sub.invars) > len(given):
+        whole = NEITHER.union(*given)
+        peak, outs = _peak(sub, dict.fromkeys(sub.invars, whole), n)
+        return peak, [whole] * len(outs)
+    given = given[len(given) - len(sub.invars) :]
+    while True:
+        peak, outs = _peak(sub, dict(zip(sub.invars, given)), n)
+        first, count = (eqn.params["num_consts"], eqn.params["num_carry"]) if eqn.primitive.name == "scan" else (0, 0)
+        carried = [before | after for before, after in zip(given[first : first + count], outs)]
+        if carried == given[first : first + count]:
+            return peak, outs
+        given = [*given[:first], *carried, *given[first + count :]]
+
+
+def grid_bytes(jaxpr: Any, sides: Sequence[frozenset[int]], n: int) -> int:
+    """`peak_bytes` of a program of two examples over all pairs of n and n, as `jax.vmap` makes it; it is not traced for that.
+
+    Of each argument, `sides` are the examples that it is of: none, the first (0), the second (1). What is made of one is made n times,
+    what is made of both n² times.
+
+    Examples
+    --------
+    >>> both = jax.make_jaxpr(lambda a, b: jnp.sin(a) * jnp.sin(b))(1.0, 1.0)
+    >>> grid_bytes(both.jaxpr, [frozenset({0}), frozenset({1})], 10)  # 10 and 10 sines, and 100 products
+    480
+    """
+    return int(_peak(jaxpr, dict(zip(jaxpr.invars, sides)), n)[0])
 
 
 def primitives(jaxpr: Any) -> frozenset[str]:

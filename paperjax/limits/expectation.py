@@ -15,6 +15,7 @@ from paperjax.limits import hermite, panels
 from paperjax.limits.affine import mean_of, pair_of
 from paperjax.limits.closed_forms import Covariance, Dual, Formula, checked
 from paperjax.limits.hermite import Grid
+from paperjax.limits.orders import choose_order
 from paperjax.limits.panels import Order, Pieces
 from paperjax.limits.recognise import Affine, recognise
 from paperjax.limits.sampled import name_of, sampled, slope
@@ -91,12 +92,31 @@ def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance
     psi = phi if psi is None else psi
     phi, psi = sampled(phi), sampled(phi if psi is phi else psi)
     psi = phi if psi.phi is phi.phi else psi
-    names = name_of(phi) if psi is phi else f"{name_of(phi)}, {name_of(psi)}"
     exact = closed(phi, psi)
     if exact:
         return exact
-    plan = planner(phi, psi, names, variance, tolerance)
+    of = ranged(phi, psi, tolerance)
+    # Refused here rather than at the first covariance.
+    of.way(1.0, jnp.result_type(float) == jnp.float64)
+    return of(variance)
 
+
+class Ranged(NamedTuple):
+    """`pair` of two functions without a closed form: ``way(largest, wide)`` is the compiled way up to a variance, kept once it is found.
+
+    Called with the largest variance that there will be where covariances are traced, it gives their `Dual`.
+    """
+
+    way: Callable[[float, bool], Dual]
+    name: str
+
+    def __call__(self, variance: float) -> Dual:
+        """The expectations, with `variance` as in `pair`."""
+        plan, names = planner(self.way, variance), self.name
+        return _planned(plan, variance, names)
+
+
+def _planned(plan: Callable[..., Dual], variance: float, names: str) -> Dual:
     def value(k11: Array, k12: Array, k22: Array) -> Array:
         return _within(variance, plan(k11, k12, k22).value(k11, k12, k22), k11, k22)
 
@@ -106,8 +126,6 @@ def pair(phi: Phi, psi: Phi | None = None, *, variance: float = 100.0, tolerance
     def error(k11: Array, k12: Array, k22: Array) -> Array:
         return plan(k11, k12, k22).error(k11, k12, k22)
 
-    # Refused here rather than at the first covariance.
-    plan(*(np.ones((), jnp.result_type(float)),) * 3)
     return Dual(checked(value), checked(derivative), checked(error), names)
 
 
@@ -233,15 +251,21 @@ def analytic(*functions: Phi) -> bool:
     return all(tape and tape.analytic for tape in tapes)
 
 
-def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -> Callable[..., Dual]:
-    """A function of the covariances that gives the compiled way to take their expectation; what it finds is kept for each range.
+class NoExpectationError(ValueError):
+    """No way here reaches the tolerance."""
+
+
+def ranged(phi: Phi, psi: Phi, tolerance: float = 1e-10) -> Ranged:
+    """The ways of `pair` for two functions, whatever the variances.
 
     Examples
     --------
-    >>> one = jnp.ones(())
-    >>> planner(jnp.tanh, jnp.tanh, "tanh", 100.0, 1e-10)(one, one, one).name
-    'tanh: Grid(points=64, reach=10.0, degree=50, parity=1)'
+    >>> ranged(jnp.tanh, jnp.tanh).way(1.0, True).name
+    'tanh: Grid(points=96, reach=10.0, degree=106, parity=1)'
     """
+    phi, psi = sampled(phi), sampled(phi if psi is phi else psi)
+    psi = phi if psi.phi is phi.phi else psi
+    names = name_of(phi) if psi is phi else f"{name_of(phi)}, {name_of(psi)}"
 
     @functools.cache
     def breaks() -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -263,13 +287,26 @@ def planner(phi: Phi, psi: Phi, names: str, variance: float, tolerance: float) -
             order, reached = choose_order(f, g, largest, target, accepted, slopes)
             if reached <= accepted:
                 return _by_panels(f, g, order, f"{names}: {order}, breaks {f.breaks}, {g.breaks}", slopes)
-        raise ValueError(
+        raise NoExpectationError(
             f"expectation of {names}: off by {min(off, reached):.1e} of its size at variance {largest:g}, more than tolerance = "
             f"{accepted:g}. Does it grow faster than exponentials do, oscillate, have more than {panels.MOST_BREAKS} breaks or one beyond "
             "100, or compute in float32 inside? Breaks were found at "
             f"{breaks()[0]} and {breaks()[1]}. Rescale to smaller variances (where they are traced: give the largest as variance=), "
             "or accept the error with tolerance=."
         )
+
+    return Ranged(way, names)
+
+
+def planner(way: Callable[[float, bool], Dual], variance: float) -> Callable[..., Dual]:
+    """A function of the covariances that gives the way for them, that for `variance` where they are traced.
+
+    Examples
+    --------
+    >>> one = jnp.ones(())
+    >>> planner(ranged(jnp.tanh, jnp.tanh).way, 100.0)(one, one, one).name
+    'tanh: Grid(points=64, reach=10.0, degree=50, parity=1)'
+    """
 
     def plan(k11: Array | np.ndarray, k12: Array | np.ndarray, k22: Array | np.ndarray) -> Dual:
         if any(isinstance(k, Tracer) for k in (k11, k22)):
@@ -320,55 +357,3 @@ def _by_panels(f: Pieces, g: Pieces, order: Order, name: str, slopes: bool) -> D
         return functools.reduce(jnp.maximum, [jnp.abs(h(finer, *k) - h(order, *k)) for h in (value, derivative)[: 1 + slopes]])
 
     return Dual(jax.jit(functools.partial(value, order)), jax.jit(functools.partial(derivative, order)), jax.jit(error), name)
-
-
-def _squared(h: Pieces, variances: np.ndarray) -> np.ndarray:
-    """``E h²``, in numpy."""
-    return panels.single(h._replace(f=lambda x: h.f(x) ** 2), panels.ORDERS[-1], np.zeros_like(variances), variances)
-
-
-def _cut_off(h: Pieces, variance: float) -> float:
-    """About the part of ``E h²`` beyond the reach of the panels."""
-    density = math.exp(-(panels.REACH**2) / 2) / math.sqrt(2 * math.pi)
-    at_ends = float(np.max(h.f(math.sqrt(variance) * np.array([-panels.REACH, panels.REACH])) ** 2)) * density
-    return 0.0 if at_ends == 0 else at_ends / float(_squared(h, np.array([variance]))[0]) if math.isfinite(at_ends) else math.inf
-
-
-CORRELATIONS = (-1.0, -0.9, -0.3, 0.0, 0.6, 0.99, 0.9999, 1 - 1e-5, 1.0)
-"""At which orders are compared. Slopes that jump are hardest near 1, where a sum over one variable bends within a width of the other's."""
-
-
-def choose_order(f: Pieces, g: Pieces, variance: float, target: float, accepted: float, slopes: bool = True) -> tuple[Order, float]:
-    """The lowest of `panels.ORDERS` that agrees with the highest up to this variance, and by how much, relative; for slopes, too, if asked.
-
-    Examples
-    --------
-    >>> relu6 = Pieces(jax.nn.relu6, (0.0, 6.0))
-    >>> choose_order(relu6, relu6, 1.0, 1e-7, 1e-6)[0]
-    Order(outer=104, inner=80, sharp=False)
-    """
-    few = [(variance, variance), (variance, variance / 50), (variance / 50, variance)]
-    table = np.array([(a, r * math.sqrt(a * b), b) for a, b in few for r in CORRELATIONS]).T
-    breaks = f.breaks, g.breaks
-
-    def by_numpy(f: Phi, g: Phi) -> tuple[Pieces, Pieces]:
-        one, other = (Pieces(panels.but_at(panels.poles(h, b), sampled(h).at), b) for h, b in zip((f, g), breaks))
-        return one, other
-
-    pairs = [by_numpy(f.f, g.f), by_numpy(slope(f.f), slope(g.f))][: 1 + slopes]
-    *lower, highest = panels.ORDERS
-    with np.errstate(all="ignore"):
-        scale = np.sqrt([_squared(h, table[0]) * _squared(h2, table[2]) for h, h2 in pairs])
-        truth = panels.at_numbers(pairs, highest, *table)
-        best = highest, math.inf
-        beyond = max(_cut_off(h, variance) for pair in pairs for h in pair)
-        if not np.all(np.isfinite(truth)) or not np.all(np.isfinite(scale)):
-            return highest, math.inf
-        if not beyond <= accepted:
-            return highest, beyond
-        for order in lower:
-            off = np.abs(panels.at_numbers(pairs, order, *table) - truth) / np.where(scale > 0, scale, 1.0)
-            best = order, float(off.max())
-            if best[1] <= target:
-                break
-        return best

@@ -1,6 +1,8 @@
 """Expectations of the functions of `paperjax.limits.functions` over the Gaussian fields that they are functions of."""
 
+import hashlib
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,14 +16,13 @@ from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
 from paperjax.limits import polynomials as pn
 from paperjax.limits.closed_forms import Dual
-from paperjax.limits.expectation import closed, mean, pair
+from paperjax.limits.covariances import Moments, plus
+from paperjax.limits.expectation import NoExpectationError, closed, mean, ranged
 from paperjax.limits.functions import Form, form_of, of_live
 from paperjax.limits.joint import expect
 from paperjax.limits.nodes import Det, Wide
 from paperjax.limits.panels import STEEP, breaks
 from paperjax.limits.sampled import sampled, slope
-
-Moments = Array | None
 
 
 @runtime_checkable
@@ -48,6 +49,11 @@ class Moments2(Protocol):
 
     @property
     def shift(self) -> Any:
+        """See there."""
+        ...
+
+    @property
+    def looks(self) -> bool:
         """See there."""
         ...
 
@@ -84,7 +90,9 @@ def expected_product(run: Moments2, u: Wide | None, v: Wide | None, s: int, t: i
     for form in forms:
         _refuse_arrays(form)
     live = [[i for i, z in enumerate(form.fields) if not fl.is_still(z)] for form in forms]
-    total = _joint(run, forms, live, (u, v), s, t, diag)
+    one_each = len(live[0]) == len(live[1]) == 1
+    together: Moments = None
+    apart: list[tuple[int, int, Array]] = []
     # A leaf that starts as a constant moves nothing yet; what training it does is of first order in its covariance.
     for i, j in itertools.product(*(range(len(form.fields)) for form in forms)):
         a, b = forms[0].fields[i], forms[1].fields[j]
@@ -93,14 +101,39 @@ def expected_product(run: Moments2, u: Wide | None, v: Wide | None, s: int, t: i
         moved = run.second(a, b, s, t, diag)
         if moved is None:
             continue
+        rates = [_rate(run, *side) for side in zip((u, v), forms, live, (i, j))] if one_each else [None]
+        if None in rates:
+            apart.append((i, j, moved))
+        else:
+            # As a bias does that is added to a field: it moves the function as the field does, by Price's theorem.
+            together = plus(together, moved * math.prod(rates))  # type: ignore[arg-type]
+    total = _joint(run, forms, live, (u, v), s, t, diag, together)
+    for i, j, moved in apart:
         slopes = _slope(forms[0], live[0], i), _slope(forms[1], live[1], j)
         by = _joint(run, slopes, live, (u, v), s, t, diag)
-        total = total if by is None else by * moved if total is None else total + by * moved
+        total = total if by is None else plus(total, by * moved)
     return total
 
 
-def _joint(run: Moments2, forms: tuple[Form, Form], live: list[list[int]], nodes: tuple[Wide, Wide], s: int, t: int, diag: bool) -> Moments:
-    """The expectation over live fields."""
+def _rate(run: Moments2, node: Wide, form: Form, live: Sequence[int], at: int) -> float | None:
+    """How fast a field that stays at 0 moves a function of one that varies, by how fast that one does; ``None`` if they do unlike."""
+    key = ("rate", node, form.fn, tuple(live), at)
+    if key not in run.cache:
+        slopes = of_live(_slope(form, live, at), live), slope(_remembered(run, node, form, live))
+        still, moving = (sampled(f).at(PROBES) for f in slopes)
+        known = np.isfinite(still) & np.isfinite(moving)
+        most = int(np.argmax(np.where(known, np.abs(moving), 0.0)))
+        rate = still[most] / moving[most] if known[most] and moving[most] else math.nan
+        alike = np.array_equal(np.isfinite(still), np.isfinite(moving)) and np.allclose(still[known], rate * moving[known], 1e-13, 0.0)
+        run.cache[key] = float(rate) if alike else None
+    return run.cache[key]
+
+
+def _joint(
+    run: Moments2, forms: tuple[Form, Form], live: list[list[int]], nodes: tuple[Wide, Wide], s: int, t: int, diag: bool,
+    besides: Moments = None,
+) -> Moments:  # fmt: skip
+    """The expectation over live fields; `besides` is added to the covariance of two."""
     u, v = nodes
     shape = u.shape if diag else u.shape + v.shape
     left, right = ([form.fields[i] for i in which] for form, which in zip(forms, live))
@@ -110,7 +143,7 @@ def _joint(run: Moments2, forms: tuple[Form, Form], live: list[list[int]], nodes
         a, b = (jnp.broadcast_to(m, w.shape) for m, w in zip(both, nodes))
         return a * b if diag else a.reshape(*a.shape, *(1,) * b.ndim) * b
     if len(left) == len(right) == 1:
-        return _pair(run, g, h, left[0], right[0], s, t, diag, shape)
+        return _pair(run, g, h, left[0], right[0], s, t, diag, shape, besides)
     both = [_covariances(run, zs, zs, at, at, True) for zs, at in ((left, s), (right, t))]
     across = _covariances(run, left, right, s, t, diag)
     if not diag:
@@ -156,9 +189,10 @@ def _of_polynomials(two: Sequence[pn.Polynomial | None], *covariances: pn.Covari
 
 
 def _pair(
-    run: Moments2, g: Callable[..., Any], h: Callable[..., Any], a: Wide, b: Wide, s: int, t: int, diag: bool, shape: tuple[int, ...]
-) -> Array:
-    k11, k12, k22 = run.second(a, a, s, s, True), run.second(a, b, s, t, diag), run.second(b, b, t, t, True)
+    run: Moments2, g: Callable[..., Any], h: Callable[..., Any], a: Wide, b: Wide, s: int, t: int, diag: bool, shape: tuple[int, ...],
+    besides: Moments,
+) -> Array:  # fmt: skip
+    k11, k12, k22 = run.second(a, a, s, s, True), plus(run.second(a, b, s, t, diag), besides), run.second(b, b, t, t, True)
     k11, k12, k22 = (jnp.zeros(()) if k is None else k for k in (k11, k12, k22))
     # Left as small as they are: what is made of one of the two fields alone is made once for all of the other's positions.
     if not diag and k11.ndim:
@@ -173,15 +207,29 @@ def _pair(
         run.cache.setdefault("bounded", {}).update({a: None, b: None})
         for fn, name in ((g, names[0]), (h, names[1])):
             _refuse_infinite(run, fn, name)
+    if run.looks:
+        return _mark(names, k11, jnp.broadcast_to(k12, shape), k22)
     key = ("pair", *names, None if exact else run.largest)
     if key not in run.cache:
-        try:
-            run.cache[key] = trained(exact or pair(g, h, variance=run.largest))
-        except ValueError as error:
-            raise ValueError(
-                f"pj.limit: a function of wide values has no expectation, or none that is found here (is its mean infinite?): {error}"
-            ) from error
-    return run.cache[key](k11, jnp.broadcast_to(k12, shape), k22)
+        if not exact and ("ranged", *names) not in run.cache:
+            run.cache["ranged", *names] = ranged(g, h)
+        run.cache[key] = trained(exact or run.cache["ranged", *names](run.largest))
+    try:
+        return run.cache[key](k11, jnp.broadcast_to(k12, shape), k22)
+    except NoExpectationError as error:
+        raise ValueError(
+            f"pj.limit: a function of wide values has no expectation, or none that is found here (is its mean infinite?): {error}"
+        ) from error
+
+
+def _mark(names: Sequence[bytes], *covariances: Array) -> Array:
+    """In place of an expectation, what is another for other functions and covariances, and homogeneous in none of them.
+
+    Or else `paperjax.limits.alike` would take a tanh for linear, whose covariances change with the width and whose outputs change back.
+    """
+    digest = hashlib.sha256(b"".join(hashlib.sha256(name).digest() for name in names)).digest()
+    total = sum(float(1 + n) * jnp.cos(k) for n, k in zip(np.frombuffer(digest, np.uint32), covariances))
+    return jnp.asarray(total)
 
 
 STEPS = np.array([1e-4, 1e-6, 1e-8, 1e-10])
@@ -195,7 +243,7 @@ def _refuse_infinite(run: Moments2, fn: Callable[..., Any], name: bytes) -> None
         return
     points = np.asarray((0.0, *breaks(sampled(fn))))[:, None, None] + np.array([[-1.0], [1.0]]) * STEPS
     for what, f in (("value", fn), ("slope", slope(fn)))[: 2 if tangent else 1]:
-        sizes = np.abs(nd.fold(f, points))
+        sizes = np.abs(sampled(f).at(points))
         powers = np.diff(np.log(np.maximum(sizes, 1e-300))) / -np.diff(np.log(STEPS))
         fast, steep = (np.all(powers[..., [0, 2]] > power, -1) for power in (0.49, STEEP))
         if what == "slope" and np.any(steep) and not np.any(fast):
@@ -223,7 +271,7 @@ PROBES = np.concatenate([np.linspace(-6.3, 6.1, 41), [-1e-3, 0.0, 1e-3, 0.5, 20.
 def _fingerprint(run: Moments2, fn: Callable[..., Any]) -> bytes:
     """The values of a function at fixed points: layers with one function share its expectations."""
     if fn not in run.cache:
-        run.cache[fn] = nd.fold(fn, PROBES).tobytes()
+        run.cache[fn] = sampled(fn).at(PROBES).tobytes()
     return run.cache[fn]
 
 
@@ -231,7 +279,8 @@ def _remembered(run: Moments2, node: Wide, form: Form, live: Sequence[int]) -> C
     """One function object for each value, by which its expectations are remembered; a derivative's form is none of a value."""
     key = ("function", node, form.fn, tuple(live))
     if key not in run.cache:
-        run.cache[key] = of_live(form, live)
+        fn = of_live(form, live)
+        run.cache[key] = sampled(fn) if len(live) == 1 else fn
     return run.cache[key]
 
 
@@ -270,17 +319,20 @@ def mean_form(run: Moments2, form: Form, node: Wide, s: int) -> Moments:
     """``E f`` of a function of fields."""
     _refuse_arrays(form)
     live = [i for i, z in enumerate(form.fields) if not fl.is_still(z)]
-    fn = of_live(form, live)
+    fn = _remembered(run, node, form, live)
     return jnp.broadcast_to(_mean(run, fn, [form.fields[i] for i in live], s) if live else fn(), node.shape)
 
 
 def _mean(run: Moments2, fn: Callable[..., Any], fields: Sequence[Wide], s: int) -> Array:
     if len(fields) == 1:
         k = run.second(fields[0], fields[0], s, s, True)
+        k = jnp.zeros(fields[0].shape) if k is None else k
         key = ("mean", _fingerprint(run, fn), run.largest)
+        if run.looks:
+            return _mark(key[1:2], k)
         if key not in run.cache:
             run.cache[key] = mean(fn, variance=run.largest)
-        return run.cache[key].value(jnp.zeros(fields[0].shape) if k is None else k)
+        return run.cache[key].value(k)
     covariances = _covariances(run, fields, fields, s, s, True)
     one = pn.Polynomial({(): 1.0}, 0)
     known, found, said = _of_polynomials([_polynomial(run, fn, len(fields)), one], covariances, [[] for _ in fields], [])

@@ -43,6 +43,8 @@ class Run:
         that a layer takes as long as all those below it; but a quotient is computed once.
     largest
         The largest variance for which expectations without a closed form are made; they are NaN beyond.
+    looks
+        Whether only what is asked, and of what, is to be seen: expectations are not made, and marks take their places.
     """
 
     def __init__(
@@ -57,13 +59,14 @@ class Run:
         unit: Any = None,
         drawn: draws.Draws | None = None,
         largest: float = LARGEST,
+        looks: bool = False,
     ) -> None:
         self.xs, self.variance, self.shift, self.draws = xs, variance, shift, drawn
         self.state, self.rows = state, dict(rows or {})
         self.cache = {} if cache is None else cache
         self.known: dict[Any, Any] = {}
         self.asked: dict[Any, None] = {}
-        self.tapes, self.unit, self.largest = tapes, unit, largest
+        self.tapes, self.unit, self.largest, self.looks = tapes, unit, largest, looks
 
     # Deterministic values.
 
@@ -113,7 +116,7 @@ class Run:
         """A run of a step of a loop."""
         xs = tuple(self.xs[s] for s in which)
         rows = {**self.rows, **rows}
-        return Run(xs, self.variance, self.shift, tapes, self.cache, state, rows, self.unit, self.draws, self.largest)
+        return Run(xs, self.variance, self.shift, tapes, self.cache, state, rows, self.unit, self.draws, self.largest, self.looks)
 
     # Means and second moments.
 

@@ -295,9 +295,11 @@ def at_numbers(pairs: Sequence[tuple[Pieces, Pieces]], order: Order, k11: np.nda
         by = np.full(1, spread)
         for part in np.array_split(np.arange(len(z_J)), max(1, len(z_J) // ROWS)):
             mean = s2[i] * rho[i] * z_J[part]
-            z, w = _nodes(_over(g.breaks, by) - _over((1.0,), by) * mean[:, None], (_tanh_sinh if order.sharp else _legendre)(order.inner))
+            # At correlation ±1 v is its mean, and at 0 all rows are one.
+            rows = mean if rho[i] else mean[:1]
+            z, w = _nodes(_over(g.breaks, by) - _over((1.0,), by) * rows[:, None], (_tanh_sinh if order.sharp else _legendre)(order.inner))
             used = w.any(0)
-            v, w = mean[:, None] + spread * z[:, used], w[:, used]
+            v, w = (rows[:, None] + spread * z[:, used], w[:, used]) if spread else (rows[:, None], np.ones((len(rows), 1)))
             for j, (h, h2) in enumerate(pairs):
                 total[j, i] += np.sum(w_J[part] * h.f(s1[i] * z_J[part]) * np.sum(w * h2.f(v), 1))
     return total

@@ -5,11 +5,12 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core as jex
 from jaxtyping import Array
 
 from paperjax.limits import fields as fl
@@ -177,26 +178,29 @@ class Program:
             other = copy.copy(self)
             other.largest = largest
             # What examples are asked does not depend on it, what was compiled does.
-            other.made = {key: value for key, value in self.made.items() if key[0] == "asked"}
+            other.made = {key: value for key, value in self.made.items() if key[0] == "seen"}
             return other
 
         return self if largest == self.largest else self.kept(("up to", largest), made)
 
-    def asked(self, x: Any, ntk: bool) -> tuple[Any, ...]:
-        """What the kernel of two examples asks of each of them alone."""
-        found: dict[Any, None] = {}
-        draws = self.draws and self.draws._replace(key=self.draws.key[0])
+    def seen(self, x: Any, ntk: bool) -> "Seen":
+        """What the kernel of two examples of this form asks of each of them alone, and how it is made; no expectation is."""
 
-        def dry(x: Any) -> Any:
-            alone = self._run(draws, x)
-            shift = self._shift(jnp.zeros(len(self.paths))) if ntk else None
-            both = self._run(draws, x, x, shift=shift, tapes=(_OnDemand(alone), _OnDemand(alone)))
-            both.second(self.output, self.output, 0, 1)
-            found.update(both.asked)
-            return x
+        def make() -> Seen:
+            found: dict[Any, None] = {}
+            draws = self.draws and self.draws._replace(key=self.draws.key[0])
 
-        jax.eval_shape(dry, x)
-        return tuple(found)
+            def look(x1: Any, x2: Any, shift: Any) -> Any:
+                alone = [self._run(draws, x, looks=True) for x in (x1, x2)]
+                by = self._shift(shift) if ntk else None
+                both = self._run(draws, x1, x2, shift=by, tapes=tuple(map(_OnDemand, alone)), looks=True)
+                kernel = both.second(self.output, self.output, 0, 1)
+                found.update(both.asked)
+                return kernel
+
+            return Seen(jax.make_jaxpr(look)(x, x, jax.ShapeDtypeStruct((len(self.paths),), jnp.zeros(()).dtype)), tuple(found))
+
+        return self.kept(("seen", ntk, tuple(x.shape), x.dtype), make)
 
     def tape(self, x: Array, asked: Sequence[Any], unit: Array | None = None) -> tuple[Any, ...]:
         """Those moments of one example; where they are drawn, of each group of draws along a first axis. `unit` is that of `Run`."""
@@ -229,9 +233,9 @@ class Program:
     def _shift(self, shift: Array) -> Callable[[Any], Any]:
         return lambda leaf: shift[leaf] * self.rates[leaf]
 
-    def _run(self, draws: Draws | None, *xs: Any, shift: Any = None, tapes: Any = (), unit: Any = None) -> Run:
+    def _run(self, draws: Draws | None, *xs: Any, shift: Any = None, tapes: Any = (), unit: Any = None, looks: bool = False) -> Run:
         xs = tuple(x[None] for x in xs)
-        return Run(xs, self._variance, shift, tapes, self.cache, unit=unit, drawn=draws, largest=self.largest)
+        return Run(xs, self._variance, shift, tapes, self.cache, unit=unit, drawn=draws, largest=self.largest, looks=looks)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -242,6 +246,13 @@ class Program:
     def pair_shape(self) -> tuple[int, ...]:
         """Of the kernel of two examples: positions of both, behind an axis for the groups of draws if there are any."""
         return (() if self.draws is None else (len(self.draws.key),)) + self.shape * 2
+
+
+class Seen(NamedTuple):
+    """The kernel of ``(x1, x2, shift)`` with marks in the place of expectations, and what it asks of each example."""
+
+    kernel: jex.ClosedJaxpr
+    asked: tuple[Any, ...]
 
 
 class _OnDemand:

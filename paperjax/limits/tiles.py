@@ -18,7 +18,7 @@ from jax.extend import core as jex
 
 from paperjax.devices import ONE_THREAD, compiler_options
 from paperjax.kernels.store import Block, Store
-from paperjax.layout import peak_bytes
+from paperjax.layout import grid_bytes, peak_bytes
 from paperjax.limits import nodes as nd
 from paperjax.limits.buffers import COPIED, aligned, empty, turned
 from paperjax.limits.double import in_double
@@ -91,7 +91,7 @@ def _form(tree: Any) -> tuple[Any, ...]:
 
 
 def _asked(program: Program, x: Any, ntk: bool) -> tuple[Any, ...]:
-    return program.kept(("asked", ntk, *_form(x[:1])), lambda: program.asked(as_double(jax.ShapeDtypeStruct(x.shape[1:], x.dtype)), ntk))
+    return program.seen(as_double(jax.ShapeDtypeStruct(x.shape[1:], x.dtype)), ntk).asked
 
 
 def _tapes(program: Program, x: Any, ntk: bool) -> Any:
@@ -235,7 +235,7 @@ class _Made:
         traced, pair, forms = self.traced(single)
         cast = as_single if single else as_double
         step = called(traced, cast)
-        side = enough(_side(step, pair[:4], self.max_bytes // self.devices), self._tiles, self.devices)
+        side = enough(_side(traced, pair, self.max_bytes // self.devices), self._tiles, self.devices)
         if self._tiles(side) < 4 * _workers(1 << 30):
             # A few large ones leave cores without work at the end.
             side = min(side, TILE // 2)
@@ -373,9 +373,10 @@ class _Made:
         return whole
 
 
-def _side(step: Callable[..., Any], pair: tuple[Any, ...], max_bytes: int) -> int:
+def _side(step: jex.ClosedJaxpr, pair: tuple[Any, ...], max_bytes: int) -> int:
     """Examples along a side of a tile that keep to a budget and to a cache."""
-    one, two, four = (peak_bytes(grid(step), *_repeated(pair, n), jax.ShapeDtypeStruct((), np.float64)) for n in (1, 2, 4))
+    sides = [frozenset(of) for of, tree in zip(((0,), (1,), (0,), (1,), ()), pair) for _ in jax.tree.leaves(tree)]
+    one, two, four = (grid_bytes(step.jaxpr, sides, n) for n in (1, 2, 4))
     if one > max_bytes:
         raise ValueError(
             f"pj.limit: one pair of examples takes {one / 1e9:.2g} GB, and max_bytes is {max_bytes / 1e9:.2g} GB. A "
@@ -385,7 +386,3 @@ def _side(step: Callable[..., Any], pair: tuple[Any, ...], max_bytes: int) -> in
     # What grows as the square of the side is of pairs, the rest of examples.
     each = max((four - 2 * two) // 8, 8)
     return max(1, min(TILE, math.isqrt(max(1, min(max_bytes // _workers(1 << 30), CACHE) // each))))
-
-
-def _repeated(pair: tuple[Any, ...], n: int) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), pair)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import paperjax as pj
 from paperjax.devices import device_budget
-from paperjax.layout import Layout, choose_layout, lay_out, mesh_of, peak_bytes, replicate, spread, tree_bytes, work
+from paperjax.layout import Layout, choose_layout, grid_bytes, lay_out, mesh_of, peak_bytes, replicate, spread, tree_bytes, work
 from paperjax.resuming import on_lanes
 
 GPU = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 1000})
@@ -161,3 +161,24 @@ def test_the_peak_of_a_chain_is_two_of_its_values_and_of_a_sum_all():
     # Both factors are there until the product is.
     assert peak_bytes(lambda x: jnp.sin(x) * jnp.cos(x), x) == 3 * 200
     assert peak_bytes(jax.jit(lambda x: jnp.sin(jnp.sin(x))), x) >= 2 * 200
+
+
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_bytes_over_all_pairs_are_those_of_the_vectorized_program(n):
+    """Of values of one side, of the other, of both and of neither, and of a carry that comes to be of both within a scan.
+
+    Vectorizing moves axes besides, whose copies are an eighth of the whole here.
+    """
+
+    def pair(a, b):
+        def step(carry, row):
+            return carry * jnp.sin(b[0]) + row, carry
+
+        once = jnp.cos(jnp.ones(7))
+        last, rows = jax.lax.scan(step, jnp.zeros(5), jnp.sin(a)[:, None] * jnp.ones((1, 5)))
+        return jnp.sum(rows) * jnp.sum(jnp.exp(b)) + jnp.sum(last) + jnp.sum(once)
+
+    a, b = jax.ShapeDtypeStruct((4,), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
+    many = [jax.ShapeDtypeStruct((n, *x.shape), x.dtype) for x in (a, b)]
+    found = grid_bytes(jax.make_jaxpr(pair)(a, b).jaxpr, [frozenset({0}), frozenset({1})], n)
+    assert found == pytest.approx(peak_bytes(jax.vmap(jax.vmap(pair, (None, 0)), (0, None)), *many), rel=0.2)

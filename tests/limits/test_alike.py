@@ -89,6 +89,22 @@ def test_another_power_of_the_width_is_still_seen():
         pj.limit(net(1.5), X, ntk=False)
 
 
+@pytest.mark.parametrize("phi", [jnp.tanh, jnp.sin])
+def test_widths_that_cancel_but_for_a_nonlinear_function_are_seen(phi):
+    """``phi(sqrt(n) h) / sqrt(n)`` fades as 1/n in its square, though it would be h without phi."""
+
+    def make(width):
+        def init(key, x):
+            keys = jax.random.split(key, 3)
+            return [jax.random.normal(k, shape) for k, shape in zip(keys, ((3, width), (width, width), (width, 1)))]
+
+        return init, lambda p, x: phi(phi(x @ p[0]) @ p[1]) @ p[2] / width
+
+    with pytest.raises(ValueError, match=r"changes with the width, about as n\^-[01]\.[09]"):
+        pj.limit(make, X, ntk=False)
+
+
+@pytest.mark.slow
 def test_biases_that_start_at_zero_are_those_of_small_variance(x64):
     """The tangent kernel's part of a bias at 0, which moves a function as its field does, against one that is hardly off 0.
 

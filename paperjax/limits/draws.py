@@ -42,8 +42,15 @@ class Draws(NamedTuple):
 class Runs(Protocol):
     """What is needed of `paperjax.limits.moments.Run`."""
 
-    cache: dict[Any, Any]
-    draws: Draws | None
+    @property
+    def cache(self) -> dict[Any, Any]:
+        """See there."""
+        ...
+
+    @property
+    def draws(self) -> Draws | None:
+        """See there."""
+        ...
 
     def second(self, u: Wide, v: Wide, s: int, t: int, diag: bool = False) -> Array | None:
         """See there."""

@@ -12,8 +12,8 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
+from paperjax.limits import draws
 from paperjax.limits import fields as fl
-from paperjax.limits import nodes as nd
 from paperjax.limits import polynomials as pn
 from paperjax.limits.closed_forms import Dual
 from paperjax.limits.covariances import Moments, plus
@@ -57,6 +57,11 @@ class Moments2(Protocol):
         """See there."""
         ...
 
+    @property
+    def draws(self) -> draws.Draws | None:
+        """See there."""
+        ...
+
 
 def _slope(form: Form, live: Sequence[int], at: int) -> Form:
     """The derivative of a form in a field that stays at 0."""
@@ -80,12 +85,20 @@ def _refuse_arrays(form: Form) -> None:
 
 
 def expected_product(run: Moments2, u: Wide | None, v: Wide | None, s: int, t: int, diag: bool) -> Moments:
-    """``E[u v]`` of two functions of fields; of one of them if the other is ``None``."""
+    """``E[u v]`` of two functions of fields; of one of them if the other is ``None``. Of more fields than a grid is for, it is drawn."""
     if u is None or v is None:
         there = u or v
         assert there is not None
-        form, at = form_of(there), s if v is None else t
-        return mean_form(run, form, there, at)
+        return mean_of(run, there, s if v is None else t)
+    try:
+        return _product(run, u, v, s, t, diag)
+    except TooManyFieldsError:
+        if run.draws is None:
+            raise
+        return draws.second(run, u, v, s, t, diag)
+
+
+def _product(run: Moments2, u: Wide, v: Wide, s: int, t: int, diag: bool) -> Moments:
     forms = form_of(u), form_of(v)
     for form in forms:
         _refuse_arrays(form)
@@ -310,17 +323,18 @@ def trained(both: Dual) -> Callable[[Array, Array, Array], Array]:
     return value
 
 
-def mean_of(run: Moments2, u: nd.Func, s: int) -> Moments:
-    """``E`` of a function of fields."""
-    return mean_form(run, form_of(u), u, s)
-
-
-def mean_form(run: Moments2, form: Form, node: Wide, s: int) -> Moments:
-    """``E f`` of a function of fields."""
+def mean_of(run: Moments2, u: Wide, s: int) -> Moments:
+    """``E`` of a function of fields; see `expected_product`."""
+    form = form_of(u)
     _refuse_arrays(form)
     live = [i for i, z in enumerate(form.fields) if not fl.is_still(z)]
-    fn = _remembered(run, node, form, live)
-    return jnp.broadcast_to(_mean(run, fn, [form.fields[i] for i in live], s) if live else fn(), node.shape)
+    fn = _remembered(run, u, form, live)
+    try:
+        return jnp.broadcast_to(_mean(run, fn, [form.fields[i] for i in live], s) if live else fn(), u.shape)
+    except TooManyFieldsError:
+        if run.draws is None:
+            raise
+        return draws.mean(run, u, s)
 
 
 def _mean(run: Moments2, fn: Callable[..., Any], fields: Sequence[Wide], s: int) -> Array:
@@ -354,9 +368,9 @@ def _trusted(fn: Callable[..., Any], covariances: Array, said: str) -> Array:
     if covariances.shape[-1] > 4:
         raise TooManyFieldsError(
             f"{said}an expectation over {covariances.shape[-1]} fields at once (of a nonlinear function of a depthwise convolution, of a "
-            "state that is gated again and again, as in an LSTM, a GRU or layers of a highway network, or of a product of sums), which no "
-            "integral here is made for. Let a layer with weights that sum over channels follow a depthwise convolution, or a gate, before "
-            "the next function. Or opt in to Monte Carlo with key=jax.random.key(0), samples=4096."
+            "state that is gated again and again, as in an LSTM or a GRU, or of a product of sums), which no integral here is made for. "
+            "Let a layer with weights that sum over channels follow a depthwise convolution, or a gate, before the next function. Or opt "
+            "in to Monte Carlo with key=jax.random.key(0), samples=4096."
         )
     found = expect(fn, covariances)
     square = expect(lambda *zs: fn(*zs) ** 2, jax.lax.stop_gradient(covariances), points=16).value

@@ -121,8 +121,10 @@ def limit(
     key, samples
         Given both, expectations that have no exact rule are drawn: of attention with logits over ``sqrt(d)`` as the number of heads grows
         (the size of a head being fixed; Hron et al., arXiv 2006.10540), max pooling, maxout, products of functions of fields that depend
-        on each other. `samples` draws in eight independent parts, whose mean is returned, with its standard error. Exact rules stay exact.
-        Drawn kernels are symmetric, and definite up to that error; they have no gradients with respect to examples.
+        on each other, functions of more than four fields (an LSTM, a GRU). `samples` draws in eight independent parts, whose mean is
+        returned, with its standard error, which does not tell of the bias where drawn covariances are drawn from again (layers, steps): it
+        falls as one over `samples`. Exact rules stay exact. Drawn kernels are symmetric, and definite up to that error; they have no
+        gradients with respect to examples.
     dtype
         ``"float64"``, whatever the user's flag, or ``"float32"`` for speed and half the memory. There, what is of one example alone and
         pairs whose outputs have a correlation above 0.999, itself among them, are still computed in double precision.

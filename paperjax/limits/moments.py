@@ -20,6 +20,8 @@ from paperjax.limits import covariances as cov
 from paperjax.limits import draws, heads, loops
 from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
+from paperjax.limits.contractions import product
+from paperjax.limits.functions import form_of, is_polynomial
 from paperjax.limits.gaussians import expected_product, mean_of
 from paperjax.limits.nodes import Det, Moment, Wide
 
@@ -325,14 +327,57 @@ class Run:
                 left_one, right_one = (product_of(side) or _ones(other[0]) for side, other in ((a, b), (b, a)))
                 found = draws.second(self, left_one, right_one, s, t, diag)
             else:
-                found = expected_product(self, product_of(a), product_of(b), s, t, diag)
+                found = self._together(a, b, s, t, diag)
+                found = found if a and b else cov.placed(found, not b, shape_u, shape_v, diag)
             total = None if total is None or found is None else total * found
         return total if total is None else jnp.broadcast_to(total, shape_u if diag else shape_u + shape_v)
 
+    def _together(self, a: list[Wide], b: list[Wide], s: int, t: int, diag: bool) -> cov.Moments:
+        """Of factors that depend on each other. Sums are multiplied out, whose terms are of fewer fields (gates behind gates)."""
+        for factors, other in ((a, b), (b, a)):
+            terms = multiplied_out(factors) if _of_many_fields(a, b) else ()
+            if terms and other:
+                one = product_of(other)
+                assert one is not None
+                return cov.total_of([self.second(*((x, one) if factors is a else (one, x)), s, t, diag) for x in terms])
+            if terms:
+                return cov.total_of([self.mean(x, s if factors is a else t) for x in terms])
+        return expected_product(self, product_of(a), product_of(b), s, t, diag)
 
-def product_of(factors: list[Wide]) -> Wide | None:
-    """One value for several factors."""
-    return None if not factors else factors[0] if len(factors) == 1 else nd.Prod(factors[0].axes, tuple(factors))
+
+def _of_many_fields(*sides: list[Wide]) -> bool:
+    """Whether a product is a function of more than one field, and no polynomial: of what only a grid is an integral."""
+    nodes = [product_of(side) for side in sides if side]
+    try:
+        forms = [form_of(node) for node in nodes if node is not None]
+    except NotImplementedError:
+        return True
+    several = any(sum(not fl.is_still(z) for z in form.fields) > 1 for form in forms)
+    return several and not all(is_polynomial(node) for node in nodes if node is not None)
+
+
+def multiplied_out(factors: Sequence[Wide]) -> tuple[Wide, ...]:
+    """The two terms of a product one of whose factors is a sum that is not Gaussian; the same nodes whoever asks. Nothing if none is."""
+    at = next((i for i, w in enumerate(factors) if isinstance(w, nd.Add) and not fl.is_gaussian(w)), None)
+    if at is None:
+        return ()
+    total, rest = factors[at], (*factors[:at], *factors[at + 1 :])
+    assert isinstance(total, nd.Add)
+    made = total.__dict__.setdefault("_multiplied_out", {})
+    if rest not in made:
+        made[rest] = tuple(product([term, *rest], total.axes) for term in (total.u, total.v))
+    return made[rest]
+
+
+def product_of(factors: Sequence[Wide]) -> Wide | None:
+    """One value for several factors, the same node whoever asks."""
+    if not factors:
+        return None
+    first, *rest = factors
+    made = first.__dict__.setdefault("_products", {(): first})
+    if tuple(rest) not in made:
+        made[tuple(rest)] = nd.Prod(first.axes, tuple(factors))
+    return made[tuple(rest)]
 
 
 def _ones(like: Wide) -> Wide:

@@ -8,6 +8,7 @@ to a `Model`.
 import dataclasses
 import math
 import numbers
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -286,7 +287,7 @@ def family(fn: Callable[..., Any], x: Float[Array, "batch *features"] | Any = No
     Raises
     ------
     TypeError
-        If `fn` is not callable, or `x` is not one array (or its ``jax.ShapeDtypeStruct``).
+        If `fn` is not callable, or is a network itself, or `x` is not one array (or its ``jax.ShapeDtypeStruct``).
 
     Examples
     --------
@@ -301,4 +302,10 @@ def family(fn: Callable[..., Any], x: Float[Array, "batch *features"] | Any = No
         return fn
     if not callable(fn):
         raise TypeError(f"family needs a callable from sizes to a network, not {fn!r}. For one fixed network: family(lambda: network).")
+    flax = [getattr(sys.modules.get(name), "Module", None) for name in ("flax.linen", "flax.nnx")]
+    if isinstance(fn, tuple(filter(None, flax))):
+        raise TypeError(
+            f"family needs a callable from sizes to a network, and a {type(fn).__name__} is one network already: "
+            f"family(lambda width: {type(fn).__name__}(width, ...)), or, if it has no size, family(lambda: network)."
+        )
     return Family(fn, None if x is None else batch_form(x))

@@ -372,3 +372,10 @@ def test_frozen_passes_through_jit_and_vmap():
     doubled = jax.jit(jax.vmap(lambda p: jax.tree.map(lambda leaf: 2 * leaf, p)))(params)
     assert isinstance(doubled["sign"], Frozen)
     np.testing.assert_array_equal(doubled["sign"].value, [2.0, -2.0])
+
+
+@pytest.mark.parametrize("network", [nn.Dense(3), nnx.Linear(2, 3, rngs=nnx.Rngs(0))])
+def test_a_network_is_no_family(network):
+    name = type(network).__name__
+    with pytest.raises(TypeError, match=rf"a {name} is one network already.*lambda width: {name}\(width"):
+        family(network)

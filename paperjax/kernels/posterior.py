@@ -1,6 +1,7 @@
 """Gaussian predictions: regression with a Gaussian process, and the ensemble of networks that gradient flow trains."""
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -108,7 +109,8 @@ def solve(kernel: Numbers, rhs: Any, *, ridge: Any = 0.0) -> Solution:
     Returns
     -------
     Solution
-        With the jitter, of which a warning tells if it is not 0. Float64 if ``jax_enable_x64`` is on, else float32.
+        With the jitter, of which a warning tells if it is not 0; another tells of a condition number beyond ``UNSURE`` over the
+        rounding unit. Float64 if ``jax_enable_x64`` is on, else float32.
 
     Raises
     ------
@@ -267,7 +269,39 @@ def _factor(inputs: Inputs, ridge: Any, name: str) -> tuple[Array, Array]:
                 f"{float(jnp.trace(system[0])) / system.shape[1]:.3g}). Use {finer}a noise, or leave out repeated inputs.",
                 stacklevel=3,
             )
-    return _cholesky(system, jitter), jitter
+    factor = _cholesky(system, jitter)
+    if known(jitter) and float(jitter) == 0:
+        worst = float(_condition(system, factor))
+        if worst * inputs.eps > UNSURE:
+            finer = "jax_enable_x64, " if inputs.train.dtype == jnp.float32 else ""
+            warnings.warn(
+                f"{name}: k_train has a condition number of about {worst:.1g}, and numbers in {inputs.train.dtype} are to a relative "
+                f"{inputs.eps:.1g}: a solution need not have a digit right. Use {finer}a noise, or leave out inputs that are almost equal.",
+                stacklevel=3,
+            )
+    return factor, jitter
+
+
+UNSURE = 0.1
+"""Condition number times rounding unit beyond which there is a warning: errors of a solution may be of about that size."""
+
+
+@jax.jit
+def _condition(system: Array, factor: Array) -> Array:
+    """The condition number, or somewhat less, by ten steps of the power method for either end of the spectrum."""
+    # Of no symmetry that an eigenvector might have.
+    start = jnp.broadcast_to(
+        jnp.cos(jnp.square(jnp.arange(1.0, system.shape[-1] + 1, dtype=system.dtype)))[:, None], (*system.shape[:2], 1)
+    )
+
+    def largest(product: Callable[[Array], Array]) -> Array:
+        def step(v: Array, _: None) -> tuple[Array, Array]:
+            found = product(v / jnp.linalg.norm(v, axis=1, keepdims=True))
+            return found, jnp.linalg.norm(found, axis=(1, 2))
+
+        return jax.lax.scan(step, start, None, length=10)[1][-1]
+
+    return jnp.max(largest(lambda v: system @ v) * largest(lambda v: jax.scipy.linalg.cho_solve((factor, True), v)))
 
 
 @partial(jax.jit, static_argnames="eps")

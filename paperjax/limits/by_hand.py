@@ -41,18 +41,20 @@ def other_derivative(eqn: Any) -> str | None:
     double = any(var.aval.dtype == np.float64 for var in (*eqn.invars, *eqn.outvars))
     with nd.usual(double), nd.numbers():
 
-        def gradient(whole: Any) -> Sequence[Any]:
+        def gradient(whole: Any, given: list[Any], pulls: list[Any]) -> Sequence[Any]:
             def some(*varied: Any) -> list[Any]:
-                arrays = [jnp.asarray(a) for a in given]
+                arrays = [*given]
                 for i, a in zip(real, varied):
                     arrays[i] = a
                 found = whole(*arrays)
                 return [found[i] for i in results]
 
-            return jax.vjp(some, *(jnp.asarray(given[i]) for i in real))[1]([jnp.asarray(p) for p in pulls])
+            return jax.vjp(some, *(given[i] for i in real))[1](pulls)
 
-        # One program: every operation by itself would be one more to compile.
-        both = jax.jit(lambda: (gradient(jex.jaxpr_as_fun(_alone(eqn, inner.jaxpr))), gradient(jex.jaxpr_as_fun(inner))))()
+        # One program: every operation by itself would be one more to compile. Numbers are its arguments: of constants XLA would compute
+        # the whole of it while it compiles.
+        functions = jex.jaxpr_as_fun(_alone(eqn, inner.jaxpr)), jex.jaxpr_as_fun(inner)
+        both = jax.jit(lambda given, pulls: [gradient(whole, given, pulls) for whole in functions])(given, pulls)
         own, plain = ([np.asarray(g) for g in gradients] for gradients in both)
     return None if all(map(_agree, own, plain)) else _name(inner)
 

@@ -98,7 +98,9 @@ def refuse_mean(law: LeafLaw) -> None:
         )
     if law.mean:
         raise NotImplementedError(
-            f"{law.path}: the entries of this matrix have mean {law.mean:g}, not 0: sums over a growing axis diverge, or pick it up."
+            f"{law.path}: the entries of this matrix have mean {law.mean:g}, not 0: sums over a growing axis diverge, or pick it up. "
+            "Draw them around 0, or, if they are, declare their law, the variance being that of one entry: "
+            f'laws=lambda width: {{"{law.path}": pj.limits.normal(... / width)}}.'
         )
 
 

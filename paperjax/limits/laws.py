@@ -259,6 +259,10 @@ def leaf_laws(model: Model, x: Any, declared: Mapping[str, Law] | None = None) -
     return {path: declared.get(path) or _law(value) for path, (_, value) in found.items()}
 
 
+ROUNDING = 1e-12
+"""A mean of this part of the standard deviation is 0."""
+
+
 def _law(value: Value) -> Law:
     if isinstance(value, Number):
         return Law("constant", value.value, 0.0, f"the number {value.value:.6g}")
@@ -266,6 +270,9 @@ def _law(value: Value) -> Law:
         return Law("given", math.nan, math.nan, "numbers that are not drawn, and differ from entry to entry")
     assert isinstance(value, Random)
     mean, variance = value.moments
+    if abs(mean) <= ROUNDING * math.sqrt(variance):
+        # Of a symmetric law whose moments are found by quadrature.
+        mean = 0.0
     if variance == 0:
         return Law("constant", mean, 0.0, f"the number {mean:.6g}")
     kind = value.base if isinstance(value, Draw) else "orthogonal" if isinstance(value, Haar) else "other"

@@ -235,7 +235,7 @@ class _Made:
         traced, pair, forms = self.traced(single)
         cast = as_single if single else as_double
         step = called(traced, cast)
-        side = enough(_side(traced, pair, self.max_bytes // self.devices), self._tiles, self.devices)
+        side = enough(_side(traced, pair, self.max_bytes, self.devices), self._tiles, self.devices)
         if self._tiles(side) < 4 * _workers(1 << 30):
             # A few large ones leave cores without work at the end.
             side = min(side, TILE // 2)
@@ -373,15 +373,16 @@ class _Made:
         return whole
 
 
-def _side(step: jex.ClosedJaxpr, pair: tuple[Any, ...], max_bytes: int) -> int:
-    """Examples along a side of a tile that keep to a budget and to a cache."""
+def _side(step: jex.ClosedJaxpr, pair: tuple[Any, ...], whole: int, devices: int) -> int:
+    """Examples along a side of a tile that keep to a budget, which devices share, and to a cache."""
+    max_bytes = whole // devices
     sides = [frozenset(of) for of, tree in zip(((0,), (1,), (0,), (1,), ()), pair) for _ in jax.tree.leaves(tree)]
     one, two, four = (grid_bytes(step.jaxpr, sides, n) for n in (1, 2, 4))
     if one > max_bytes:
         raise ValueError(
-            f"pj.limit: one pair of examples takes {one / 1e9:.2g} GB, and max_bytes is {max_bytes / 1e9:.2g} GB. A "
-            f"kernel over all pairs of "
-            "positions is kept where the network averages over them: give more memory, fewer positions, or flatten them."
+            f"pj.limit: one pair of examples takes {one / 1e9:.2g} GB, and max_bytes is {whole / 1e9:.2g} GB"
+            f"{f', for {devices} devices that work at once' if devices > 1 else ''}: give more memory. A network that averages over "
+            "positions needs all pairs of them: give fewer positions, or flatten them."
         )
     # What grows as the square of the side is of pairs, the rest of examples.
     each = max((four - 2 * two) // 8, 8)

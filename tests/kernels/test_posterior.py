@@ -1,5 +1,7 @@
 """Gaussian predictions against numpy's, and against priors pushed through the dynamics."""
 
+import warnings
+
 import jax
 import numpy as np
 import pytest
@@ -161,3 +163,20 @@ def test_gaussian_predictions_refuse():
         predict.ensemble_posterior(k, y, k_test, priors("full"))
     with pytest.raises(ValueError, match="one time"):
         predict.ensemble_posterior(k, y, k_test, prior, t=-1.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_large_condition_number_is_told_of(dtype):
+    """A rotated diagonal: eigenvalues are known, and every pivot is clear of rounding, so that no jitter is needed."""
+    with jax.enable_x64(dtype == np.float64):
+        turn = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0]
+        for condition, told in ((1e-3, False), (0.2, True)):
+            # Over the rounding unit.
+            values = np.geomspace(1.0, np.finfo(dtype).eps / condition, 6)
+            k, y = (turn * values @ turn.T).astype(dtype), np.ones(6, dtype)
+            k = (k + k.T) / 2
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                got = predict.posterior(k, y, k, k)
+            assert got.jitter == 0
+            assert [("condition number" in str(w.message), "noise" in str(w.message)) for w in seen] == [(True, True)] * told

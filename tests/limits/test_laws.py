@@ -401,3 +401,10 @@ def test_simple_numbers_survive_their_rounding(p, q):
 def test_no_number_moves_by_more_than_its_rounding(number):
     # One and a half units in the last place, each at most eps.
     np.testing.assert_allclose(unrounded(np.float32(number), np.float32), number, rtol=1.5 * np.finfo(np.float32).eps)
+
+
+def test_a_symmetric_law_by_quadrature_has_mean_0():
+    # Of a Laplace law of scale 1 the variance is 2.
+    law = drawn(lambda key: jax.random.laplace(key, SHAPE) / 3**0.5)
+    assert (law.kind, law.mean) == ("other", 0.0)
+    np.testing.assert_allclose(law.variance, 2 / 3, rtol=1e-9)

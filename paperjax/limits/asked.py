@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from paperjax.binding import argument_names, nearest
 from paperjax.limits.draws import GROUPS, Draws
+from paperjax.limits.laws import Law
 from paperjax.model import Family
 from paperjax.parametrization.factors import rule_of
 
@@ -135,3 +136,17 @@ def declared(laws: Any, sizes: Mapping[str, Any]) -> Any:
     if unknown:
         raise TypeError(f"laws is a function of {', '.join(unknown)}, and the sizes are {', '.join(sizes)}. Let it take one of those.")
     return laws(**{name: sizes[name] for name in (*required, *optional) if name in sizes})
+
+
+def drawn_finely(paths: Sequence[str], laws: Sequence[Law | None], dtypes: Sequence[Any], known: Mapping[str, Law] | None) -> None:
+    """Refuse leaves that are drawn in half precision: their few levels are not centred, and sums of many entries drift."""
+    for path, law, dtype in zip(paths, laws, dtypes):
+        if path in (known or {}) or law is None or not law.variance > 0 or np.dtype(dtype).itemsize != 2:
+            continue
+        mean = -1.5 * float(jnp.finfo(dtype).eps)
+        raise ValueError(
+            f"pj.limit: {path} is drawn in {np.dtype(dtype)}, in which JAX's numbers have a mean of about {mean:.1g} standard deviations "
+            "in place of 0: a sum over n of them drifts as sqrt(n), and has no limit. Draw in single precision (Flax: "
+            "param_dtype=jnp.float32, and dtype=jnp.bfloat16 to compute in half). Or say that the law that is written is meant: "
+            f'gaussian=True, or laws={{"{path}": pj.limits.normal({law.variance:.6g})}}.'
+        )

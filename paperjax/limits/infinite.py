@@ -18,7 +18,7 @@ from paperjax.kernels.store import Store, fingerprint, trace_fingerprint
 from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
 from paperjax.limits import program as pg
-from paperjax.limits.asked import WIDTH, batches, declared, drawn, named, of_gradient_descent, options, widths
+from paperjax.limits.asked import WIDTH, batches, declared, drawn, drawn_finely, named, of_gradient_descent, options, widths
 from paperjax.limits.audit import audit, audit_noise, check_result
 from paperjax.limits.draws import GROUPS, Draws
 from paperjax.limits.laws import Law
@@ -113,7 +113,7 @@ def limit(
         of every width. Where a variance falls with the width, a function of sizes, ``lambda width: {path: pj.limits.normal(2 / width)}``.
     gaussian
         Take the Gaussian of equal variance for leaves that are drawn otherwise and whose law survives in the limit (a truncated normal
-        first layer).
+        first layer), or in half precision, whose draws have a mean that is not 0.
     ntk
         Whether to compute the tangent kernel.
     per
@@ -121,7 +121,7 @@ def limit(
     key, samples
         Given both, expectations that have no exact rule are drawn: of attention with logits over ``sqrt(d)`` as the number of heads grows
         (the size of a head being fixed; Hron et al., arXiv 2006.10540), max pooling, maxout, products of functions of fields that depend
-        on each other, functions of more than four fields (an LSTM, a GRU). `samples` draws in eight independent parts, whose mean is
+        on each other, functions of more than four fields (an LSTM). `samples` draws in eight independent parts, whose mean is
         returned, with its standard error, which does not tell of the bias where drawn covariances are drawn from again (layers, steps): it
         falls as one over `samples`. Exact rules stay exact. Drawn kernels are symmetric, and definite up to that error; they have no
         gradients with respect to examples.
@@ -304,6 +304,8 @@ def _programs(
         return pg.trace_one(planned.model, x, known, rates)
 
     here, twice, four = (traced(times) for times in (1, 2, 4))
+    if not gaussian:
+        drawn_finely(here.paths, here.laws, here.dtypes, declared(laws, {**sizes, **widths}))
     _refuse_no_width(here, twice, widths)
     deep = [1 << 20, 1 << 21]
     sampled = [here.laws, twice.laws]

@@ -35,12 +35,13 @@ Tape = Any
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A network at one width: its trace for one example, its leaves' paths and laws, and the learning rate of each."""
+    """A network at one width: its trace for one example, its leaves' paths, laws, learning rates and dtypes."""
 
     jaxpr: Any
     paths: tuple[str, ...]
     laws: tuple[Law | None, ...]
     rates: tuple[float, ...]
+    dtypes: tuple[Any, ...]
 
 
 def trace_one(model: Model, x: jax.ShapeDtypeStruct, declared: Mapping[str, Law] | None, rates: Rates | None) -> Traced:
@@ -81,6 +82,7 @@ def trace_one(model: Model, x: jax.ShapeDtypeStruct, declared: Mapping[str, Law]
     return Traced(
         jaxpr, paths, tuple(laws.get(path) for path in paths),
         tuple((1.0 if rates is None else rates[path]) if id(leaf) in learned else 0.0 for path, leaf in zip(paths, order)),
+        tuple(leaf.dtype for leaf in order),
     )  # fmt: skip
 
 

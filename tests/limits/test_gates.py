@@ -110,7 +110,7 @@ SERIES = SENTENCES[:2, :2].astype(np.float32)
 @pytest.mark.slow
 def test_an_lstm_is_drawn_with_consent():
     family, width, seeds = (lambda width: Cell(width, nn.LSTMCell)), 256, 64
-    ours = limit(family, SERIES, key=KEY, samples=4096, **PLAN)
+    ours = limit(family, SERIES, key=KEY, samples=512, **PLAN)
     init, apply = pj.plan(pj.family(family), pj.ntp, base=dict(width=64), target=dict(width=width), x=SERIES).model
 
     @jax.jit
@@ -125,7 +125,7 @@ def test_an_lstm_is_drawn_with_consent():
         error = np.hypot(several.std(0, ddof=1) / seeds**0.5, drawn)
         # Five standard errors of the networks and of the draws, and a bias of a few over the width.
         assert (np.abs(several.mean(0) - wanted) < 5 * error + 3 / width * np.max(wanted)).all()
-        assert (error < 0.05 * np.max(wanted)).all()
+        assert (error < 0.1 * np.max(wanted)).all()
         assert (np.asarray(drawn) > 0).all()
 
 

@@ -284,8 +284,9 @@ def not_gaussian(here: Traced, leaf: int) -> str:
     law = here.laws[leaf]
     assert law is not None
     path = here.paths[leaf]
+    kind = "no normal" if law.kind == "other" else f"a {law.kind}"
     return (
-        f"pj.limit: {path} is drawn from a {law.kind} law ({law.detail}), and is used where nothing that grows is "
+        f"pj.limit: {path} is drawn from {kind} law ({law.detail}), and is used where nothing that grows is "
         f"summed over (a first layer, a "
         "bias, a table), so what it makes is not Gaussian however wide the network is, and a nonlinear function "
         "follows. Say that the Gaussian "

@@ -189,7 +189,7 @@ def _check_convergence(value: Formula, derivative: Formula, error: Formula, name
         at = f"(k11, k12, k22) = ({float(k11[worst]):g}, {float(k12[worst]):g}, {float(k22[worst]):g})"
         raise ValueError(
             f"quadrature: {name} is off by {float(relative[worst]):.1e} of its size at {at} with {points} points per axis, more than "
-            f"tolerance = {tolerance:g}. Likely it has a kink or a jump. If it is a ReLU, a leaky ReLU, an absolute value, a sign or a "
-            "step, use its closed form: dual(jax.nn.relu), piecewise_linear(positive, negative), absolute, sign, step. Otherwise give more "
-            "points, or accept the error with tolerance=."
+            f"tolerance = {tolerance:g}. Likely it has a kink or a jump. Take pj.limits.pair(phi), which knows closed forms however they "
+            "are spelled, and else cuts integrals at kinks; or a closed form by name: dual(jax.nn.relu), piecewise_linear(positive, "
+            "negative), absolute, sign, step. Otherwise give more points, or accept the error with tolerance=."
         )

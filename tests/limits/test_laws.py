@@ -1,3 +1,4 @@
+import functools
 import math
 
 import equinox as eqx
@@ -408,3 +409,14 @@ def test_a_symmetric_law_by_quadrature_has_mean_0():
     law = drawn(lambda key: jax.random.laplace(key, SHAPE) / 3**0.5)
     assert (law.kind, law.mean) == ("other", 0.0)
     np.testing.assert_allclose(law.variance, 2 / 3, rtol=1e-9)
+
+
+def test_of_such_a_law_the_gaussian_needs_consent():
+    laplace = lambda key, shape, dtype: jax.random.laplace(key, shape, dtype) / shape[0] ** 0.5  # noqa: E731
+    net = lambda width: nn.Sequential([nn.Dense(width, kernel_init=laplace), nn.relu, nn.Dense(1, kernel_init=INIT.normal(0.1))])  # noqa: E731
+    limit = functools.partial(pj.limit, net, jnp.ones((1, 3)), ntk=False, progress=False, at=dict(width=64))
+    laws = lambda width: {"['layers_2']['kernel']": normal(1 / width)}  # noqa: E731
+    with pytest.raises(ValueError, match=r"\['layers_0'\]\['kernel'\] is drawn from no normal law.*gaussian=True"):
+        limit(laws=laws)
+    # E relu² = q / 2, q = |x|² 2 / 3.
+    np.testing.assert_allclose(limit(laws=laws, gaussian=True).nngp, [[1.0]], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Shares of the slow tests: CI runs one of them at a landing, as all take an hour and a half of two cores.
+"""Shares of the slow tests: CI runs one of them at a landing, as all take an hour and a half of two cores, two hours of slow ones.
 
 With ``SLOW_SHARE=2/3`` in the environment the second third of the slow tests runs, and besides it those whose names hold a word of
 ``SLOW_ALSO``; without it, all. A test is always in the same share, whichever others there are.

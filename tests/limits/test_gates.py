@@ -125,7 +125,7 @@ def test_an_lstm_is_drawn_with_consent():
         error = np.hypot(several.std(0, ddof=1) / seeds**0.5, drawn)
         # Five standard errors of the networks and of the draws, and a bias of a few over the width.
         assert (np.abs(several.mean(0) - wanted) < 5 * error + 3 / width * np.max(wanted)).all()
-        assert (error < 0.1 * np.max(wanted)).all()
+        assert (error < 0.05 * np.max(wanted)).all()
         assert (np.asarray(drawn) > 0).all()
 
 

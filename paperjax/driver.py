@@ -89,20 +89,20 @@ class Clock:
         setattr(self, name, getattr(self, name) + time.perf_counter() - began)
 
 
-def drive(experiment: Experiment, progress: bool | None, verbose: bool, title: str) -> "xarray.Dataset":
-    """Run every cell of an Experiment; see `Experiment.run`."""
+def drive(experiment: Experiment, progress: bool | None, verbose: bool, title: str, axes: Axes | None = None) -> "xarray.Dataset":
+    """Run every cell of an Experiment; see `Experiment.run`. `axes` is what `Experiment.check` gave, where that was called already."""
     try:
-        return _drive(experiment, progress if processes.first() else False, verbose, title)
+        return _drive(experiment, progress if processes.first() else False, verbose, title, axes)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         if processes.is_lost(error) or (processes.many() and not isinstance(error, ValueError)):
             raise processes.lost(error) from error
         raise
 
 
-def _drive(experiment: Experiment, progress: bool | None, verbose: bool, title: str) -> "xarray.Dataset":
+def _drive(experiment: Experiment, progress: bool | None, verbose: bool, title: str, axes: Axes | None) -> "xarray.Dataset":
     began = time.perf_counter()
     processes.check_same({**experiment.describe(), **versions()}, "Experiments")
-    axes = experiment.check()
+    axes = experiment.check() if axes is None else axes
     run = _Run(experiment, axes, Clock())
     store = None if experiment.checkpoint is None else Checkpoints(experiment.checkpoint)
     try:

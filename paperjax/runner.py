@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from paperjax import processes
 from paperjax.checkpoint import is_url
 from paperjax.claims import Paper, Size, Verdict, judge
+from paperjax.driver import drive
 from paperjax.experiment import Experiment
 from paperjax.overrides import apply, command_line
 from paperjax.report.figure import save_figure, style
@@ -90,13 +91,12 @@ def run_paper(paper: Paper, text: str, size: Size, given: Mapping[str, Any], fol
     planned = paper.plan(size)
     experiments = apply(planned, given)
     _check_seeds(planned, experiments)
-    # The first is checked by its own run; a fault in the last should not show up when the others have trained for an hour.
-    for experiment in list(experiments.values())[1:]:
-        experiment.check()
+    # A fault in the last should not show up when the others have trained for an hour.
+    axes = {name: e.check() for name, e in experiments.items()}
     began = time.perf_counter()
     # Cells decompose small matrices in loops. LAPACK's threads wait for each other there: on busy cores for 100 times what one takes.
     with threadpool_limits(1, "blas"):
-        results = {name: e.run(verbose=verbose, title=f"{paper.slug}: {name}") for name, e in experiments.items()}
+        results = {name: drive(e, None, verbose, f"{paper.slug}: {name}", axes[name]) for name, e in experiments.items()}
     seconds = time.perf_counter() - began
     if not processes.first():
         # The same verdicts, and no files.

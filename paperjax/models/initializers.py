@@ -12,8 +12,8 @@ from jaxtyping import Array, PRNGKeyArray
 def orthogonal(variance: float = 1.0) -> Initializer:
     """Orthonormal columns, uniform over them (Haar), times ``sqrt(variance)``: an entry has variance ``variance / fan_in``.
 
-    The law is that of `jax.nn.initializers.orthogonal`, by Householder reflections (Stewart, SIAM J. Numer. Anal. 17, 1980) in place of
-    LAPACK, whose threads wait for each other where many small matrices are drawn in a loop on a busy machine.
+    The law is that of `jax.nn.initializers.orthogonal`, by Householder reflections (Stewart, SIAM J. Numer. Anal. 17, 1980), multiplied out
+    in matrix products in place of LAPACK's decomposition, which takes twice as long.
 
     Parameters
     ----------
@@ -33,25 +33,22 @@ def orthogonal(variance: float = 1.0) -> Initializer:
     Examples
     --------
     >>> w = orthogonal(2.0)(jax.random.key(0), (6, 3))
-    >>> (w.T @ w).round(5).tolist()
-    [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]]
+    >>> bool(jnp.allclose(w.T @ w, 2 * jnp.eye(3), atol=1e-6))
+    True
     """
 
     def init(key: PRNGKeyArray, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
         fan_in, fan_out = _matrix("orthogonal", shape)
         if fan_out > fan_in:
             raise ValueError(f"orthogonal: shape {tuple(shape)} has more columns than rows, which cannot be orthonormal. Transpose it.")
-        normals = jax.random.normal(key, (fan_out, fan_in), dtype)
-
-        def reflect(w: Array, column: tuple[Array, Array]) -> tuple[Array, Array]:
-            i, x = column
-            below = jnp.where(jnp.arange(fan_in) >= i, x, 0)
-            sign = jnp.where(below[i] >= 0, 1, -1).astype(dtype)
-            v = below.at[i].add(sign * jnp.linalg.norm(below))
-            return w - (2 / (v @ v)) * v[:, None] * (v @ w)[None, :], -sign
-
-        w, signs = jax.lax.scan(reflect, jnp.eye(fan_in, fan_out, dtype=dtype), (jnp.arange(fan_out), normals), reverse=True)
-        return jnp.asarray(variance, dtype) ** 0.5 * w * signs[None, :]
+        below = jnp.triu(jax.random.normal(key, (fan_out, fan_in), dtype))
+        signs = jnp.where(jnp.diagonal(below) >= 0, 1, -1).astype(dtype)
+        v = below + jnp.eye(fan_out, fan_in, dtype=dtype) * (signs * jnp.linalg.norm(below, axis=1))[:, None]
+        # H_1 H_2 ... = I - v' t v, 1 / t being v v' above its diagonal and half of it on that (Joffrain et al., ACM TOMS 32, 2006).
+        inner = v @ v.T
+        t_inverse = jnp.triu(inner, 1) + jnp.diag(jnp.diagonal(inner) / 2)
+        product = jnp.eye(fan_in, fan_out, dtype=dtype) - v.T @ jax.scipy.linalg.solve_triangular(t_inverse, v[:, :fan_out], lower=False)
+        return jnp.asarray(variance, dtype) ** 0.5 * product * -signs[None, :]
 
     return init
 
@@ -92,8 +89,7 @@ def low_rank(rank: int, variance: float = 1.0) -> Initializer:
         if not 1 <= rank <= fan_in:
             raise ValueError(f"low_rank: rank = {rank}, but it is between 1 and the fan-in, {fan_in}.")
         key_p, key_c = jax.random.split(key)
-        p = jnp.linalg.qr(jax.random.normal(key_p, (fan_in, rank), dtype))[0]
-        return (variance / rank) ** 0.5 * p @ jax.random.normal(key_c, (rank, fan_out), dtype)
+        return (variance / rank) ** 0.5 * orthogonal()(key_p, (fan_in, rank), dtype) @ jax.random.normal(key_c, (rank, fan_out), dtype)
 
     return init
 

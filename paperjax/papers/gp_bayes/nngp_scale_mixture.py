@@ -33,7 +33,7 @@ the mean depends on v and the mixture is no Student-t.
 What did not hold as first proposed: a p value above 0.05 for every set of networks: one in 20 is below by chance, at any width. The mean
 of the distance over seeds is claimed instead.
 
-Run time: quick about 28 s on two CPU cores (by its 56 s of CPU time on busy ones); full not measured
+Run time: quick 71 s on two slow CPU cores (50 s of them in its experiments); full not measured
 Command:  paperjax run nngp-scale-mixture
 """
 
@@ -395,6 +395,6 @@ PAPER = Paper(
     claims=CLAIMS,
     experiments=experiments,
     figure=figure,
-    run_time={"quick": "about 28 s on two CPU cores (by its CPU time)", "full": "not measured"},
+    run_time={"quick": "71 s on two slow CPU cores", "full": "not measured"},
     data="generated points of the sphere; 60 of scikit-learn's diabetes examples for each seed",
 )

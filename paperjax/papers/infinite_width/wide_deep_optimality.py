@@ -38,7 +38,7 @@ L^-1/2: no Hilbert kernel. With 4000 layers in place of the limit the error stay
 `pj.limit` is used up to 12 layers: the variance 1 is an unstable fixed point of this activation, and rounding doubles in every layer. On
 the sphere it does not vary, and the recursion is run without it.
 
-Run time: quick about 45 s on two CPU cores (by its 71 s of CPU time on busy ones); full not measured
+Run time: quick 71 s on two slow CPU cores (42 s of them in its experiments); full not measured
 Command:  paperjax run wide-deep-optimality
 """
 
@@ -358,6 +358,6 @@ PAPER = Paper(
     claims=CLAIMS,
     experiments=experiments,
     figure=figure,
-    run_time={"quick": "about 45 s on two CPU cores (by its CPU time)", "full": "not measured"},
+    run_time={"quick": "71 s on two slow CPU cores", "full": "not measured"},
     data="generated: points of the sphere in three dimensions with noisy labels",
 )

@@ -38,7 +38,7 @@ so that accuracy at a given step is 0.93 +- 0.04 or 0.99 by how sums are rounded
 it" is of this rate, 1e-3, and so many steps: at 1.5e-3 He's networks come to 0.89 +- 0.04.
 Not here: linear regions, and the tangent kernel, which `pj.limit` draws (``key=``, ``samples=``) and has no exact rule for.
 
-Run time: quick about 60 s on two CPU cores (by its CPU time); full not measured
+Run time: quick 98 s on two slow CPU cores (86 s of them in its experiments); full not measured
 Command:  paperjax run maxout-expected-gradients
 """
 
@@ -304,6 +304,6 @@ PAPER = Paper(
     claims=CLAIMS,
     experiments=experiments,
     figure=figure,
-    run_time={"quick": "about 60 s on two CPU cores (by its CPU time)", "full": "not measured"},
+    run_time={"quick": "98 s on two slow CPU cores", "full": "not measured"},
     data="Gaussian inputs; 512 of scikit-learn's digits",
 )

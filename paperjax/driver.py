@@ -90,7 +90,7 @@ class Clock:
 
 
 def drive(experiment: Experiment, progress: bool | None, verbose: bool, title: str, axes: Axes | None = None) -> "xarray.Dataset":
-    """Run every cell of an Experiment; see `Experiment.run`. `axes` is what `Experiment.check` gave, where that was called already."""
+    """Run every cell of an Experiment; see `Experiment.run`."""
     try:
         return _drive(experiment, progress if processes.first() else False, verbose, title, axes)
     except (jax.errors.JaxRuntimeError, ValueError) as error:

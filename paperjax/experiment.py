@@ -116,7 +116,7 @@ class Experiment:
     checkpoint: str | Path | None = None
     save_every: float = 30.0
 
-    def run(self, progress: bool | None = None, verbose: bool = False, title: str = "") -> "xarray.Dataset":
+    def run(self, progress: bool | None = None, verbose: bool = False, title: str = "", axes: "Axes | None" = None) -> "xarray.Dataset":
         """Train every cell of the grid.
 
         Parameters
@@ -127,6 +127,8 @@ class Experiment:
             Print the kind of every axis and the layout of every program.
         title
             What the progress bar calls the run.
+        axes
+            What `check` gave, where it was called already; it is called here by default.
 
         Returns
         -------
@@ -146,7 +148,7 @@ class Experiment:
         """
         from paperjax.driver import drive
 
-        return drive(self, progress, verbose, title)
+        return drive(self, progress, verbose, title, axes)
 
     @property
     def points(self) -> tuple[int, ...]:

@@ -12,7 +12,6 @@ from threadpoolctl import threadpool_limits
 from paperjax import processes
 from paperjax.checkpoint import is_url
 from paperjax.claims import Paper, Size, Verdict, judge
-from paperjax.driver import drive
 from paperjax.experiment import Experiment
 from paperjax.overrides import apply, command_line
 from paperjax.report.figure import save_figure, style
@@ -96,7 +95,7 @@ def run_paper(paper: Paper, text: str, size: Size, given: Mapping[str, Any], fol
     began = time.perf_counter()
     # Cells decompose small matrices in loops. LAPACK's threads wait for each other there: on busy cores for 100 times what one takes.
     with threadpool_limits(1, "blas"):
-        results = {name: drive(e, None, verbose, f"{paper.slug}: {name}", axes[name]) for name, e in experiments.items()}
+        results = {name: e.run(verbose=verbose, title=f"{paper.slug}: {name}", axes=axes[name]) for name, e in experiments.items()}
     seconds = time.perf_counter() - began
     if not processes.first():
         # The same verdicts, and no files.

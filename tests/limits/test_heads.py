@@ -107,6 +107,21 @@ def test_drawn_kernels_are_symmetric_and_do_not_depend_on_the_others():
         np.testing.assert_allclose(getattr(turned, name), k[np.ix_(order, order)], rtol=1e-9, atol=1e-12)
 
 
+def two_layers(draw, x, n):
+    h = dense(draw, x, n, b=None)
+    for _ in range(2):
+        q, k, v = (dense(draw, h, n, b=None).reshape(*x.shape[:2], n // SIZE, SIZE) for _ in range(3))
+        h = h + jnp.einsum("bhts,bshd->bthd", softmax(jnp.einsum("bthd,bshd->bhts", q, k) / SIZE**0.5), v).reshape(h.shape)
+    return dense(draw, jnp.mean(h, 1), 1, b=None)
+
+
+@pytest.mark.slow
+def test_rounding_is_not_drawn():
+    # A value given its equal varies by the rounding of 1, 1e-16, whose root is 1e-8 of noise: another at another width.
+    ours = limit(plain(two_layers), SENTENCES[[0, 1, 0]], key=KEY, samples=16, ntk=False)
+    np.testing.assert_allclose(ours.nngp[0], ours.nngp[2], rtol=1e-12)
+
+
 @pytest.mark.slow
 def test_the_tangent_kernel_is_that_of_finite_width():
     ours = limit(attention(softmax), SENTENCES, key=KEY, samples=2048)

@@ -216,11 +216,14 @@ def _rms(u: Wide) -> Det:
 def _of_sums(u: Wide) -> bool:
     """Whether a product of sums that are not Gaussian, or are known by their second moments alone, is a term of a value."""
     if isinstance(u, nd.Prod):
-        known = (nd.Add, nd.Carried, nd.Scanned)
-        return any((isinstance(w, known) and not fl.is_gaussian(w)) or _of_sums(w) for w in u.factors)
+        return any((_is_sum(w) and not fl.is_gaussian(w)) or _of_sums(w) for w in u.factors)
     if isinstance(u, nd.Add):
         return _of_sums(u.u) or _of_sums(u.v)
     return isinstance(u, nd.Scale) and _of_sums(u.u)
+
+
+def _is_sum(u: Wide) -> bool:
+    return isinstance(u, (nd.Add, nd.Carried, nd.Scanned)) or (isinstance(u, nd.Linear) and not u.selects)
 
 
 def repeated(fn: Fn) -> Fn:

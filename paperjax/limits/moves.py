@@ -184,16 +184,16 @@ def reduce_sum(node: Node, dimensions: Sequence[int]) -> Node:
         value = Det(after, const=nd.fold(lambda: jnp.zeros(rep_shape(after))))
     else:
         value = Det(after, lambda a: a, (nd.Moment(node, None, total),))
-    return dataclasses.replace(value, noise=rms_of_sum(node, node, count))
+    return dataclasses.replace(value, noise=rms_of_sum(node, None, count))
 
 
-def rms_of_sum(u: Wide, v: Wide, count: int) -> Det:
-    """The size of the fluctuations of a sum of so many products; of values themselves if both are the same."""
+def rms_of_sum(u: Wide, v: Wide | None, count: int) -> Det:
+    """The size of the fluctuations of a sum of so many products; of values themselves where there is one."""
 
     def size(*sizes: Any) -> Any:
         return math.sqrt(count) * math.prod(sizes)
 
-    return det((), size, *(_rms(w) for w in ((u,) if u is v else (u, v))))
+    return det((), size, *(_rms(w) for w in ((u,) if v is None else (u, v))))
 
 
 def _rms(u: Wide) -> Det:

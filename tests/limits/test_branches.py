@@ -1,4 +1,4 @@
-"""Branches and loops that the code settles, matrices that are computed of leaves, and what is said where they are not followed."""
+"""Branches and loops that the code settles, matrices that are computed of leaves, norms in blocks as they are written."""
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 import paperjax as pj
-from tests.limits.ntk_networks import IMAGES, VECTORS, W, dense, plain
+from tests.limits.ntk_networks import IMAGES, SENTENCES, VECTORS, W, dense, plain
 from tests.limits.wide_networks import NORMAL
 
 relu = jax.nn.relu
@@ -139,3 +139,19 @@ def test_gains_after_norms_of_a_depthwise_convolution():
     # The last gain and shift, of a normalised h and of 1, by hand: h h' is the NNGP, and 1 is 1.
     np.testing.assert_allclose(ours.ntk["['LayerNorm_1']['scale']"], same.nngp, rtol=1e-9)
     np.testing.assert_allclose(ours.ntk["['LayerNorm_1']['bias']"], np.ones((2, 2)), rtol=1e-9)
+
+
+def test_attention_by_cosines():
+    """Cosines of features of one linear layer are those of the examples, so weights are known numbers: by hand."""
+
+    def forward(draw, x, n):
+        h = dense(draw, x, n, b=None)
+        q = h / jnp.linalg.norm(h, axis=-1, keepdims=True)
+        weights = jax.nn.softmax(4 * jnp.einsum("bid,bjd->bij", q, q), -1)
+        return dense(draw, jnp.mean(weights @ dense(draw, h, n, b=None), 1), 1, b=None)
+
+    unit = SENTENCES / np.linalg.norm(SENTENCES, axis=-1, keepdims=True)
+    weights = np.exp(4 * np.einsum("bid,bjd->bij", unit, unit))
+    seen = np.einsum("bij,bjd->bd", weights / weights.sum(-1, keepdims=True), SENTENCES) / 3
+    wanted = W**6 * seen @ seen.T / 5
+    np.testing.assert_allclose(limit(plain(forward), SENTENCES, ntk=False).nngp, wanted, rtol=1e-6)

@@ -158,7 +158,8 @@ def decomposed(eqn: Any, inputs: Sequence[Value]) -> Sequence[Value]:
     value, n = inputs[0], len(eqn.outvars)
     if not (isinstance(value, Draw) and value.base == "normal" and value.shift == 0):
         return [Unread("qr of entries that are not normal of mean 0")] * n
-    return [Haar(1.0, eqn.outvars[0].aval.shape[-2], value.sources, value.repeated), *[Triangle()] * (n - 1)]
+    sources = frozenset(source.moved("qr") for source in value.sources)
+    return [Haar(1.0, eqn.outvars[0].aval.shape[-2], sources, value.repeated), *[Triangle()] * (n - 1)]
 
 
 def with_triangle(name: str, inputs: Sequence[Value]) -> Value:

@@ -158,6 +158,9 @@ def _inner(u: Wide, v: Wide, axes: Axes, numbers: tuple[Any, Any], count: int) -
     if not any(atom.grows for i in inside for atom in u.axes[i]):
         return paired(u, v, axes, numbers, count)
     if any(atom.grows for axis in axes for atom in axis):
+        for w in (u, v):
+            if sum(any(atom.grows for atom in axis) for axis in w.axes) > 1 and fl.sources(w):
+                _refuse_made(w)
         raise NotImplementedError(
             "a product of two wide values that sums over one of two growing axes. (Attention whose heads grow in number and in size: give "
             "their size a finite value, sizes=...)"
@@ -179,6 +182,17 @@ def _inner(u: Wide, v: Wide, axes: Axes, numbers: tuple[Any, Any], count: int) -
     if fl.independent(u, v) and (fl.centred(u) or fl.centred(v)):
         return Det(axes, const=nd.fold(lambda: jnp.zeros(shape)), noise=noise)
     return Det(axes, lambda a: a, (nd.Moment(u, v, fn),), noise=noise)
+
+
+def _refuse_made(matrix: Wide) -> None:
+    """Of leaves alone: a value of two growing axes that the data enter is an outer product, and refused where it is made."""
+    leaves = sorted({key[0] for key in fl.sources(matrix)})
+    raise NotImplementedError(
+        f"{leaves[0]}: a matrix is computed of this leaf{' and others' if leaves[1:] else ''} before it multiplies (a sum of two, one that "
+        "is shifted, a leaf times a learned number or gain, a function of its entries), and a sum over a growing axis is followed of a "
+        "leaf itself. Put what is linear before or after the product: s * (h @ w), h @ u + h @ w, (h * g) @ w; and draw what a function "
+        "makes."
+    )
 
 
 def fixed_conv(node: Wide, by: Det, params: dict[str, Any], sizes: tuple[int, ...], others: tuple[int, ...]) -> Node:

@@ -19,7 +19,8 @@ def refuse_shared(node: nd.Node, before: nd.Axes, after: nd.Axes) -> None:
     if any(atom.grows for axis in before for atom in axis):
         raise NotImplementedError(
             "an array with two growing axes, on which coordinates of one meet all coordinates of the other (an outer product, channels "
-            "mixed with channels): its entries are not independent, and sums over both axes are no sums of independent numbers."
+            "mixed with channels): its entries are not independent, and sums over both axes are no sums of independent numbers. (Of a "
+            "matrix of weights times a gain: multiply what goes in, or what comes out, (h * g) @ w.)"
         )
     raise NotImplementedError(
         "one random number (a gate with a single output, a readout that is fed back) is repeated along a growing axis, so that all "

@@ -9,34 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-
-class Source(NamedTuple):
-    """One drawing of bits, or a slice of one.
-
-    Attributes
-    ----------
-    id
-        Equal for the same entries of what one key draws.
-    root
-        Equal for all that one key draws.
-    steps
-        The scans in which it differs by the step.
-    """
-
-    id: int
-    root: int
-    steps: frozenset[int] = frozenset()
-
-
-Sources = frozenset[Source]
-
-
-class Key(NamedTuple):
-    """A random key; `id` names how it was made."""
-
-    id: int
-    steps: frozenset[int] = frozenset()
-    repeated: bool = False
+from paperjax.limits.keys import Key, Sources, share
 
 
 class Number(NamedTuple):
@@ -263,9 +236,13 @@ def mixture(parts: Sequence[tuple[Value, int]], new: Callable[[], int], name: st
     wrong = next((value for value in values if not isinstance(value, Random | Number)), None)
     if wrong is not None:
         return wrong if isinstance(wrong, Unread) else Unread(f"{name} of random and unequal given numbers")
-    every = [value.sources for value in values if isinstance(value, Random)]
-    sources = frozenset().union(*every)
-    twice = len(sources) < sum(map(len, every)) or any(value.repeated for value in values if isinstance(value, Random))
+    sources: Sources = frozenset()
+    twice, here = False, ("in an array", new())
+    for value in values:
+        if isinstance(value, Random):
+            twice = twice or value.repeated or share(sources, value.sources)
+            sources |= value.sources
+    sources = frozenset(source.moved(here) for source in sources)
     if alike(values):
         first = values[0]
         if isinstance(first, Draw):

@@ -299,7 +299,17 @@ def _programs(
         known = declared(laws, target)
         if scheme is None:
             return pg.trace_one(pg.family_at(fam, target), x, known, None)
-        planned = plan(fam, scheme, base={**sizes, **(base or {})}, target=target, optimizer=optimizer[0], x=x)
+        try:
+            planned = plan(fam, scheme, base={**sizes, **(base or {})}, target=target, optimizer=optimizer[0], x=x)
+        except ValueError as error:
+            if "Settle it with uses=" not in str(error):
+                raise
+            raise ValueError(
+                f"pj.limit: {error}\nSuch uses= are of pj.plan, not of pj.limit, which follows no matrix that is computed of leaves before "
+                "it multiplies (weight normalisation or standardisation, spectral norms): take the limit of the network without that, "
+                "entries being of variance 1 / fan_in. For any other use give the network under the plan, lambda width: pj.plan(family, "
+                "..., target=dict(width=width), uses=...).model, in place of parametrization=."
+            ) from error
         rates = {leaf.path: leaf.factors.learning_rate for leaf in planned.leaves}
         return pg.trace_one(planned.model, x, known, rates)
 

@@ -118,6 +118,10 @@ class Interpreter:
             return outputs
         if name == "scan":
             return scan(self, eqn, twin, operands)
+        if name == "cond":
+            taken = self._branch(eqn, twin, operands)
+            if taken is not None:
+                return taken
         if name == "split":
             return split(self, eqn, twin, operands[0])
         if name == "unstack":
@@ -131,6 +135,21 @@ class Interpreter:
         if name in prim.ELEMENTWISE:
             return [self._elementwise(eqn, operands, sizes, others)]
         return self.known(eqn, twin, operands)
+
+    def _branch(self, eqn: Any, twin: Any, operands: list[Value]) -> list[Value] | None:
+        """The branch that a number of the code takes; ``None`` where the data or a leaf choose."""
+        chosen = operands[0]
+        number = chosen.number if isinstance(chosen, Det) and chosen.noise is None else None
+        if number is None:
+            return None
+        if isinstance(twin.invars[0], jex.Literal) and int(twin.invars[0].val) != int(number):
+            raise NotImplementedError(
+                f"the trace of the network changes with its width (a branch on one): branch {int(number)} is taken at one width, and "
+                f"{int(twin.invars[0].val)} at twice that."
+            )
+        pairs = list(zip(eqn.params["branches"], twin.params["branches"]))
+        one, two = pairs[min(max(int(number), 0), len(pairs) - 1)]
+        return self.jaxpr(prim.closed(one), prim.closed(two), operands[1:])
 
     def _note_derivative(self, eqn: Any) -> None:
         # Each call of one function is an equation of its own: of equal ones one is looked at.
@@ -198,10 +217,12 @@ class Interpreter:
                 view = operands[i]
                 return view._replace(view=view.view.times(factor)) if isinstance(view, Spread) else view.times(factor)
         like = unified([value.axes for value in operands if len(value.axes) == len(sizes)], sizes, others)
-        # Where nothing grows any more (a readout), each coordinate is by itself, and what is added to it is its own.
+        # Where nothing grows any more (a readout), each coordinate is by itself, and what is added to it is its own. A leaf that meets
+        # numbers alone (a softmax of a learned table) is shared by what it will multiply.
         last = name in ("add", "add_any", "sub") and all(
             not isinstance(value, Node) or not any(atom.grows for axis in value.axes for atom in axis) for value in operands
         )
+        last = last and not any(isinstance(value, Det) for value in operands)
         given = [self.node(value, like if len(value.axes) == len(sizes) else None, last) for value in operands]
         wide = next((node for node in given if isinstance(node, nd.Wide)), None)
         if wide is not None:
@@ -319,7 +340,9 @@ def aligned(node: Node, axes: Axes) -> Node:
 def _about(name: str, wide: bool) -> str:
     known = {
         "argmax": "a choice among wide values", "sort": ORDER, "top_k": ORDER,
-        "while": "a loop whose number of steps is known only when it runs", "cond": "a branch that the data choose",
+        "while": "a loop whose number of steps is known only when it runs. Of a fixed number write lax.fori_loop between numbers",
+        "cond": "a branch that is chosen when it runs, by the data or by a leaf. One that the code chooses, by a number, is followed; of "
+        "entries by themselves, jnp.where takes the one or the other",
         "random_bits": "numbers drawn in the network (dropout); switch it off",
     }  # fmt: skip
     return known.get(name, "what this primitive does at infinite width is not known here" + ("" if wide else ", along a growing axis"))

@@ -1,5 +1,6 @@
 """By which law the entries of each leaf are drawn: exact, read from the jaxpr of ``init``, or declared."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from paperjax.binding import nearest
 from paperjax.limits.entries import Draw, Given, Haar, Number, Random, Unread, Value, base_moments
+from paperjax.limits.keys import share
 from paperjax.limits.reader import read_entries
 from paperjax.model import Model, batch_form
 
@@ -217,8 +219,9 @@ def leaf_laws(model: Model, x: Any, declared: Mapping[str, Law] | None = None) -
 
     Notes
     -----
-    Keys are followed to tell independent leaves from dependent ones. Two slices of one draw that are cut differently count as
-    independent, overlapping or not; and keys that were made in two ways as different, though ``split(key, 2)[0]`` is ``split(key, 3)[0]``.
+    Keys are followed to tell independent leaves from dependent ones: ``split(key, 2)[1]``, ``split(key, 3)[1]`` and ``fold_in(key, 1)``
+    are one key. Slices of one draw are independent where they lie apart and were cut in one place, before it was moved. Keys in which a
+    number that is traced was folded in, and more than 4096 at once, count as different from others.
 
     Raises
     ------
@@ -292,16 +295,21 @@ def _why(value: Value) -> str:
 
 def _sharing(values: Mapping[str, Value]) -> dict[str, str]:
     """Leaves that are drawn with the key of another."""
-    users: dict[int, list[str]] = {}
-    for path, value in values.items():
-        for source in {source.id for source in value.sources} if isinstance(value, Random) else ():
-            users.setdefault(source, []).append(path)
-    wrong: dict[str, str] = {}
-    for paths in users.values():
-        for path in paths if len(paths) > 1 else ():
-            others = [other for other in paths if other != path]
-            wrong[path] = f"drawn with the same key as {', '.join(others)}, so they are not independent"
-    return wrong
+    drawn = [(path, value.sources) for path, value in values.items() if isinstance(value, Random)]
+    users: dict[int, list[int]] = {}
+    for i, (_, sources) in enumerate(drawn):
+        for root in {source.root for source in sources}:
+            users.setdefault(root, []).append(i)
+    pairs = {pair for among in users.values() for pair in itertools.combinations(among, 2)}
+    others: dict[int, list[int]] = {}
+    for i, j in sorted(pairs):
+        if share(drawn[i][1], drawn[j][1]):
+            others.setdefault(i, []).append(j)
+            others.setdefault(j, []).append(i)
+    return {
+        drawn[i][0]: f"drawn with the same key as {', '.join(drawn[j][0] for j in among)}, so they are not independent"
+        for i, among in sorted(others.items())
+    }
 
 
 def _variance(shape: tuple[int, ...]) -> str:

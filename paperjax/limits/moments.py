@@ -334,6 +334,12 @@ class Run:
 
     def _together(self, a: list[Wide], b: list[Wide], s: int, t: int, diag: bool) -> cov.Moments:
         """Of factors that depend on each other. Sums are multiplied out, whose terms are of fewer fields (gates behind gates)."""
+        for one, other, swapped in ((a, b, False), (b, a, True)):
+            if len(one) == 1 and len(other) > 1 and isinstance(one[0], nd.Scale):
+                # What the data give as a factor (the norm of a product) is no part of a function of fields.
+                rest = product_of(other)
+                assert rest is not None
+                return self.second(*((rest, one[0]) if swapped else (one[0], rest)), s, t, diag)
         for factors, other in ((a, b), (b, a)):
             terms = multiplied_out(factors) if _of_many_fields(a, b) else ()
             if terms and other:

@@ -184,16 +184,16 @@ def reduce_sum(node: Node, dimensions: Sequence[int]) -> Node:
         value = Det(after, const=nd.fold(lambda: jnp.zeros(rep_shape(after))))
     else:
         value = Det(after, lambda a: a, (nd.Moment(node, None, total),))
-    return dataclasses.replace(value, noise=rms_of_sum(node, node, count))
+    return dataclasses.replace(value, noise=rms_of_sum(node, None, count))
 
 
-def rms_of_sum(u: Wide, v: Wide, count: int) -> Det:
-    """The size of the fluctuations of a sum of so many products; of values themselves if both are the same."""
+def rms_of_sum(u: Wide, v: Wide | None, count: int) -> Det:
+    """The size of the fluctuations of a sum of so many products; of values themselves where there is one."""
 
     def size(*sizes: Any) -> Any:
         return math.sqrt(count) * math.prod(sizes)
 
-    return det((), size, *(_rms(w) for w in ((u,) if u is v else (u, v))))
+    return det((), size, *(_rms(w) for w in ((u,) if v is None else (u, v))))
 
 
 def _rms(u: Wide) -> Det:
@@ -216,11 +216,14 @@ def _rms(u: Wide) -> Det:
 def _of_sums(u: Wide) -> bool:
     """Whether a product of sums that are not Gaussian, or are known by their second moments alone, is a term of a value."""
     if isinstance(u, nd.Prod):
-        known = (nd.Add, nd.Carried, nd.Scanned)
-        return any((isinstance(w, known) and not fl.is_gaussian(w)) or _of_sums(w) for w in u.factors)
+        return any((_is_sum(w) and not fl.is_gaussian(w)) or _of_sums(w) for w in u.factors)
     if isinstance(u, nd.Add):
         return _of_sums(u.u) or _of_sums(u.v)
     return isinstance(u, nd.Scale) and _of_sums(u.u)
+
+
+def _is_sum(u: Wide) -> bool:
+    return isinstance(u, (nd.Add, nd.Carried, nd.Scanned)) or (isinstance(u, nd.Linear) and not u.selects)
 
 
 def repeated(fn: Fn) -> Fn:

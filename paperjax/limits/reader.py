@@ -18,28 +18,26 @@ from jax.core import Tracer
 from jax.extend import core as jex
 
 from paperjax.limits import combine
+from paperjax.limits import keys as ks
 from paperjax.limits.entries import (
     Bits,
     Draw,
     Function,
     Given,
-    Key,
     Number,
     Random,
-    Source,
-    Sources,
     Triangle,
     Unread,
     Value,
     mixture,
 )
+from paperjax.limits.keys import Key, Source, Sources, one_key
 from paperjax.limits.rounded import in_float64, unrounded
 from paperjax.trace import primitives as prim
 
 # Numbers that are not drawn are computed where they are no more than this: a scale of the shape is, a table of positions is not.
 FEW = 4096
 _MOVES = (*prim.RESHAPING, *prim.KEEPING_AXES, "gather")
-_PICKS = ("slice", "dynamic_slice", "split", "gather", "unstack")
 _JOINS = ("concatenate", "stack")
 _BITWISE: dict[str, Callable[..., Any]] = {
     "shift_right_logical": np.right_shift, "shift_left": np.left_shift, "or": np.bitwise_or, "and": np.bitwise_and,
@@ -52,7 +50,7 @@ def read_entries(jaxpr: jex.ClosedJaxpr) -> Sequence[Value]:
     with jax.ensure_compile_time_eval():
         reader = _Reader()
         inputs: list[Value] = [Unread("it depends on the batch x, not on its shape alone")] * len(jaxpr.jaxpr.invars)
-        inputs[0] = Key(reader.intern("the key"))
+        inputs[0] = one_key(reader.intern("the key"))
         values = reader.jaxpr(jaxpr, inputs, [True] * len(jaxpr.jaxpr.outvars))
         return [_number(value) for value in values]
 
@@ -61,6 +59,7 @@ class _Reader:
     def __init__(self) -> None:
         self.ids: dict[tuple[Any, ...], int] = {}
         self.count = itertools.count()
+        self.words: dict[int, int] = {}
 
     def new(self) -> int:
         return next(self.count)
@@ -93,8 +92,7 @@ class _Reader:
         if jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key):
             if isinstance(value, Tracer):
                 return Key(self.new())
-            data = np.asarray(jax.random.key_data(value))
-            return Key(self.intern("key", data.tobytes()))
+            return self.given_key(np.asarray(jax.random.key_data(value)))
         if isinstance(value, Tracer):
             return Given(self.new())
         array = np.asarray(value)
@@ -152,17 +150,41 @@ class _Reader:
         told = str({what: value for what, value in eqn.params.items() if not hasattr(value, "eqns")})
         ids = tuple(_token(value) or self.new() for value in inputs)
         steps = frozenset().union(*(value.steps for value in inputs if isinstance(value, Key | Given)))
-        repeated = any(key.repeated for key in keys) or (name in ("broadcast_in_dim", "tile") and _grown(eqn))
-        if name == "random_fold_in" and isinstance(inputs[1], Given):
-            repeated = False
-        return [Key(self.intern(name, told, i, *ids), steps, repeated) for i in range(len(eqn.outvars))]
+        made = [self.intern(name, told, i, *ids) for i in range(len(eqn.outvars))]
+        arrays = [_array(value, atom.aval) for value, atom in zip(inputs, eqn.invars) if not isinstance(value, Key)]
+        others = [None if array is None else np.asarray(array()) for array in arrays]
+        if name in ("random_clone", "convert_element_type", "copy", "copy_p"):
+            return inputs
+        if name in ("random_split", "random_fold_in") and keys:
+            return [ks.children(eqn, keys[0], others[0] if others else None, steps, self.intern, made[0])]
+        if name == "random_unwrap" and keys:
+            found = ks.words(keys[0], eqn.outvars[0].aval.shape[-1], self.intern, made[0])
+            self.words.update((self.intern("word", of, i), of) for of in keys[0].whole for i in range(eqn.outvars[0].aval.shape[-1]))
+            return [found]
+        if name == "random_wrap":
+            if keys:
+                return [ks.of_words(keys[0], self.words, made[0])]
+            data = others[0] if others else None
+            return [Key(made[0], steps) if data is None else self.given_key(data)]
+        if name in (*_MOVES, *_JOINS) and name != "pad":
+            return [ks.moved(eqn, keys, others, i, n) for i, n in enumerate(made)]
+        if name == "random_seed" and eqn.outvars[0].aval.shape == ():
+            return [one_key(made[0])._replace(steps=steps)]
+        return [Key(n, steps, any(key.repeated for key in keys)) for n in made]
+
+    def given_key(self, data: np.ndarray) -> Key:
+        """Keys that are numbers of the code."""
+        rows = data.reshape(-1, data.shape[-1])
+        table = np.array([self.intern("key", row.tobytes()) for row in rows]).reshape(data.shape[:-1])
+        return ks.of_table(table, self.new())
 
     def bits(self, key: Value, dtype: Any) -> Value:
         if not isinstance(key, Key):
             return Unread("random_bits of no random key")
         size = jnp.iinfo(dtype).bits
         points = np.array([(2 * i + 1) << (size - 5) for i in range(16)], dtype)
-        return Bits(points, self.intern("bits", key.id), frozenset([Source(key.id, key.id, key.steps)]), key.repeated)
+        sources = frozenset(Source(of, (), key.steps) for of in key.whole)
+        return Bits(points, self.intern("bits", key.id), sources, key.repeated)
 
     def given(self, eqn: Any, inputs: Sequence[Value]) -> Sequence[Value]:
         name, n = eqn.primitive.name, len(eqn.outvars)
@@ -206,10 +228,10 @@ class _Reader:
         found = []
         for i in range(len(eqn.outvars)):
             move = (name, str(eqn.params), i, *map(_token, inputs[1:]))
-            # Other entries of one drawing are other numbers, as far as slices do not overlap.
-            sources = value.sources
-            if name in _PICKS:
-                sources = frozenset(source._replace(id=self.intern(*move, source.id)) for source in sources)
+            # Other entries of one drawing are other numbers, where slices do not overlap.
+            starts = [other.value if isinstance(other, Number) else None for other in inputs[1:]]
+            by = ks.box(eqn, i, starts) or self.intern(*move)
+            sources = frozenset(source.moved(by) for source in value.sources)
             found.append(self.elsewhere(value, move, sources, value.repeated or repeated))
         return found
 
@@ -287,23 +309,22 @@ class _Reader:
             inside.append(inputs[i] if kept else self.carried(inputs[i], mark))
         inside += [self.sliced(value, mark) for value in inputs[last:]]
         found = self.jaxpr(body, inside, wanted)
-        if p["length"] == 1:
-            return found
         carry = p["num_carry"]
-        return [*found[:carry], *(_stacked(value, mark) for value in found[carry:])]
+        return [*found[:carry], *(_stacked(value, mark, p["length"]) for value in found[carry:])]
 
     def carried(self, value: Value, mark: int) -> Value:
         if isinstance(value, Key):
-            return Key(self.new(), value.steps | {mark}, value.repeated)
+            made = self.new()
+            return Key(made, value.steps | {mark}, value.repeated, covers=value.whole | {made})
         if isinstance(value, Number | Given):
             return Given(self.new(), steps=frozenset({mark}))
         return value if isinstance(value, Unread) else Unread("scan, which carries it from step to step")
 
     def sliced(self, value: Value, mark: int) -> Value:
         if isinstance(value, Key):
-            return value._replace(id=self.intern("step", mark, value.id), steps=value.steps | {mark})
+            return Key(self.intern("step", mark, value.id), value.steps | {mark}, value.repeated, covers=value.whole)
         if isinstance(value, Random | Bits):
-            sources = frozenset(source._replace(steps=source.steps | {mark}) for source in value.sources)
+            sources = frozenset(source._replace(steps=source.steps | {mark}).moved(("step", mark)) for source in value.sources)
             return self.elsewhere(value, ("step", mark), sources, value.repeated)
         return Given(self.new(), steps=value.steps | {mark}) if isinstance(value, Given) else value
 
@@ -315,10 +336,15 @@ def _token(value: Value) -> tuple[str, Any] | None:
     return (type(value).__name__, value.id) if isinstance(value, Key | Given) else None
 
 
-def _stacked(value: Value, mark: int) -> Value:
-    if isinstance(value, Random | Bits) and any(mark not in source.steps for source in value.sources):
-        return dataclasses.replace(value, repeated=True)
-    return value._replace(array=None) if isinstance(value, Given) else value
+def _stacked(value: Value, mark: int, length: int) -> Value:
+    """What the steps of a scan made, side by side."""
+    if isinstance(value, Random | Bits):
+        again = length > 1 and any(mark not in source.steps for source in value.sources)
+        sources = frozenset(source.moved(("stacked", mark)) for source in value.sources)
+        return dataclasses.replace(value, sources=sources, repeated=value.repeated or again)
+    if isinstance(value, Key):
+        return Key(value.id, value.steps, value.repeated or (length > 1 and mark not in value.steps), covers=value.whole)
+    return value._replace(array=None) if isinstance(value, Given) and length > 1 else value
 
 
 def _equal(array: np.ndarray) -> bool:

@@ -135,10 +135,10 @@ def _dynamic_slice(reader: Reader, eqn: Any, twin: Any, operands: list[Value], s
 
 
 def _concatenate(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
-    axis = eqn.params["dimension"]
+    axis = int(eqn.params["dimension"])
     if all(isinstance(value, View) and any(atom.grows for atom in value.axes[axis]) for value in operands):
         return Joined(tuple(operands), axis)
-    return joined.concatenate(_all_settled(reader, operands, "concatenate"), eqn.params["dimension"])
+    return joined.concatenate(_all_settled(reader, operands, "concatenate"), axis)
 
 
 def _stack(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:

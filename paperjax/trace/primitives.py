@@ -242,7 +242,7 @@ def mixed_axes(eqn: jex.JaxprEqn) -> list[tuple[int, int]]:
         return [(0, axis) for axis, (n, m) in enumerate(zip(first, eqn.invars[1].aval.shape)) if n != m]  # pyright: ignore[reportAttributeAccessIssue]
     if name in ("rev", "concatenate", "sort"):
         named = p["dimensions"] if name == "rev" else (p["dimension"],)
-        return [(i, axis) for i in range(len(eqn.invars)) for axis in named]
+        return [(i, int(axis)) for i in range(len(eqn.invars)) for axis in named]
     if "window_dimensions" in p:
         return [(0, axis) for axis, n in enumerate(p["window_dimensions"]) if n > 1]
     if name == "fft":

@@ -62,8 +62,19 @@ def recurrent(draw, x, n):
     return dense(draw, h, 1, b=None)
 
 
+def norms_of_heads(draw, x, n):
+    h = layer_norm(dense(draw, x, n).reshape(x.shape[0], 2, n // 2))
+    return dense(draw, jax.nn.relu(dense(draw, jnp.swapaxes(h, 1, 2).reshape(x.shape[0], n), n)), 1, b=None)
+
+
+def divided_by_a_mean(draw, x, n):
+    h = jax.nn.relu(dense(draw, x, n))
+    return dense(draw, h / (1 + jnp.mean(h**2, 1, keepdims=True)), 1, b=None)
+
+
 NETWORKS = {
     "dilation": (dilated, IMAGES), "uneven strides": (uneven_strides, IMAGES), "two groups": (two_groups, IMAGES),
+    "norms of heads": (norms_of_heads, VECTORS), "a gain of a mean": (divided_by_a_mean, VECTORS),
     "depthwise": (depthwise, IMAGES), "GroupNorm": (group_norm, IMAGES), "recurrence with one matrix": (recurrent, SENTENCES),
 }  # fmt: skip
 

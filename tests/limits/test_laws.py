@@ -335,6 +335,68 @@ def test_leaves_of_one_key_are_refused():
         leaf_laws(as_model(Scanned(split=False)), X)
 
 
+def normals(key, *shape):
+    return jax.random.normal(key, shape)
+
+
+def each(keys):
+    return jax.vmap(lambda key: normals(key, 6))(keys)
+
+
+def in_a_scan(key):
+    return jax.lax.scan(lambda key, _: (jax.random.split(key)[0], normals(jax.random.split(key)[1], 6)), key, length=4)[1]
+
+
+split, fold = jax.random.split, jax.random.fold_in
+# Of JAX 0.10.2: all of these pairs hold equal numbers.
+ONE_KEY = {
+    "splits in two and in three": lambda key: (normals(split(key)[1], 6), normals(split(key, 3)[1], 6)),
+    "a split and a number folded in": lambda key: (normals(split(key)[1], 6), normals(fold(key, 1), 6)),
+    "a split of a split": lambda key: (normals(split(split(key)[1], 5)[2], 6), normals(fold(fold(key, 1), 2), 6)),
+    "a table of splits": lambda key: (normals(split(key, (2, 3))[1, 0], 6), normals(fold(key, 3), 6)),
+    "numbers folded in by vmap": lambda key: (each(jax.vmap(lambda i: fold(key, i))(jnp.arange(3))), normals(split(key)[1], 6)),
+    "some of many": lambda key: (each(split(key, 3)), each(split(key, 5)[2:])),
+    "all steps of a map": lambda key: (jax.lax.map(lambda k: normals(k, 6), split(key, 3)), normals(fold(key, 1), 6)),
+    "the first step of a scan": lambda key: (in_a_scan(key), normals(split(key, 3)[1], 6)),
+    "a clone": lambda key: (normals(key, 6), normals(jax.random.clone(key), 6)),
+    "the numbers of a key": lambda key: (normals(key, 6), normals(jax.random.wrap_key_data(jax.random.key_data(key)), 6)),
+    "a key of the old kind": lambda key: (normals(split(jax.random.key(3))[1], 6), normals(split(jax.random.PRNGKey(3))[1], 6)),
+    "an array and a row of it": lambda key: (lambda w: (w, w[1]))(normals(key, 4, 6)),
+    "rows that overlap": lambda key: (lambda w: (w[:3], w[1:]))(normals(key, 4, 6)),
+    "a row, and every other one": lambda key: (lambda w: (w[2], w[::2]))(normals(key, 4, 6)),
+    "a row, and it after a transpose": lambda key: (lambda w: (w[2], w.T[:, 2]))(normals(key, 4, 6)),
+    "a row, and a row of a list": lambda key: (lambda w: (w[1], jnp.stack([normals(fold(key, 7), 6), w[1]])[1]))(normals(key, 4, 6)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONE_KEY)
+def test_one_key_is_known_however_it_was_made(name):
+    one, other = (np.asarray(w).ravel() for w in ONE_KEY[name](jax.random.key(0)))
+    assert np.isin(one, other).any()
+    with pytest.raises(ValueError, match=r"(?s)\['a'\].*drawn with the same key as \['b'\], so they are not independent"):
+        leaf_laws(Model(lambda key, x: dict(zip("ab", ONE_KEY[name](key))), None), X)
+
+
+APART = {
+    "children of children": lambda key: (normals(split(split(key)[0])[0], 6), normals(split(split(key)[1])[0], 6)),
+    "a key and its child": lambda key: (normals(key, 6), normals(split(key)[0], 6)),
+    "some and the others": lambda key: (lambda keys: (each(keys[:2]), normals(keys[2], 6)))(split(key, 3)),
+    "rows": lambda key: (lambda w: (w[1], w[2]))(normals(key, 4, 6)),
+    "every other row": lambda key: (lambda w: (w[::2], w[1::2]))(normals(key, 4, 6)),
+    "parts of parts": lambda key: (lambda w: (w[2][:3], w[2][3:]))(normals(key, 4, 6)),
+    "a chain, in a scan": lambda key: (in_a_scan(split(key)[0]), normals(split(key)[1], 6)),
+    "rows that are added": lambda key: (lambda w: (w[0], w[1] + normals(fold(key, 1), 6)))(normals(key, 4, 6)),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_other_keys_and_parts_are_independent(name):
+    one, other = (np.asarray(w).ravel() for w in APART[name](jax.random.key(0)))
+    assert not np.isin(one, other).any()
+    laws = leaf_laws(Model(lambda key, x: dict(zip("ab", APART[name](key))), None), X)
+    assert [law.kind for law in laws.values()] == ["normal", "normal"]
+
+
 def test_declared_laws_are_checked():
     model = as_model(nn.Dense(4))
     assert leaf_laws(model, X, {"['kernel']": normal(0.5)})["['kernel']"] == normal(0.5)

@@ -9,7 +9,9 @@ from jaxtyping import Array
 
 from paperjax.limits import closed_forms
 from paperjax.limits.closed_forms import Dual
-from paperjax.limits.quadrature import quadrature
+from paperjax.limits.expectation import closed, pair
+from paperjax.limits.quadrature import NotSmoothError, quadrature
+from paperjax.limits.sampled import sampled
 
 
 def dual(phi: Callable[[Array], Array] | Dual) -> Dual:
@@ -24,10 +26,11 @@ def dual(phi: Callable[[Array], Array] | Dual) -> Dual:
     phi
         A function of ``jax.nn``, ``jnp`` or ``jax.scipy.special`` as it is: ``jax.nn.relu``, ``jax.nn.leaky_relu`` (also in a
         ``functools.partial``), ``jnp.abs``, ``jnp.sign``, ``jax.scipy.special.erf``, ``jnp.sin``, ``jnp.cos``, ``jnp.exp``,
-        ``jnp.square``, ``jax.nn.identity`` and ``functools.partial(jax.nn.gelu, approximate=False)`` have closed forms. So have
-        `piecewise_linear`, `leaky_relu`, `polynomial`, `monomial` and `step` of this package, which are `Dual` already. Every other
-        elementwise function goes to `quadrature`, ``jax.nn.gelu`` among them, which approximates by a tanh. See `pair` for closed
-        forms by any spelling, functions with kinks, and two functions.
+        ``jnp.square``, ``jax.nn.identity`` and ``functools.partial(jax.nn.gelu, approximate=False)`` have closed forms, and so have
+        they by another spelling, scaled and added, see `recognise`. `piecewise_linear`, `leaky_relu`, `polynomial`, `monomial` and
+        `step` of this package are `Dual` already. Every other elementwise function goes to `quadrature`, ``jax.nn.gelu`` among them,
+        which approximates by a tanh; and where a grid does not do (``jax.nn.relu6``, a tanh with a sharp bend), to `pair`, whose
+        results are NaN where variances are traced and turn out to be above 100. See `pair` for two functions.
 
     Returns
     -------
@@ -36,7 +39,7 @@ def dual(phi: Callable[[Array], Array] | Dual) -> Dual:
     Raises
     ------
     ValueError
-        If phi is not elementwise, or is not smooth enough for quadrature: the message names the closed forms.
+        If phi is not elementwise, is not finite, or no quadrature here converges.
     TypeError
         If phi closes over a traced value.
 
@@ -48,6 +51,8 @@ def dual(phi: Callable[[Array], Array] | Dual) -> Dual:
     Array(0.159155, dtype=float32)
     >>> dual(jnp.tanh).derivative(1.0, 1.0, 1.0).round(4)
     Array(0.4644, dtype=float32)
+    >>> dual(lambda h: jnp.maximum(h, 0.3 * h))
+    <dual of 0.65 h + 0.35 signed 1(1 h)>
     """
     if isinstance(phi, Dual):
         return phi
@@ -61,7 +66,14 @@ def dual(phi: Callable[[Array], Array] | Dual) -> Dual:
     for known, its_dual in _KNOWN:
         if phi is known:
             return its_dual
-    return quadrature(phi)
+    # What is not elementwise is told by `quadrature`.
+    exact = closed(phi, phi) if sampled(phi).elementwise else None
+    if exact:
+        return exact
+    try:
+        return quadrature(phi)
+    except NotSmoothError:
+        return pair(phi)
 
 
 _LEAK = 0.01

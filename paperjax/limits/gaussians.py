@@ -20,6 +20,7 @@ from paperjax.limits.covariances import Moments, plus
 from paperjax.limits.expectation import NoExpectationError, analytic, closed, mean, ranged
 from paperjax.limits.functions import Form, form_of, of_live
 from paperjax.limits.joint import expect
+from paperjax.limits.merged import LINES, POINTS, merged, on_line
 from paperjax.limits.nodes import Det, Wide
 from paperjax.limits.own import own
 from paperjax.limits.panels import STEEP, breaks
@@ -152,6 +153,7 @@ def _joint(
     shape = u.shape if diag else u.shape + v.shape
     left, right = ([form.fields[i] for i in which] for form, which in zip(forms, live))
     g, h = (_remembered(run, w, form, which) for w, form, which in zip(nodes, forms, live))
+    (g, left), (h, right) = merged(run.cache, g, left), merged(run.cache, h, right)
     if not left or not right:
         both = [f() if not zs else _mean(run, f, zs, at) for f, zs, at in ((g, left, s), (h, right, t))]
         a, b = (jnp.broadcast_to(m, w.shape) for m, w in zip(both, nodes))
@@ -342,6 +344,7 @@ def mean_of(run: Moments2, u: Wide, s: int) -> Moments:
 
 
 def _mean(run: Moments2, fn: Callable[..., Any], fields: Sequence[Wide], s: int) -> Array:
+    fn, fields = merged(run.cache, fn, fields)
     if len(fields) == 1:
         k = run.second(fields[0], fields[0], s, s, True)
         k = jnp.zeros(fields[0].shape) if k is None else k
@@ -367,6 +370,12 @@ TRUSTED = {np.dtype("float64"): 1e-7, np.dtype("float32"): 1e-4}
 """Errors accepted of an integral over several fields, relative to its root mean square: a grid that resolves nothing is off by 1e-2."""
 
 
+def _breaks_along(fn: Callable[..., Any], way: np.ndarray, point: np.ndarray) -> bool:
+    """Whether a function of several fields has a kink or a jump on a line."""
+    along = on_line(fn, way, point)
+    return not analytic(along) and bool(breaks(along))
+
+
 def _trusted(fn: Callable[..., Any], covariances: Array, said: str) -> Array:
     """An expectation over several fields, NaN where its grid is too coarse for it."""
     if covariances.shape[-1] > 4:
@@ -375,6 +384,13 @@ def _trusted(fn: Callable[..., Any], covariances: Array, said: str) -> Array:
             "state that is gated again and again, as in an LSTM or a GRU, or of a product of sums), which no integral here is made for. "
             "Let a layer with weights that sum over channels follow a depthwise convolution, or a gate, before the next function. Or opt "
             "in to Monte Carlo with key=jax.random.key(0), samples=4096."
+        )
+    if any(_breaks_along(fn, *line) for line in zip(*(a[:, : covariances.shape[-1]] for a in (LINES, POINTS)))):
+        raise TooManyFieldsError(
+            f"{said}an expectation over {covariances.shape[-1]} fields at once of a function with kinks or jumps, which no grid resolves: "
+            "of what the learned scale of a norm does in relu(h + norm(y)), say, or a rectified gate. Let the norm have no learned scale "
+            "(Flax: use_scale=False) or ask for ntk=False; or let a layer of weights stand before the function. Or opt in to Monte Carlo "
+            "with key=jax.random.key(0), samples=4096."
         )
     found = expect(fn, covariances)
     square = expect(lambda *zs: fn(*zs) ** 2, jax.lax.stop_gradient(covariances), points=16).value

@@ -28,6 +28,10 @@ AT_ENDS = 1e-6
 """Where the integrand at the cut, of ``E phi²``, is a larger part of it than this, the tail beyond is not known and the error infinite."""
 
 
+class NotSmoothError(ValueError):
+    """A sum over a grid does not converge: there is a kink, a jump or a sharp bend between its points."""
+
+
 def quadrature(phi: Phi, *, points: int = 128, tolerance: float = 1e-5) -> Dual:
     """Dual of a smooth elementwise function by a sum over a grid, ``sum_ij w_i w_j phi(s1 z_i) phi(s2 (rho z_i + sqrt(1 - rho²) z_j))``.
 
@@ -187,7 +191,7 @@ def _check_convergence(value: Formula, derivative: Formula, error: Formula, name
     worst = int(np.argmax(relative))
     if relative[worst] > tolerance:
         at = f"(k11, k12, k22) = ({float(k11[worst]):g}, {float(k12[worst]):g}, {float(k22[worst]):g})"
-        raise ValueError(
+        raise NotSmoothError(
             f"quadrature: {name} is off by {float(relative[worst]):.1e} of its size at {at} with {points} points per axis, more than "
             f"tolerance = {tolerance:g}. Likely it has a kink or a jump. Take pj.limits.pair(phi), which knows closed forms however they "
             "are spelled, and else cuts integrals at kinks; or a closed form by name: dual(jax.nn.relu), piecewise_linear(positive, "

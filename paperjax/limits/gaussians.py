@@ -15,12 +15,13 @@ from jaxtyping import Array
 from paperjax.limits import draws
 from paperjax.limits import fields as fl
 from paperjax.limits import polynomials as pn
+from paperjax.limits import scaled as sc
 from paperjax.limits.closed_forms import Dual
 from paperjax.limits.covariances import Moments, plus
 from paperjax.limits.expectation import NoExpectationError, analytic, closed, mean, ranged
 from paperjax.limits.functions import Form, form_of, of_live
 from paperjax.limits.joint import expect
-from paperjax.limits.merged import LINES, POINTS, merged, on_line
+from paperjax.limits.merged import LINES, POINTS, breaks_along, merged
 from paperjax.limits.nodes import Det, Wide
 from paperjax.limits.own import own
 from paperjax.limits.panels import STEEP, breaks
@@ -125,9 +126,28 @@ def _product(run: Moments2, u: Wide, v: Wide, s: int, t: int, diag: bool) -> Mom
     total = _joint(run, forms, live, (u, v), s, t, diag, together)
     for i, j, moved in apart:
         slopes = _slope(forms[0], live[0], i), _slope(forms[1], live[1], j)
-        by = _joint(run, slopes, live, (u, v), s, t, diag)
+        by = _of_scales(run, forms, slopes, live, (u, v), s, t, diag)
+        by = _joint(run, slopes, live, (u, v), s, t, diag) if by is None else by
         total = total if by is None else plus(total, by * moved)
     return total
+
+
+def _of_scales(
+    run: Moments2, forms: tuple[Form, Form], slopes: tuple[Form, Form], live: list[list[int]], nodes: tuple[Wide, Wide], s: int, t: int,
+    diag: bool,
+) -> Moments:  # fmt: skip
+    """The expectation of two slopes in learned scales, where both are that; see `paperjax.limits.scaled`."""
+    found = []
+    for form, rate, which, node in zip(forms, slopes, live, nodes):
+        fns = _remembered(run, node, form, which), _remembered(run, node, rate, which)
+        found.append(sc.scaled(run.cache, *fns, [form.fields[i] for i in which]))
+    one, two = found
+    if one is None or two is None:
+        return None
+    u, v = nodes
+    shape = u.shape if diag else u.shape + v.shape
+    by = sc.second(run, one, two, s, t, diag, lambda g, h, a, b: _pair(run, g, h, a, b, s, t, diag, shape, None))
+    return None if by is None else jnp.broadcast_to(by, shape)
 
 
 def _rate(run: Moments2, node: Wide, form: Form, live: Sequence[int], at: int) -> float | None:
@@ -165,7 +185,7 @@ def _joint(
     if not diag:
         # Left as small as they are, as in `_pair`.
         both[0] = [[k if k is None else k.reshape(*k.shape, *(1,) * len(v.shape)) for k in row] for row in both[0]]
-    known, found, said = _of_polynomials([_polynomial(run, f, len(zs)) for f, zs in ((g, left), (h, right))], both[0], across, both[1])
+    known, found, said = pn.of_polynomials([pn.kept(run.cache, f, len(zs)) for f, zs in ((g, left), (h, right))], both[0], across, both[1])
     if known:
         return found if found is None else jnp.broadcast_to(jnp.asarray(found), shape)
     n, whole = len(left), [[*a, *c] for a, c in zip(both[0], across)]
@@ -181,27 +201,6 @@ def _stacked(covariances: pn.Covariances, shape: tuple[int, ...]) -> Array:
     """One array, ``(*shape, k, k)``."""
     whole = [[jnp.broadcast_to(jnp.zeros(()) if k is None else k, shape) for k in row] for row in covariances]
     return jnp.stack([jnp.stack(row, -1) for row in whole], -2)
-
-
-def _polynomial(run: Moments2, fn: Callable[..., Any], fields: int) -> pn.Polynomial | None:
-    """The polynomial that a function is, if it is one."""
-    if ("polynomial", fn) not in run.cache:
-        run.cache["polynomial", fn] = pn.polynomial(fn, fields)
-    return run.cache["polynomial", fn]
-
-
-def _of_polynomials(two: Sequence[pn.Polynomial | None], *covariances: pn.Covariances) -> tuple[bool, Array | float | None, str]:
-    """The expectation of a product of polynomials, if it is known; if it has too many terms, what there is to say of that."""
-    g, h = two
-    if g is None or h is None:
-        return False, None, ""
-    try:
-        return True, pn.expected(g, h, *covariances), ""
-    except pn.TooManyTermsError:
-        return False, None, (
-            f"a product of polynomials of degrees {g.degree} and {h.degree}, of {len(covariances[0])} and {len(covariances[2])} fields, "
-            f"is a sum over pairings of more than {pn.MOST_TERMS} terms, or beyond degree {pn.MOST_DEGREE}: "
-        )  # fmt: skip
 
 
 def _pair(
@@ -329,6 +328,13 @@ def trained(both: Dual) -> Callable[[Array, Array, Array], Array]:
     return value
 
 
+def is_of_several(run: Moments2, node: Wide) -> bool:
+    """Whether a value is a function of several fields, and not of one sum of them."""
+    form = form_of(node)
+    live = [i for i, z in enumerate(form.fields) if not fl.is_still(z)]
+    return len(live) > 1 and len(merged(run.cache, _remembered(run, node, form, live), [form.fields[i] for i in live])[1]) > 1
+
+
 def mean_of(run: Moments2, u: Wide, s: int) -> Moments:
     """``E`` of a function of fields; see `expected_product`."""
     form = form_of(u)
@@ -356,7 +362,7 @@ def _mean(run: Moments2, fn: Callable[..., Any], fields: Sequence[Wide], s: int)
         return run.cache[key].value(k)
     covariances = _covariances(run, fields, fields, s, s, True)
     one = pn.Polynomial({(): 1.0}, 0)
-    known, found, said = _of_polynomials([_polynomial(run, fn, len(fields)), one], covariances, [[] for _ in fields], [])
+    known, found, said = pn.of_polynomials([pn.kept(run.cache, fn, len(fields)), one], covariances, [[] for _ in fields], [])
     if known:
         return jnp.broadcast_to(jnp.asarray(0.0 if found is None else found), fields[0].shape)
     return _trusted(fn, _stacked(covariances, fields[0].shape), said)
@@ -370,12 +376,6 @@ TRUSTED = {np.dtype("float64"): 1e-7, np.dtype("float32"): 1e-4}
 """Errors accepted of an integral over several fields, relative to its root mean square: a grid that resolves nothing is off by 1e-2."""
 
 
-def _breaks_along(fn: Callable[..., Any], way: np.ndarray, point: np.ndarray) -> bool:
-    """Whether a function of several fields has a kink or a jump on a line."""
-    along = on_line(fn, way, point)
-    return not analytic(along) and bool(breaks(along))
-
-
 def _trusted(fn: Callable[..., Any], covariances: Array, said: str) -> Array:
     """An expectation over several fields, NaN where its grid is too coarse for it."""
     if covariances.shape[-1] > 4:
@@ -385,12 +385,13 @@ def _trusted(fn: Callable[..., Any], covariances: Array, said: str) -> Array:
             "Let a layer with weights that sum over channels follow a depthwise convolution, or a gate, before the next function. Or opt "
             "in to Monte Carlo with key=jax.random.key(0), samples=4096."
         )
-    if any(_breaks_along(fn, *line) for line in zip(*(a[:, : covariances.shape[-1]] for a in (LINES, POINTS)))):
+    if any(breaks_along(fn, *line) for line in zip(*(a[:, : covariances.shape[-1]] for a in (LINES, POINTS)))):
         raise TooManyFieldsError(
             f"{said}an expectation over {covariances.shape[-1]} fields at once of a function with kinks or jumps, which no grid resolves: "
-            "of what the learned scale of a norm does in relu(h + norm(y)), say, or a rectified gate. Let the norm have no learned scale "
-            "(Flax: use_scale=False) or ask for ntk=False; or let a layer of weights stand before the function. Or opt in to Monte Carlo "
-            "with key=jax.random.key(0), samples=4096."
+            "of a rectified sum of what is rectified already and of a field, relu(relu(u) + v), say (a residual block whose activation "
+            "comes after its sum, on a skip without weights), or of a rectified gate. Let a layer of weights stand before the function (on "
+            "the skip; or the activation before the block's first layer). Or opt in "
+            "to Monte Carlo with key=jax.random.key(0), samples=4096."
         )
     found = expect(fn, covariances)
     square = expect(lambda *zs: fn(*zs) ** 2, jax.lax.stop_gradient(covariances), points=16).value

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from paperjax.limits import fields as fl
+from paperjax.limits.expectation import analytic
 from paperjax.limits.nodes import Wide
+from paperjax.limits.panels import breaks
 from paperjax.limits.sampled import Sampled, sampled
 
 PROBES = np.concatenate([np.linspace(-3.1, 2.9, 23), [-20.0, -1e-3, 1e-3, 30.0]])
@@ -70,3 +72,15 @@ def on_line(fn: Callable[..., Any], way: np.ndarray, point: np.ndarray) -> Sampl
     [2.0]
     """
     return sampled(lambda h: fn(*(float(by) * h + float(at) for by, at in zip(way, point))))
+
+
+def breaks_along(fn: Callable[..., Any], way: np.ndarray, point: np.ndarray) -> bool:
+    """Whether a function of several fields has a kink or a jump on a line.
+
+    Examples
+    --------
+    >>> breaks_along(lambda u, v: abs(u) * v, np.ones(2), np.array([0.5, 2.0]))
+    True
+    """
+    along = on_line(fn, way, point)
+    return not analytic(along) and bool(breaks(along))

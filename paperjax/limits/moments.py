@@ -21,8 +21,8 @@ from paperjax.limits import draws, heads, loops
 from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
 from paperjax.limits.contractions import product
-from paperjax.limits.functions import form_of, is_polynomial
-from paperjax.limits.gaussians import expected_product, mean_of
+from paperjax.limits.functions import is_polynomial
+from paperjax.limits.gaussians import expected_product, is_of_several, mean_of
 from paperjax.limits.nodes import Det, Moment, Wide
 
 LARGEST = 100.0
@@ -341,7 +341,7 @@ class Run:
                 assert rest is not None
                 return self.second(*((rest, one[0]) if swapped else (one[0], rest)), s, t, diag)
         for factors, other in ((a, b), (b, a)):
-            terms = multiplied_out(factors) if _of_many_fields(a, b) else ()
+            terms = multiplied_out(factors) if _of_many_fields(self, a, b) else ()
             if terms and other:
                 one = product_of(other)
                 assert one is not None
@@ -351,15 +351,14 @@ class Run:
         return expected_product(self, product_of(a), product_of(b), s, t, diag)
 
 
-def _of_many_fields(*sides: list[Wide]) -> bool:
+def _of_many_fields(run: Run, *sides: list[Wide]) -> bool:
     """Whether a product is a function of more than one field, and no polynomial: of what only a grid is an integral."""
-    nodes = [product_of(side) for side in sides if side]
+    nodes = [node for node in map(product_of, filter(None, sides)) if node is not None]
     try:
-        forms = [form_of(node) for node in nodes if node is not None]
+        several = any(is_of_several(run, node) for node in nodes)
     except NotImplementedError:
         return True
-    several = any(sum(not fl.is_still(z) for z in form.fields) > 1 for form in forms)
-    return several and not all(is_polynomial(node) for node in nodes if node is not None)
+    return several and not all(map(is_polynomial, nodes))
 
 
 def multiplied_out(factors: Sequence[Wide]) -> tuple[Wide, ...]:

@@ -329,3 +329,24 @@ def _total(g: _Alone, across: Covariances, h: _Alone) -> Any:
             inner = _plus(inner, h.derivative(c) * table, 1.0)
         total = _plus(total, g.derivative(r) * inner, 1.0)
     return total
+
+
+def kept(cache: dict[Any, Any], fn: Callable[..., Any], fields: int) -> Polynomial | None:
+    """The polynomial that a function is, if it is one."""
+    if ("polynomial", fn) not in cache:
+        cache["polynomial", fn] = polynomial(fn, fields)
+    return cache["polynomial", fn]
+
+
+def of_polynomials(two: Sequence[Polynomial | None], *covariances: Covariances) -> tuple[bool, Array | float | None, str]:
+    """The expectation of a product of polynomials, if it is known; if it has too many terms, what there is to say of that."""
+    g, h = two
+    if g is None or h is None:
+        return False, None, ""
+    try:
+        return True, expected(g, h, *covariances), ""
+    except TooManyTermsError:
+        return False, None, (
+            f"a product of polynomials of degrees {g.degree} and {h.degree}, of {len(covariances[0])} and {len(covariances[2])} fields, "
+            f"is a sum over pairings of more than {MOST_TERMS} terms, or beyond degree {MOST_DEGREE}: "
+        )  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array
 
 from paperjax.limits import fields as fl
-from paperjax.limits.covariances import Moments
+from paperjax.limits.covariances import Moments, placed
 from paperjax.limits.expectation import analytic
 from paperjax.limits.merged import LINES, POINTS, PROBES, merged, on_line, one_sum
 from paperjax.limits.nodes import Wide
@@ -124,19 +124,16 @@ def second(run: Runs, one: Scaled, two: Scaled, s: int, t: int, diag: bool, pair
         return one.number * two.number * pair(f, g, one.of, two.of)
     if one.by is None or two.by is None or (one.jump == 0) != (two.jump == 0):
         return None
-    n = len(one.of.shape)
 
-    def own(a: Wide, b: Wide, at: int) -> Array:
-        k = _or_nothing(run.second(a, b, at, at, True))
-        if diag or not k.ndim:
-            return k
-        return k.reshape(*k.shape, *(1,) * len(two.of.shape)) if at == s else k.reshape(*(1,) * n, *k.shape)
+    def own(a: Wide, b: Wide, at: int, left: bool) -> Array:
+        return _or_nothing(placed(run.second(a, b, at, at, True), left, one.of.shape, two.of.shape, diag))
 
-    k11, k22 = own(one.of, one.of, s), own(two.of, two.of, t)
+    k11, k22 = own(one.of, one.of, s, True), own(two.of, two.of, t, False)
     k12, across, back, both = (
         _or_nothing(run.second(a, b, s, t, diag)) for a, b in ((one.of, two.of), (one.by, two.of), (one.of, two.by), (one.by, two.by))
     )
-    a, b = (jnp.where(k > 0, c / jnp.where(k > 0, k, 1.0), 0.0) for c, k in ((own(one.by, one.of, s), k11), (own(two.by, two.of, t), k22)))
+    with_own = own(one.by, one.of, s, True), own(two.by, two.of, t, False)
+    a, b = (jnp.where(k > 0, c / jnp.where(k > 0, k, 1.0), 0.0) for c, k in zip(with_own, (k11, k22)))
     d, e = across - a * k12, back - b * k12
     zf, zg = _times(f, run.cache), _times(g, run.cache)
     total = a * b * pair(zf, zg, one.of, two.of)

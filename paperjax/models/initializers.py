@@ -13,7 +13,7 @@ def orthogonal(variance: float = 1.0) -> Initializer:
     """Orthonormal columns, uniform over them (Haar), times ``sqrt(variance)``: an entry has variance ``variance / fan_in``.
 
     The law is that of `jax.nn.initializers.orthogonal`, by Householder reflections (Stewart, SIAM J. Numer. Anal. 17, 1980), multiplied out
-    in matrix products in place of LAPACK's decomposition, which takes twice as long.
+    in matrix products, without a loop over columns.
 
     Parameters
     ----------

@@ -143,7 +143,6 @@ def moments(zoo: Mapping[str, Kind], most: int, same: bool = False) -> Callable[
 
     def measure(data: Any, key: Array, width: int) -> Float[Array, "kinds layers 5"]:
         x, draws = data.x_train, most if same else min(2 * most, most * AT // width)
-
         inits = [init(width) for init, _ in zoo.values()]
         scales = (jnp.array([scale for _, scale in zoo.values()]) * edge.weight_variance)[:, None, None] ** 0.5
 
@@ -160,7 +159,6 @@ def moments(zoo: Mapping[str, Kind], most: int, same: bool = False) -> Callable[
 
         def network(k: Array) -> Array:
             keys = jax.random.split(k, LAYERS + 1)
-            # One draw of all vectors, which saves compiling others.
             normals = jax.random.normal(keys[0], (4 * PAIRS + LAYERS, width))
             first, g_PxN, dg_PxN, biases = jnp.split(normals, (2 * PAIRS, 3 * PAIRS, 4 * PAIRS))
             start = x @ first * (2 / x.shape[1]) ** 0.5, edge.variance**0.5 * g_PxN, dg_PxN

@@ -137,12 +137,17 @@ def test_gradients_in_the_inputs_are_finite_at_repeated_antipodal_and_zero_input
         ((np.eye(3, dtype=int), 2, jnp.sin), "dtype int|gram"),
         ((GRAM, 2, jnp.sin, -1.0), "weight_variance = -1"),
         ((GRAM, 2, jnp.sin, 1.0, float("nan")), "bias_variance = nan"),
-        ((GRAM, 2, lambda h: jnp.maximum(h, 0)), "kink"),
+        ((GRAM, 2, lambda h: jnp.floor(20 * h)), "more than 12 breaks"),
     ],
 )
 def test_what_is_refused(arguments, message, x64):
     with pytest.raises(Exception, match=message):
         mlp_kernels(*arguments)
+
+
+def test_a_relu_is_known_however_it_is_spelled(x64):
+    spelled, named = mlp_kernels(GRAM, 2, lambda h: jnp.maximum(h, 0)), mlp_kernels(GRAM, 2, jax.nn.relu)
+    np.testing.assert_array_equal(spelled.ntk, named.ntk)
 
 
 def test_variances_too_large_for_a_quadrature_are_refused(x64):

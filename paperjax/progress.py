@@ -35,12 +35,15 @@ def progress_bar(title: str, total: float, show: bool | None = None) -> Iterator
     >>> with progress_bar("training", 10.0, show=False) as bar:
     ...     bar.advance(10.0)
     """
+    if show is False:
+        yield Progress()
+        return
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Rich
 
     console = Console(stderr=True, emoji=False)
-    if show is False or (show is None and not console.is_terminal):
+    if show is None and not console.is_terminal:
         yield Progress()
         return
     columns = (

@@ -61,7 +61,8 @@ def arcsine(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         ratio = ratio * t + c
     # The root comes last: XLA computes a root once, and what is cheap again for each use. Where t underflows an angle is its sine.
     small = jnp.where(size > jnp.finfo(x.dtype).eps ** 0.5, jnp.sqrt(t * ratio * ratio), size)
-    return jnp.copysign(jnp.where(large, math.pi / 2 - 2 * small, small), x)
+    angle = jnp.where(large, math.pi / 2 - 2 * small, small)
+    return jnp.where(x < 0, -angle, angle)
 
 
 @arcsine.defjvp

@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from paperjax.binding import argument_names, nearest
+from paperjax.limits.buffers import all_finite
 from paperjax.limits.draws import GROUPS, Draws
 from paperjax.limits.laws import Law
 from paperjax.model import Family
@@ -49,7 +50,7 @@ def _batch(x: Any, name: str, like: Any) -> None:
         raise ValueError(f"{name} has no examples: its shape is {tuple(x.shape)}.")
     if like is not None and tuple(x.shape[1:]) != tuple(like.shape[1:]):
         raise ValueError(f"x1 has examples of shape {tuple(like.shape[1:])}, and x2 of {tuple(x.shape[1:])}: they go into one network.")
-    if not isinstance(x, Tracer) and jnp.issubdtype(x.dtype, jnp.floating) and not np.isfinite(np.asarray(x)).all():
+    if not isinstance(x, Tracer) and jnp.issubdtype(x.dtype, jnp.floating) and not all_finite(np.asarray(x)):
         bad = int(np.argwhere(~np.isfinite(np.asarray(x)))[0][0])
         raise ValueError(f"{name} has a NaN or an infinity, the first in example {bad}. Fill or leave out missing values.")
 

@@ -33,3 +33,27 @@ def turned(tile: np.ndarray) -> np.ndarray:
     lead = (tile.ndim - 2) % 2
     order = [1, 0, *range(2, 2 + lead), *range(2 + lead + half, tile.ndim), *range(2 + lead, 2 + lead + half)]
     return tile.transpose(order)
+
+
+def placed(whole: np.ndarray, part: np.ndarray, at: tuple[int, int], symmetric: bool, own: np.ndarray | None) -> bool:
+    """Write a tile, and what is its mirror image, to their place; whether all of it is finite. `own` is to be on the diagonal."""
+    (a, b), (n, m), finite = at, part.shape[:2], all_finite(part)
+    there = whole[a : a + n, b : b + m]
+    there[:] = part
+    if symmetric and a != b:
+        whole[b : b + m, a : a + n] = turned(part)
+    elif symmetric:
+        # The lower triangle from the upper one: exactly symmetric, whatever a tile rounds.
+        np.copyto(there, turned(part), where=np.tri(n, k=-1, dtype=bool).reshape(n, n, *(1,) * (part.ndim - 2)))
+        if own is not None:
+            index = np.arange(n)
+            there[index, index] = own[a : a + n]
+            finite = finite and all_finite(own[a : a + n])
+    return finite
+
+
+def all_finite(x: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite."""
+    # A sum is neither only if no number is, and takes a third of the time of a look at each; that of large numbers may overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.sum(x))) or bool(np.isfinite(x).all())

@@ -130,9 +130,7 @@ def correlation(k11: Array, k12: Array, k22: Array) -> tuple[Array, Array, Array
     cut at ±1: equal inputs have an arcsine of exactly ±pi/2, and the others stay within their own rounding.
     """
     # What is of one example alone stays so: of pairs there are many more. One root for all uses, which XLA then computes once.
-    one, two = ((k > 0).astype(k.dtype) for k in (k11, k22))
-    safe = (jnp.where(k > 0, k, jnp.ones_like(k)) for k in (k11, k22))
-    r1, r2 = (on * jax.lax.rsqrt(k) for on, k in zip((one, two), safe))
+    r1, r2 = (jax.lax.rsqrt(jnp.where(k > 0, k, jnp.full_like(k, jnp.inf))) for k in (k11, k22))
     rho = k12 * (r1 * (1 + NEAR * float(jnp.finfo(k12.dtype).eps))) * r2
     root, angle = root_and_arcsine(rho)
     return (k11 * r1) * (k22 * r2), root, (2 / math.pi) * angle
@@ -252,11 +250,12 @@ def mehler(c: Sequence, d: Sequence, k11: Array, k12: Array, k22: Array) -> Arra
 
     def hermite(c: Sequence[Real[ArrayLike, ""]], r: int, k: Array) -> Array:
         # (m - 1)!! = m! / (2^(m/2) (m/2)!) for even m = i - r; powers from the highest down, as Horner's.
-        total = jnp.zeros_like(k)
+        total = jnp.zeros((), k.dtype)
         for i in range(len(c) - 1 - (len(c) - 1 - r) % 2, r - 1, -2):
             half = (i - r) // 2
             weight = math.comb(i, r) * math.factorial(i - r) / (2**half * math.factorial(half))
-            total = total * k + jnp.asarray(c[i]).astype(k.dtype) * weight
+            term = jnp.asarray(c[i]).astype(k.dtype) * weight
+            total = term if i + 2 >= len(c) else total * k + term
         return total
 
     def nothing(c: Sequence, r: int) -> bool:

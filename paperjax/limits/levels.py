@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from paperjax.limits.buffers import all_finite
 from paperjax.limits.moments import LARGEST
 
 LEVELS = (1.0, 4.0, 16.0, LARGEST, 1e3, 1e4, 1e5, 1e6)
@@ -45,7 +46,7 @@ def ordinary(program: Any, asked: Sequence[Any], tapes_of: Callable[[Any], list[
 
 def finite(values: Any) -> bool:
     """Whether all numbers are."""
-    return all(bool(np.all(np.isfinite(np.asarray(a)))) for a in jax.tree.leaves(values))
+    return all(all_finite(np.asarray(a)) for a in jax.tree.leaves(values))
 
 
 def _largest(asked: Sequence[Any], tape: Any, bounded: dict[Any, None], program: Any) -> Any:
@@ -70,7 +71,7 @@ def refuse_not_finite(found: Sequence[Any]) -> None:
     """Refuse kernels that hold NaN or infinity, and say where."""
     for name, k in zip(("NNGP", "NTK"), found):
         # In blocks, which need no memory.
-        if all(np.isfinite(k[i : i + 64]).all() for i in range(0, len(k), 64)):
+        if all(all_finite(k[i : i + 64]) for i in range(0, len(k), 64)):
             continue
         where = np.argwhere(~np.isfinite(np.asarray(k)))[0][:2]
         raise ValueError(

@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -16,17 +16,17 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
 
-from paperjax.devices import ONE_THREAD, compiler_options
+from paperjax.devices import ONE_THREAD, WIDE, compiler_options, known_options
 from paperjax.kernels.store import Block, Store
 from paperjax.layout import grid_bytes, peak_bytes
 from paperjax.limits import nodes as nd
-from paperjax.limits.buffers import COPIED, aligned, empty, turned
+from paperjax.limits.buffers import COPIED, aligned, empty, placed
 from paperjax.limits.double import in_double
 from paperjax.limits.levels import LEVELS, ordinary, refuse_not_finite, settled
 from paperjax.limits.pairs import as_double, as_single, called, grid, one_thread_each, pair_step, product, without_product
 from paperjax.limits.program import Program
 from paperjax.limits.roll import roll, rolled
-from paperjax.limits.spread import enough
+from paperjax.limits.spread import enough, together
 from paperjax.progress import progress_bar
 
 TILE, CACHE = 512, 1 << 24
@@ -120,7 +120,7 @@ def _tiled(
     everywhere = [made.on(device) for device in devices] or [made]
     height, width, forms, _ = everywhere[0].tile(single)
     shapes = [jax.ShapeDtypeStruct((len(rows), len(columns), *form.shape), form.dtype) for form in forms]
-    own, below = None, np.tri(max(height, width), k=-1, dtype=bool)
+    own: Future[Any] = Future()
 
     def fill(number: int, block: Block, out: Sequence[np.ndarray]) -> bool:
         made, (a, b) = everywhere[number % len(everywhere)], block[:2]
@@ -129,55 +129,52 @@ def _tiled(
         # A thread has JAX's flags of its own.
         with nd.usual(True):
             parts = [np.asarray(part) for part in made.tile(single)[-1](*starts)]
-            if own is not None:
-                parts = made.repaired(parts, starts, own)
+            known = own.result()
+            if known is not None:
+                parts = made.repaired(parts, starts, known)
         finite = True
-        for whole, part in zip(out, parts):
+        for k, (whole, part) in enumerate(zip(out, parts)):
             part = part[a - starts[0] :, b - starts[1] :]
-            finite = finite and bool(np.isfinite(part).all())
-            n, m = part.shape[:2]
-            if not symmetric:
-                whole[a : a + n, b : b + m] = part
-            elif a == b:
-                # The lower triangle from the upper one: exactly symmetric, whatever a tile rounds.
-                square = whole[a : a + n, b : b + n]
-                square[:] = part
-                np.copyto(square, turned(part), where=below[:n, :n].reshape(n, n, *(1,) * (part.ndim - 2)))
-            else:
-                whole[a : a + n, b : b + m] = part
-                whole[b : b + m, a : a + n] = turned(part)
+            finite = placed(whole, part, (a, b), symmetric, None if known is None else known[0][0][k]) and finite
         return finite
 
     # The store first: it refuses what a disk does not hold before the tiles of it are listed.
     with contextlib.nullcontext() if into is None else into(shapes) as store:
         tiles = itertools.product(range(0, len(rows), height), range(0, len(columns), width))
         blocks = [Block(a, b, min(height, len(rows) - a), min(width, len(columns) - b)) for a, b in tiles if not symmetric or b >= a]
-        workers = _workers(1 << 30 if single else len(blocks), len(devices))
+        workers = _workers(len(blocks), len(devices))
         out = [empty(form.shape, form.dtype) for form in shapes] if store is None else list(store.arrays.values())
-        left = blocks if store is None else store.missing(blocks)
+        # Those on the diagonal take less: last, they fill up the cores.
+        left = sorted(blocks if store is None else store.missing(blocks), key=lambda block: symmetric and block[0] == block[1])
 
-        def work(number: int, block: Block) -> bool:
-            good = fill(number, block, out)
+        finite: list[bool] = []
+
+        def work(numbered: tuple[int, Block]) -> None:
+            good = fill(*numbered, out)
+            finite.append(good)
             # Else it is computed again, and refused again, by the next call.
             if store is not None and good:
-                store.finished(block)
-            return good
+                store.finished(numbered[1])
+            bar.advance(1.0)
 
-        with progress_bar("infinite width", float(len(blocks)), progress) as bar, one_thread_each(), ThreadPoolExecutor(workers) as pool:
+        def first() -> None:
+            try:
+                own.set_result([made.own(x, tape) for x, tape in zip(given, tapes)] * 2 if single and left else None)
+            except BaseException as error:  # noqa: BLE001 Raised where the result is asked for, by this thread too.
+                own.set_exception(error)
+
+        with progress_bar("infinite width", float(len(blocks)), progress) as bar, one_thread_each():
             bar.advance(float(len(blocks) - len(left)))
-            own = [made.own(x, tape, pool) for x, tape in zip(given, tapes)] * 2 if single and left else None
-            finite = True
-            for good in pool.map(work, itertools.count(), left):
-                finite = finite and good
-                bar.advance(1.0)
-    if not finite:
+            together(work, list(enumerate(left)), workers, first)
+    if not all(finite):
         refuse_not_finite(out)
     return tuple(out)
 
 
 def _workers(tiles: int, devices: int = 0) -> int:
-    """Tiles under way at once: one a core, or enough to keep other devices busy."""
-    return min(tiles, max(devices, (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 2 * max(1, devices)))
+    """Tiles under way at once: one a core and one more, as their threads wait for XLA's; or enough to keep other devices busy."""
+    cores = os.cpu_count() or 1
+    return min(tiles, max(devices, cores + (cores > 1) if jax.default_backend() == "cpu" else 2 * max(1, devices)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +209,9 @@ class _Made:
         return self.program.kept(key, make)
 
     def compiled(self, fn: Callable[..., Any], *forms: Any) -> Any:
-        options = {**compiler_options(self.platform, True), **(ONE_THREAD if self.platform == "cpu" and _workers(1 << 30) > 1 else {})}
+        options = compiler_options(self.platform, True)
+        if self.platform == "cpu":
+            options |= known_options(WIDE | (ONE_THREAD if _workers(1 << 30) > 1 else {}))
         with jax.default_device(self.device) if self.device is not None else contextlib.nullcontext():
             return jax.jit(fn).lower(*forms).compile(compiler_options=options)
 
@@ -236,7 +235,7 @@ class _Made:
         cast = as_single if single else as_double
         step = called(traced, cast)
         side = enough(_side(traced, pair, self.max_bytes, self.devices), self._tiles, self.devices)
-        if self._tiles(side) < 4 * _workers(1 << 30):
+        if self._tiles(side) < 3 * _workers(1 << 30):
             # A few large ones leave cores without work at the end.
             side = min(side, TILE // 2)
         # Of one size, rather than a small one at the end.
@@ -297,6 +296,7 @@ class _Made:
             traced, pair, _ = self.traced(False)
             step = called(traced, as_double)
             n = max(1, min(most, CACHE // max(1, peak_bytes(step, *pair))))
+            n = math.ceil(most / math.ceil(most / n))
             forms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), self.args)
             return n, self.compiled(jax.vmap(step, (0, 0, 0, 0, None)), *forms, np.float64(1))
 
@@ -313,21 +313,19 @@ class _Made:
             found.append([np.asarray(k)[: len(i) - start] for k in run(*some, np.float64(1))])
         return [np.concatenate(parts) for parts in zip(*found)]
 
-    def own(self, x: Any, tape: Any, pool: ThreadPoolExecutor) -> tuple[list[np.ndarray], np.ndarray]:
+    def own(self, x: Any, tape: Any) -> tuple[list[np.ndarray], np.ndarray]:
         """Kernels of examples with themselves, and the roots of their covariances, ``(N, *positions)``."""
         twice, shape = dataclasses.replace(self, args=(x, x, tape, tape)), self.program.shape
-        # A call or two a thread: what each takes besides computing tells in small kernels.
-        n, run = twice.some_pairs("own", min(OWN, math.ceil(len(x) / _workers(len(x)))))
+        n, run = twice.some_pairs("own", min(OWN, len(x)))
         x, tape = jax.tree.map(np.asarray, (x, tape))
 
         def some(start: int) -> list[np.ndarray]:
             # The last ones reach back, so that all are as many.
             begin = min(start, len(x) - n)
             rows, tapes = jax.tree.map(lambda a: a[begin : begin + n], (x, tape))
-            with nd.usual(True):
-                return [np.asarray(k)[start - begin :] for k in run(rows, rows, tapes, tapes, np.float64(1))]
+            return [np.asarray(k)[start - begin :] for k in run(rows, rows, tapes, tapes, np.float64(1))]
 
-        found = [np.concatenate(parts) for parts in zip(*pool.map(some, range(0, len(x), n)))]
+        found = [np.concatenate(parts) for parts in zip(*map(some, range(0, len(x), n)))]
         size = math.prod(shape)
         return found, np.sqrt(np.diagonal(found[0].reshape(len(x), size, size), axis1=1, axis2=2).reshape(len(x), *shape))
 
@@ -338,21 +336,25 @@ class _Made:
         """
         nngp, height, width = parts[0], *parts[0].shape[:2]
         a, b = (root[start : start + n] for (_, root), start, n in zip(own, starts, (height, width)))
-        if own[0] is own[1] and starts[0] == starts[1]:
-            index, parts = np.arange(min(height, width)), [part.copy() for part in parts]
-            for part, found in zip(parts, own[0][0]):
-                part[index, index] = found[starts[0] + index]
-            nngp = nngp.copy()
-            nngp[index, index] = -np.inf
         k = len(self.program.shape)
-        # Most tiles need no look at each pair in double precision. A root of 0 makes this NaN, which is no less than anything.
+        diagonal = own[0] is own[1] and starts[0] == starts[1]
+        low, largest = (1 - 1.01 * NEAR) * a.reshape(height, -1).min(1), nngp.reshape(height, -1).max(1)
+        # Most tiles need no look at each pair in double precision, and many none at each pair. NaN is less than nothing.
+        if not diagonal and (largest < low * b.min()).all():
+            return parts
+        # A root of 0 makes this NaN or infinite.
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             shares = nngp * (1 / b).astype(nngp.dtype).reshape(1, width, *(1,) * k, *b.shape[1:])
-        if (shares.reshape(height, -1).max(1) < (1 - 1.01 * NEAR) * a.reshape(height, -1).min(1)).all():
+        if diagonal:
+            # Known already, see `own`.
+            shares[(np.arange(height),) * 2] = -np.inf
+        if (shares.reshape(height, -1).max(1) < low).all():
             return parts
         bound = ((1 - NEAR) * a).reshape(height, 1, *a.shape[1:], *(1,) * k) * b.reshape(1, width, *(1,) * k, *b.shape[1:])
         near = nngp > bound
         near = near.reshape(height, width, -1).any(-1) if k else near
+        if diagonal:
+            near[(np.arange(height),) * 2] = False
         if not near.any():
             return parts
         i, j = np.nonzero(near)

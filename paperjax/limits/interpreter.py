@@ -6,6 +6,7 @@ is an error that names the primitive.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +72,7 @@ class Interpreter:
     def network(self, jaxpr: jex.ClosedJaxpr, other: jex.ClosedJaxpr, leaves: int) -> list[Value]:
         """The results of ``apply`` of an example with a batch axis of size 1, its leaves first."""
         pairs = list(zip(jaxpr.jaxpr.invars, other.jaxpr.invars))
-        inputs: list[Value] = [whole(i, a.aval.shape, b.aval.shape) for i, (a, b) in enumerate(pairs[:leaves])]
+        inputs: list[Value] = [self._leaf(i, a.aval, b.aval) for i, (a, b) in enumerate(pairs[:leaves])]
         (x, y) = pairs[-1]
         inputs.append(Det(tuple(axis_of(n, m) for n, m in zip(x.aval.shape, y.aval.shape))))
         return self.jaxpr(jaxpr, other, inputs)
@@ -160,6 +161,11 @@ class Interpreter:
             self.by_hand[self.derivatives[number]] = None
 
     # Leaves.
+
+    def _leaf(self, i: int, aval: Any, other: Any) -> Value:
+        if not jnp.issubdtype(aval.dtype, jnp.inexact) and math.isnan(self.laws[i].variance):
+            return Unread(f"{self.laws[i].path}: a count of random keys, or other whole numbers that init does not tell: what they are")
+        return whole(i, aval.shape, other.shape)
 
     def node(self, value: Value, like: Axes | None = None, last: bool = False) -> Node:
         """A value that is no leaf any more."""

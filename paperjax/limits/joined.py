@@ -64,6 +64,9 @@ def _part(node: Wide, axes: Axes, which: nd.Range) -> Wide:
         return nd.Const(axes, st.det(axes, lambda a: a, st.same_shape(node.value, node.axes)))
     if isinstance(node, nd.Add) and any(isinstance(term, nd.Const) for term in (node.u, node.v)):
         return nd.Add(axes, *(_part(st.same(term, node.axes), axes, which) for term in (node.u, node.v)))
+    if isinstance(node, nd.Scale):
+        by = node.by if not node.by.axes else st.det(axes, lambda a: a, st.same_shape(node.by, node.axes))
+        return fl.scale(_part(st.same(node.u, node.axes), axes, which), by, axes)
     made = node.__dict__.setdefault("_parts", {})
     if (axes, which) not in made:
         made[axes, which] = nd.Part(axes, node, which)
@@ -106,7 +109,7 @@ def concatenate(operands: Sequence[Node], axis: int) -> Node:
         if all(isinstance(u, Det) for u in operands):
             return st.det(axes, lambda *parts: lax.concatenate(parts, axis), *operands)  # type: ignore[arg-type]
         return nd.Stacked(axes, tuple(st.as_wide(u) for u in operands), axis)
-    if any(len(ax) > 1 or rep_size(ax) > 1 for ax in along):
+    if any(rep_size(ax) > 1 or any(atom.kind != "iid" for atom in ax) for ax in along):
         raise NotImplementedError(
             "channels are joined with entries that are followed one by one (features of the data, positions that are flattened). Give them "
             "a layer with weights of their own, and join or add what it makes."
@@ -119,6 +122,9 @@ def concatenate(operands: Sequence[Node], axis: int) -> Node:
     for u, own in zip(operands, sizes):
         mine = tuple(iid_axis(*own) if i == axis else ax for i, ax in enumerate(like))
         part = st.as_wide(u)
+        if len(u.axes[axis]) > 1:
+            # Groups or heads in one axis, as a GroupNorm leaves them: their coordinates are alike.
+            part = fl.relabelled(part, tuple(iid_axis(*own) if i == axis else ax for i, ax in enumerate(u.axes)))
         if part.shape != rep_shape(mine):
             if not isinstance(part, nd.Const):
                 raise NotImplementedError("channels are joined of which some are independent along an axis where others are not.")

@@ -50,6 +50,8 @@ class Scaled(NamedTuple):
     ----------
     by
         ``None`` for the slope in a number that is added, which is f itself.
+    number
+        0 of a number that is itself multiplied by a scale that starts at 0.
     jump
         That of f at 0, where f is constant on either side; 0 where f has no jump.
     """
@@ -88,6 +90,8 @@ def _scaled(cache: dict[Any, Any], fn: Callable[..., Any], rate: Callable[..., A
     table = f.at(at @ weights / number)[:, None] * np.concatenate([np.ones((len(at), 1)), at], 1)
     if not (np.isfinite(wanted).all() and np.isfinite(table).all()):
         return None
+    if not wanted.any():
+        return Scaled(f, single[0], None, 0.0, 0.0)
     added, *by = np.linalg.lstsq(table, wanted, rcond=None)[0]
     largest = np.abs([added, *by]).max()
     added, *by = (0.0 if abs(b) < 1e-9 * largest else float(b) for b in (added, *by))
@@ -120,6 +124,8 @@ def _times(f: Sampled, cache: dict[Any, Any]) -> Sampled:
 def second(run: Runs, one: Scaled, two: Scaled, s: int, t: int, diag: bool, pair: Pair) -> Array | None:
     """``E`` of the product of two; `pair` gives that of functions of two fields. ``None`` where they are of two kinds."""
     f, g = one.f, two.f
+    if one.number == 0 or two.number == 0:
+        return jnp.zeros(())
     if one.by is None and two.by is None:
         return one.number * two.number * pair(f, g, one.of, two.of)
     if one.by is None or two.by is None or (one.jump == 0) != (two.jump == 0):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+from flax import nnx
 
 import paperjax as pj
 from tests.limits.ntk_networks import IMAGES, SENTENCES, VECTORS, attention, conv, dense, flat, layer_norm, plain
@@ -223,6 +224,31 @@ def test_a_recurrent_cell_of_flax():
         ours = limit(Cell, SENTENCES.astype(np.float32), ntk=False)
     # Flax draws and traces in float32.
     np.testing.assert_allclose(ours.nngp, limit(plain(plainly), SENTENCES, ntk=False).nngp, rtol=1e-5)
+
+
+def test_a_recurrent_layer_of_nnx_that_holds_random_keys():
+    """Its counts of keys are no leaves of a network: a first carry of zeros is made with them."""
+
+    class Steps(nnx.Module):
+        def __init__(self, width, whole, rngs):
+            made = dict(kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "normal"))
+            self.cell = nnx.SimpleCell(5, width, rngs=rngs, **made)
+            self.layer = nnx.RNN(self.cell, rngs=rngs) if whole else None
+            self.leave = nnx.Linear(width, 1, rngs=rngs, **made)
+
+        def __call__(self, x):
+            if self.layer is not None:
+                return self.leave(self.layer(x)[:, -1])
+            h = jnp.zeros((len(x), self.cell.hidden_features), x.dtype)
+            for t in range(x.shape[1]):
+                h, _ = self.cell(h, x[:, t])
+            return self.leave(h)
+
+    x, options = SENTENCES.astype(np.float32), dict(parametrization=pj.ntp, base=dict(width=32))
+    with jax.numpy_dtype_promotion("standard"):
+        whole, steps = (limit(lambda width, on=on: lambda rngs: Steps(width, on, rngs), x, **options) for on in (True, False))
+    np.testing.assert_allclose(whole.nngp, steps.nngp, rtol=1e-5)
+    np.testing.assert_allclose(whole.ntk, steps.ntk, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32"])

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,6 +141,33 @@ def test_stacked_positions_are_joined_ones():
     one, other = (limit(plain(forward), SENTENCES) for forward in (stacked, at_once))
     np.testing.assert_allclose(one.nngp, other.nngp, rtol=1e-12)
     np.testing.assert_allclose(one.ntk, other.ntk, rtol=1e-12)
+
+
+HE = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+class Sides(nn.Module):
+    """One layer, or two side by side that are as wide together, and a norm with a learned gain of them joined, or of each."""
+
+    width: int
+    parts: tuple[int, ...]
+    groups: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        made = [nn.Dense(k * self.width, kernel_init=HE)(x) for k in self.parts]
+        h = join(*(nn.GroupNorm(2)(y) for y in made)) if self.groups else nn.LayerNorm()(join(*made))
+        return nn.Dense(1, kernel_init=HE)(relu(h))
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_norm_with_a_gain_of_layers_side_by_side(groups):
+    """Channels of one law are one layer's, and groups that grow have the statistics of all."""
+    families = [functools.partial(Sides, parts=(3,)), functools.partial(Sides, parts=(1, 2), groups=groups)]
+    options = dict(parametrization=pj.ntp, base=dict(width=32))
+    one, other = (limit(lambda width, made=made: made(width), VECTORS, **options) for made in families)
+    np.testing.assert_allclose(one.nngp, other.nngp, rtol=1e-9)
+    np.testing.assert_allclose(one.ntk, other.ntk, rtol=1e-9)
 
 
 def in_groups(draw, x, n):

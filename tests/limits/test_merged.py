@@ -122,6 +122,33 @@ def test_examples_that_coincide() -> None:
     assert np.linalg.eigvalsh(found).min() > -1e-7
 
 
+class Scaled(nn.Module):
+    """Residual blocks times learned vectors that start at 0 (ReZero, channel by channel), with a bias inside."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        h = nn.Dense(self.width, kernel_init=NORMAL, use_bias=False)(x)
+        for i in range(2):
+            gain = self.param(f"gain_{i}", nn.initializers.zeros, (1, self.width))
+            h = h + gain * nn.Dense(self.width, kernel_init=NORMAL)(nn.relu(h))
+        return nn.Dense(1, kernel_init=NORMAL)(nn.relu(h))
+
+
+def test_branches_that_start_at_nothing() -> None:
+    found = pj.limit(lambda width: Scaled(width), X, parametrization=pj.ntp, base=dict(width=64), per="leaf", progress=False)
+    h = covariances(X.astype(np.float64))[0]
+    size = np.sqrt(np.outer(np.diag(h), np.diag(h)))
+    angle = np.arccos(np.clip(h / size, -1, 1))
+    # 2 E relu relu' and 2 E relu' relu'', of h at both examples (Cho and Saul, arXiv 1112.3712).
+    y, slopes = size * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / np.pi, (np.pi - angle) / np.pi
+    np.testing.assert_allclose(found.nngp, y, rtol=1e-9)
+    for i in range(2):
+        np.testing.assert_allclose(found.ntk[f"['gain_{i}']"], y * slopes, rtol=1e-9)
+        np.testing.assert_array_equal(found.ntk[f"['Dense_{1 + i}']['bias']"], 0.0)
+
+
 def test_kinks_of_several_fields_are_named() -> None:
     with pytest.raises(NotImplementedError, match=r"(?s)4 fields at once of a function with kinks.*relu\(relu\(u\) \+ v\).*samples="):
         limit(rectified=True, options=dict(ntk=False))

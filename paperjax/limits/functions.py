@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
@@ -65,7 +66,13 @@ def form_of(node: Node) -> Form:
         below = form_of(node.u)
         moved = tuple(nd.Linear(node.axes, z, node.fn, (), True) for z in below.fields)
         whole = [nd.Det(node.u.axes, lambda a, shape=node.u.shape: jnp.broadcast_to(a, shape), (d,)) for d in below.dets]
-        return Form(below.fn, moved, tuple(nd.Det(node.axes, node.fn, (d,)) for d in whole))
+        dets = tuple(nd.Det(node.axes, node.fn, (d,)) for d in whole)
+        # Where no entry goes (padding) fields are 0, and a function of them need not be.
+        at_zero = nd.fold(lambda: jnp.asarray(below.fn([jnp.zeros(())] * len(moved), [jnp.zeros(())] * len(dets))))
+        there = None if np.all(at_zero == 0) else nd.fold(node.fn, np.ones(node.u.shape))
+        if there is None or there.all():
+            return Form(below.fn, moved, dets)
+        return Form(lambda fields, given: below.fn(fields, given[:-1]) * given[-1], moved, (*dets, nd.Det(node.axes, const=there)))
     if isinstance(node, nd.Part):
         below = form_of(node.u)
         return Form(below.fn, tuple(nd.Part(node.axes, z, node.which) for z in below.fields), below.dets)

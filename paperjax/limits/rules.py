@@ -168,7 +168,8 @@ def _pad(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any,
     if number_of(operands[1]) != 0:
         return reader.known(eqn, twin, operands)[0]
     node = reader.node(operands[0])
-    return st.apply(node, st.pad(node.axes, eqn.params["padding_config"], sizes, others))
+    config = [(int(low), int(high), int(inside)) for low, high, inside in eqn.params["padding_config"]]
+    return st.apply(node, st.pad(node.axes, config, sizes, others))
 
 
 def _rev(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
@@ -290,7 +291,44 @@ def _gather(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: A
     if isinstance(node, Det):
         return st.det(axes, fn, node, index)
     assert isinstance(node, Wide)
-    return nd.Linear(axes, node, lambda a, i: fn(a, i), (index,), index.const is not None)
+    return moved(axes, node, fn, index)
+
+
+def moved(axes: Axes, node: Wide, fn: Any, index: Det, selects: bool = True) -> Wide:
+    """A linear function of a value to which an index belongs, one of the value alone where the index is known."""
+    if index.const is None:
+        return nd.Linear(axes, node, fn, (index,), False)
+    known = index.const
+    made = st.apply(node, st.Moved(axes, lambda a: fn(a, known), selects))
+    assert isinstance(made, Wide)
+    return made
+
+
+def _scatter_add(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
+    """Sums over positions that have the same index (messages over the edges of a graph, ``jax.ops.segment_sum``): linear in them."""
+    base, index, terms = reader.nodes(operands)
+    index, start = reader.settled(index, "scatter-add"), base.number if isinstance(base, Det) else None
+    if not (isinstance(index, Det) and isinstance(terms, Wide) and (isinstance(base, Wide) or start is not None)):
+        return reader.known(eqn, twin, operands)[0]
+    options = dict(eqn.params)
+    numbers = options["dimension_numbers"]
+    window = [i for i in range(len(sizes)) if i not in (*numbers.inserted_window_dims, *numbers.operand_batching_dims)]
+    whole = {i: j for i, j in zip(window, numbers.update_window_dims) if nd.full_size(terms.axes[j]) == (sizes[i], others[i])}
+    axes = tuple(terms.axes[whole[i]] if i in whole else axis_of(n, m) for i, (n, m) in enumerate(zip(sizes, others)))
+    grown = any(i not in whole and n != m for i, (n, m) in enumerate(zip(sizes, others)))
+    if grown or any(coordinates(a) > 1 and j not in whole.values() for j, a in enumerate(terms.axes)):
+        raise NotImplementedError("a scatter along a growing axis.")
+    shape, same = nd.rep_shape(axes), {name: options[name] for name in ("indices_are_sorted", "unique_indices", "mode")}
+
+    def fn(a: Any, i: Any) -> Any:
+        return lax.scatter_add(jnp.zeros(shape, a.dtype), i, a, numbers, **same)
+
+    selects = index.const is not None and bool(np.all(nd.fold(lambda i: fn(jnp.ones(terms.shape), i), index.const) <= 1))
+    added = moved(axes, terms, fn, index, selects)
+    if start == 0:
+        return added
+    first = st.same(base, axes) if isinstance(base, Wide) else nd.Const(axes, Det(axes, const=np.full(shape, start)))
+    return nd.Add(axes, first, added)
 
 
 def _stop_gradient(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
@@ -323,4 +361,5 @@ RULES = {
     "dot_general": _dot_general,
     "conv_general_dilated": _conv_general_dilated,
     "gather": _gather,
+    "scatter-add": _scatter_add,
 }

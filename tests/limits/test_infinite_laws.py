@@ -268,3 +268,65 @@ def test_whole_numbers_of_a_dense_layer_are_those_numbers(dtype):
     beside = limit(expected.program, floating, x[:2])
     np.testing.assert_allclose(beside.ntk, expected.ntk[:, :2], rtol=1e-12)
     np.testing.assert_allclose(limit(plain(net), x[:2], floating, ntk=False).nngp, expected.nngp[:2], rtol=1e-12)
+
+
+SENDERS, RECEIVERS = np.array([0, 1, 1, 2, 2], np.int32), np.array([1, 0, 2, 1, 1], np.int32)
+
+
+def over_edges(draw, x, n):
+    h = dense(draw, x, n)
+    h = h + jax.vmap(lambda h: jax.ops.segment_sum(jax.nn.relu(h)[SENDERS], RECEIVERS, 3))(h)
+    h = dense(draw, h, n)
+    return dense(draw, jax.nn.relu(h.at[:, RECEIVERS].add(h[:, SENDERS])).mean(1), 1)
+
+
+def by_a_matrix(draw, x, n):
+    edges = np.zeros((3, 3))
+    np.add.at(edges, (RECEIVERS, SENDERS), 1.0)
+    h = dense(draw, x, n)
+    h = dense(draw, h + jnp.einsum("ts,bsn->btn", edges, jax.nn.relu(h)), n)
+    return dense(draw, jax.nn.relu(h + jnp.einsum("ts,bsn->btn", edges, h)).mean(1), 1)
+
+
+def picked_before(draw, x, n):
+    return dense(draw, jnp.sin(jax.nn.relu(dense(draw, x, n))[:, np.array([2, 0])]).mean(1), 1)
+
+
+def picked_after(draw, x, n):
+    return dense(draw, jnp.sin(jax.nn.relu(dense(draw, x, n)))[:, np.array([2, 0])].mean(1), 1)
+
+
+def with_a_start(h):
+    return jnp.pad(h, ((0, 0), (1, 0), (0, 0)))
+
+
+def padded_before(draw, x, n):
+    return dense(draw, jnp.sin(with_a_start(jax.nn.relu(dense(draw, x, n)))).mean(1), 1)
+
+
+def padded_after(draw, x, n):
+    return dense(draw, with_a_start(jnp.sin(jax.nn.relu(dense(draw, x, n)))).mean(1), 1)
+
+
+SAME = {
+    "edges": (over_edges, by_a_matrix),
+    "a choice of positions": (picked_before, picked_after),
+    "padding": (padded_before, padded_after),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_moves_positions(name):
+    one, other = (limit(plain(forward), SENTENCES) for forward in SAME[name])
+    np.testing.assert_allclose(one.nngp, other.nngp, rtol=1e-10)
+    np.testing.assert_allclose(one.ntk, other.ntk, rtol=1e-10)
+
+
+def test_padding_is_zero_whatever_the_function_is_there():
+    """A cosine is 1 where its field is 0, and what it is padded with is 0."""
+
+    def net(draw, x, n):
+        return dense(draw, jnp.exp(with_a_start(jnp.cos(dense(draw, x, n)))).mean(1), 1)
+
+    with pytest.raises(NotImplementedError, match="numbers that depend on the data or on the position"):
+        limit(plain(net), SENTENCES)

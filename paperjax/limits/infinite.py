@@ -302,6 +302,11 @@ def _programs(
         try:
             planned = plan(fam, scheme, base={**sizes, **(base or {})}, target=target, optimizer=optimizer[0], x=x)
         except ValueError as error:
+            if "uses={" in str(error) and "Settle it with" not in str(error):
+                raise ValueError(
+                    f"pj.limit: {error}\nSuch uses= are of pj.plan, not of pj.limit, in which the few entries would count for nothing "
+                    "beside those that grow: give each part a leaf."
+                ) from error
             if "Settle it with uses=" not in str(error):
                 raise
             raise ValueError(

@@ -40,7 +40,8 @@ ORDER = (
 )
 UNLIKE = (
     "numbers that differ from one independent coordinate (output, head, entry of a head) to the next, as those of rotary positions do: "
-    "such coordinates are not alike, and one does not stand for all. Learned positions, a leaf that is drawn, have a limit."
+    "such coordinates are not alike, and one does not stand for all. Learned positions, a leaf that is drawn, have a limit, and so have "
+    "heads of a fixed number with a slope each (ALiBi), where each head is written as layers of its own."
 )
 IN_PLACE = (*prim.IN_PLACE, "optimization_barrier", "device_put", "sharding_constraint")
 

@@ -89,6 +89,22 @@ def test_what_a_plan_asks_for_is_said_to_be_of_a_plan():
         limit(lambda width: Normalised(width), VECTORS, parametrization=pj.ntp, base=dict(width=64))
 
 
+class Beside(nn.Module):
+    """Features of the data beside those of a layer, as a DenseNet has them."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        h = jnp.concatenate([x, relu(nn.Dense(self.width, kernel_init=NORMAL)(x))], -1)
+        return nn.Dense(1, kernel_init=NORMAL)(h)
+
+
+def test_what_a_plan_is_told_of_a_leaf_of_two_kinds_is_of_a_plan():
+    with pytest.raises(ValueError, match=r"(?s)pj\.limit: some entries.*Such uses= are of pj\.plan.*each part a leaf"):
+        limit(lambda width: Beside(width), VECTORS, parametrization=pj.ntp, base=dict(width=64))
+
+
 class Mixed(nn.Module):
     width: int
     table: bool

@@ -143,6 +143,12 @@ def limit(
     -------
     Limit
 
+    Notes
+    -----
+    Where what enters a function is exactly 0 at init (an example or a position of zeros, in front of biases that start at 0), a slope that
+    jumps there counts as its mean from both sides, 1/2 for relu, for which JAX takes 0: leaves that act there have another part in the
+    tangent kernel than in that of a network of finite width.
+
     Raises
     ------
     NotImplementedError

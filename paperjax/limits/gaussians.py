@@ -331,6 +331,7 @@ def trained(both: Dual) -> Callable[[Array, Array, Array], Array]:
 def is_of_several(run: Moments2, node: Wide) -> bool:
     """Whether a value is a function of several fields, and not of one sum of them."""
     form = form_of(node)
+    _refuse_arrays(form)
     live = [i for i, z in enumerate(form.fields) if not fl.is_still(z)]
     return len(live) > 1 and len(merged(run.cache, _remembered(run, node, form, live), [form.fields[i] for i in live])[1]) > 1
 

@@ -59,7 +59,8 @@ def form_of(node: Node) -> Form:
             [*([_of_gaussians(gaussian)] if gaussian else []), *map(form_of, others)], lambda *parts: sum(parts[1:], start=parts[0])
         )
     if isinstance(node, nd.Scale):
-        return combined(lambda a, b: a * b, [node.u, node.by])
+        inside = _inside(node)
+        return combined(lambda a, b: a * b, [node.u, node.by]) if inside is None else form_of(inside)
     if isinstance(node, nd.Prod):
         return combined(_product, node.factors)
     if isinstance(node, nd.Linear) and node.selects and not node.dets:
@@ -83,6 +84,21 @@ def form_of(node: Node) -> Form:
         f"Gaussian: its expectations "
         "at infinite width are integrals over as many fields as there are positions."
     )
+
+
+def _inside(node: nd.Scale) -> Wide | None:
+    """What the data give as a factor, of sums and of products with a gain, as one of a Gaussian value: of the form it is no part then."""
+    u, axes = node.u, node.axes
+    if node.by.number is not None:
+        return None
+    if isinstance(u, nd.Add):
+        return nd.Add(axes, *(fl.scale(st.same(part, axes), node.by, axes) for part in (u.u, u.v)))
+    at = next((i for i, f in enumerate(u.factors) if fl.is_gaussian(f) and not fl.is_still(f)), None) if isinstance(u, nd.Prod) else None
+    if at is None:
+        return None
+    factors = [st.same(factor, axes) for factor in u.factors]
+    factors[at] = fl.scale(factors[at], node.by, axes)
+    return nd.Prod(axes, tuple(factors))
 
 
 def _named(node: Node) -> str:

@@ -122,6 +122,33 @@ def test_examples_that_coincide() -> None:
     assert np.linalg.eigvalsh(found).min() > -1e-7
 
 
+class Twice(nn.Module):
+    """A post-norm block whose stream left a norm with a learned gain, too."""
+
+    width: int
+    learned: bool
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        norm = functools.partial(nn.LayerNorm, use_scale=self.learned, use_bias=self.learned)
+        h = norm()(nn.Dense(self.width, kernel_init=NORMAL)(x))
+        h = norm()(h + nn.Dense(self.width, kernel_init=NORMAL)(nn.relu(h)))
+        return nn.Dense(1, kernel_init=NORMAL)(nn.relu(h))
+
+
+def test_a_norm_behind_a_norm() -> None:
+    options = dict(parametrization=pj.ntp, base=dict(width=64), per="leaf", progress=False)
+    learned, plain = (pj.limit(lambda width, on=on: Twice(width, on), X, **options) for on in (True, False))
+    np.testing.assert_allclose(learned.nngp, plain.nngp, rtol=1e-10, atol=1e-14)
+    for path, part in plain.ntk.items():
+        np.testing.assert_allclose(learned.ntk[path], part, rtol=1e-10, atol=1e-14, err_msg=path)
+    # At an example with itself, half of E (h + y)^2 = 1 of each readout's square, twice, and of a shift half of 1, twice.
+    gain, shift = (np.asarray(learned.ntk[f"['LayerNorm_1']['{leaf}']"]) for leaf in ("scale", "bias"))
+    np.testing.assert_allclose([np.diag(gain), np.diag(shift)], 1.0, rtol=1e-5)
+    # The first norm's reach the output through the stream, a half of the variance, and through the block.
+    assert np.diag(learned.ntk["['LayerNorm_0']['scale']"]).min() > 1 / 2
+
+
 class Scaled(nn.Module):
     """Residual blocks times learned vectors that start at 0 (ReZero, channel by channel), with a bias inside."""
 

@@ -166,8 +166,9 @@ class Program:
     def noise(self, x: Any) -> list[tuple[str, float]]:
         """The size of what the law of large numbers neglects, at every place where it is used, for an example."""
         found: list[float] = []
+        draws = self.draws and self.draws._replace(key=self.draws.key[0])
         for level in LEVELS[LEVELS.index(LARGEST) :]:
-            run = self.up_to(level)._run(None, x)
+            run = self.up_to(level)._run(draws, x)
             found = [float(loops.first_step(run, inside).det(size, 0)) for _, size, inside in self.noises]
             if finite(found):
                 break

@@ -115,6 +115,27 @@ def two_layers(draw, x, n):
     return dense(draw, jnp.mean(h, 1), 1, b=None)
 
 
+def test_a_norm_of_what_is_drawn():
+    """It divides by the root of what the kernel without it is of an example with itself; what it neglects is drawn, too."""
+
+    def net(draw, x, n, normed):
+        q, k, v = (dense(draw, x, n, b=None).reshape(*x.shape[:2], n // SIZE, SIZE) for _ in range(3))
+        h = jnp.einsum("bhts,bshd->bthd", softmax(jnp.einsum("bthd,bshd->bhts", q, k) / SIZE**0.5), v)[:, 0].reshape(len(x), -1)
+        h = dense(draw, h, n, w=1.0, b=None)
+        if normed:
+            h = h - jnp.mean(h, -1, keepdims=True)
+            h = h / jnp.sqrt(jnp.mean(h * h, -1, keepdims=True))
+        return dense(draw, h, 1, w=1.0, b=None)
+
+    options = dict(key=KEY, samples=256, ntk=False)
+    bare, normed = (limit(plain(functools.partial(net, normed=on)), SENTENCES, **options) for on in (False, True))
+    size = np.sqrt(np.diag(bare.nngp))
+    # A ratio of means of 32 draws is biased, too.
+    np.testing.assert_allclose(np.diag(normed.nngp), 1.0, rtol=1e-6)
+    off = np.asarray(normed.nngp) - np.asarray(bare.nngp) / np.outer(size, size)
+    assert (np.abs(off) <= 5 * np.asarray(normed.error[0]) + 0.01).all()
+
+
 @pytest.mark.slow
 def test_rounding_is_not_drawn():
     # A value given its equal varies by the rounding of 1, 1e-16, whose root is 1e-8 of noise: another at another width.

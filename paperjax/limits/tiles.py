@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
 
-from paperjax.devices import ONE_THREAD, WIDE, compiler_options, known_options
+from paperjax.devices import ONE_THREAD, compiler_options, known_options
 from paperjax.kernels.store import Block, Store
 from paperjax.layout import grid_bytes, peak_bytes
 from paperjax.limits import nodes as nd
@@ -206,7 +206,7 @@ class _Made:
     def compiled(self, fn: Callable[..., Any], *forms: Any) -> Any:
         options = compiler_options(self.platform, True)
         if self.platform == "cpu":
-            options |= known_options(WIDE | (ONE_THREAD if _workers(1 << 30) > 1 else {}))
+            options |= known_options(ONE_THREAD if _workers(1 << 30) > 1 else {})
         with jax.default_device(self.device) if self.device is not None else contextlib.nullcontext():
             return jax.jit(fn).lower(*forms).compile(compiler_options=options)
 

@@ -122,3 +122,25 @@ def test_examples_and_positions_change_places(dtype, per):
         # Examples with themselves too, exactly.
         assert k.shape == (9, 9, 2, 3, 2, 3)
         assert np.array_equal(k, np.transpose(k, (1, 0, 4, 5, 2, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", ["erf", "gelu", "relu", "sin", "exp"])
+def test_a_pair_does_not_depend_on_how_many_are_computed_at_once(name, dtype):
+    # As many as fill vectors of processors, and more: XLA compiles other code for them than for a few.
+    phi = {"gelu": lambda u: jax.nn.gelu(u, approximate=False), "exp": lambda u: jnp.exp(u / 4), "sin": jnp.sin}.get(name) or getattr(
+        jax.nn if name == "relu" else jax.lax, name
+    )
+    x = np.random.default_rng(2).normal(size=(33, 5))
+    found = [pj.limit(plain(lambda draw, x, n: dense(draw, phi(dense(draw, x, n)), 1)), x[:1], dtype=dtype, progress=False)]
+    found += [pj.limit(found[0].program, x[:n], dtype=dtype, progress=False) for n in (5, 8, 16, 33)]
+    pairs = [pj.limit(found[0].program, x[i : i + 1], x[i + 1 : i + 2], dtype=dtype, progress=False) for i in range(4)]
+    room = 1e-13 if dtype == "float64" else 1e-6
+    for kernel in ("nngp", "ntk"):
+        whole = np.asarray(getattr(found[-1], kernel))
+        alone = [np.asarray(getattr(pair, kernel))[0, 0] for pair in pairs]
+        np.testing.assert_allclose(np.diagonal(whole, 1)[:4], alone, atol=room * whole.max())
+        for k in (np.asarray(getattr(some, kernel)) for some in found):
+            np.testing.assert_allclose(k, whole[: len(k), : len(k)], atol=room * whole.max())

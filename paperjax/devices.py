@@ -14,9 +14,6 @@ YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 # XLA splits products (the first) and elementwise loops (the second) of a program over the cores, where several programs that run at once
 # are in each other's way: at 256x3 with 256 rows, two lanes on two cores are 6 % faster without the latter.
 ONE_THREAD = {"xla_cpu_multi_thread_eigen": False, "xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
-# LLVM takes half of a vector of 512 bits where a processor has them, as some slow down for a while: of long loops of arithmetic, the pairs
-# of a limit, the whole of it takes a fifth less time (AMD EPYC, AVX-512).
-WIDE = {"xla_cpu_prefer_vector_width": 512}
 
 
 def cpu_devices(n: int | None = None) -> int:

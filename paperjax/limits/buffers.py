@@ -45,11 +45,20 @@ def placed(whole: np.ndarray, part: np.ndarray, at: tuple[int, int], symmetric: 
     elif symmetric:
         # The lower triangle from the upper one: exactly symmetric, whatever a tile rounds.
         np.copyto(there, turned(part), where=np.tri(n, k=-1, dtype=bool).reshape(n, n, *(1,) * (part.ndim - 2)))
+        index = np.arange(n)
         if own is not None:
-            index = np.arange(n)
             there[index, index] = own[a : a + n]
             finite = finite and all_finite(own[a : a + n])
+        if part.ndim > 3:
+            there[index, index] = _from_upper(there[index, index])
     return finite
+
+
+def _from_upper(own: np.ndarray) -> np.ndarray:
+    """Kernels of examples with themselves, ``(n, ..., *positions, *positions)``, whose lower triangles are their upper ones."""
+    size = math.prod(own.shape[own.ndim - (own.ndim - 1) // 2 :])
+    each = own.reshape(-1, size, size)
+    return np.where(np.tri(size, k=-1, dtype=bool), each.transpose(0, 2, 1), each).reshape(own.shape)
 
 
 def all_finite(x: np.ndarray) -> bool:

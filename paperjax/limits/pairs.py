@@ -1,8 +1,9 @@
 """The kernels of one pair of examples as a program, and the product of the examples in it."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -120,11 +121,27 @@ def product(x1: np.ndarray, x2: np.ndarray, dtype: Any) -> np.ndarray:
         return np.matmul(a, b.T, out=empty((len(a), len(b)), dtype))
 
 
+_HELD = threading.Lock()
+_holders: list[Any] = []
+
+
 @functools.cache
 def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-def one_thread_each() -> AbstractContextManager[Any]:
-    """One thread for each of NumPy's products: tiles that are under way at once have all cores already."""
-    return _blas().limit(limits=1)
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """One thread for each of NumPy's products: tiles that are under way at once have all cores already.
+
+    There is one limit for all of a process. Where several threads hold it, the last one to leave puts back what the first one found.
+    """
+    with _HELD:
+        _holders.append(_blas().limit(limits=1) if not _holders else _holders[0])
+    try:
+        yield
+    finally:
+        with _HELD:
+            limiter = _holders.pop()
+            if not _holders:
+                limiter.restore_original_limits()

@@ -2,8 +2,10 @@
 
 import collections
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def enough(side: int, tiles: Callable[[int], int], devices: int) -> int:
@@ -20,34 +22,43 @@ def enough(side: int, tiles: Callable[[int], int], devices: int) -> int:
     return side
 
 
-def together(work: Callable[[Any], None], items: Sequence[Any], workers: int, first: Callable[[], None]) -> None:
-    """Do work on items in threads, of which this is one; it does `first` before them, which the others do not wait for.
+def together(work: Callable[[Any, Callable[[], T]], None], items: Sequence[Any], workers: int, first: Callable[[], T]) -> None:
+    """Do work on items in threads, of which this is one; it begins with `first`, whose result the others wait for when they ask for it.
 
-    A thread more has to be started, and on a busy core it waits for milliseconds: this one begins at once.
+    A thread more has to be started, and on a busy core it waits for milliseconds: this one begins at once. What goes wrong anywhere is
+    raised, and nobody takes another item or waits any longer.
 
     Examples
     --------
     >>> found = []
-    >>> together(found.append, range(10), 2, lambda: found.append(-1))
-    >>> sorted(found) == [-1, *range(10)]
+    >>> together(lambda item, one: found.append(item + one()), range(10), 2, lambda: 1)
+    >>> sorted(found) == list(range(1, 11))
     True
     """
     left = iter(items)
+    made: Future[T] = Future()
+
+    def stop() -> None:
+        collections.deque(left, 0)
 
     def go() -> None:
         try:
             for item in left:
-                work(item)
+                work(item, made.result)
         except BaseException:
-            # The others need not go on.
-            collections.deque(left, 0)
+            stop()
             raise
 
     with ThreadPoolExecutor(max(1, workers - 1)) as pool:
-        others = [pool.submit(go) for _ in range(workers - 1)]
         try:
-            first()
-        finally:
+            others = [pool.submit(go) for _ in range(workers - 1)]
+            made.set_result(first())
             go()
+        except BaseException as error:
+            stop()
+            if not made.done():
+                # Interrupted, as likely as not: no thread waits for what does not come.
+                made.set_exception(error)
+            raise
         for other in others:
             other.result()

@@ -7,7 +7,6 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
 
-from paperjax.devices import ONE_THREAD, WIDE, compiler_options, known_options
+from paperjax.devices import ONE_THREAD, compiler_options, known_options
 from paperjax.kernels.store import Block, Store
 from paperjax.layout import grid_bytes, peak_bytes
 from paperjax.limits import nodes as nd
@@ -120,16 +119,15 @@ def _tiled(
     everywhere = [made.on(device) for device in devices] or [made]
     height, width, forms, _ = everywhere[0].tile(single)
     shapes = [jax.ShapeDtypeStruct((len(rows), len(columns), *form.shape), form.dtype) for form in forms]
-    own: Future[Any] = Future()
 
-    def fill(number: int, block: Block, out: Sequence[np.ndarray]) -> bool:
+    def fill(number: int, block: Block, out: Sequence[np.ndarray], own: Callable[[], Any]) -> bool:
         made, (a, b) = everywhere[number % len(everywhere)], block[:2]
         # The last ones reach back, so that all have one shape; what another one has made is left out.
         starts = [min(at, len(x) - side) for at, x, side in zip((a, b), (rows, columns), (height, width))]
         # A thread has JAX's flags of its own.
         with nd.usual(True):
             parts = [np.asarray(part) for part in made.tile(single)[-1](*starts)]
-            known = own.result()
+            known = own()
             if known is not None:
                 parts = made.repaired(parts, starts, known)
         finite = True
@@ -149,23 +147,20 @@ def _tiled(
 
         finite: list[bool] = []
 
-        def work(numbered: tuple[int, Block]) -> None:
-            good = fill(*numbered, out)
+        def work(numbered: tuple[int, Block], own: Callable[[], Any]) -> None:
+            good = fill(*numbered, out, own)
             finite.append(good)
             # Else it is computed again, and refused again, by the next call.
             if store is not None and good:
                 store.finished(numbered[1])
             bar.advance(1.0)
 
-        def first() -> None:
-            try:
-                own.set_result([made.own(x, tape) for x, tape in zip(given, tapes)] * 2 if single and left else None)
-            except BaseException as error:  # noqa: BLE001 Raised where the result is asked for, by this thread too.
-                own.set_exception(error)
+        def own() -> Any:
+            return [made.own(x, tape) for x, tape in zip(given, tapes)] * 2 if single and left else None
 
         with progress_bar("infinite width", float(len(blocks)), progress) as bar, one_thread_each():
             bar.advance(float(len(blocks) - len(left)))
-            together(work, list(enumerate(left)), workers, first)
+            together(work, list(enumerate(left)), workers, own)
     if not all(finite):
         refuse_not_finite(out)
     return tuple(out)
@@ -211,7 +206,7 @@ class _Made:
     def compiled(self, fn: Callable[..., Any], *forms: Any) -> Any:
         options = compiler_options(self.platform, True)
         if self.platform == "cpu":
-            options |= known_options(WIDE | (ONE_THREAD if _workers(1 << 30) > 1 else {}))
+            options |= known_options(ONE_THREAD if _workers(1 << 30) > 1 else {})
         with jax.default_device(self.device) if self.device is not None else contextlib.nullcontext():
             return jax.jit(fn).lower(*forms).compile(compiler_options=options)
 
@@ -238,6 +233,9 @@ class _Made:
         if self._tiles(side) < 3 * _workers(1 << 30):
             # A few large ones leave cores without work at the end.
             side = min(side, TILE // 2)
+        if not single and self.dtype == np.float32 and self.program.draws is None:
+            # These are to fit within those of single precision, see `_doubly`.
+            side = min(side, *self.tile(True)[:2])
         # Of one size, rather than a small one at the end.
         height, width = (math.ceil(n / math.ceil(n / side)) for n in (len(self.args[0]), len(self.args[1])))
 

@@ -112,3 +112,18 @@ def test_both_ways_are_the_arc_cosine_kernel(skip, dtype):
     expected = np.outer(root, root) / (2 * np.pi) * (np.sqrt(1 - cos**2) + (np.pi - np.arccos(cos)) * cos) + skip * flat @ flat.T
     found = pj.limit(dense(skip), x, dtype=dtype, progress=False).nngp
     np.testing.assert_allclose(np.asarray(found), expected, atol=(2e-6 if dtype == "float32" else 1e-7) * expected.max())
+
+
+def test_threads_that_hold_one_thread_each_leave_what_they_found():
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = threads()
+    first, second = one_thread_each(), one_thread_each()
+    first.__enter__()
+    second.__enter__()
+    # Not the last in, first out: they are of two threads.
+    first.__exit__(None, None, None)
+    assert set(threads()) == {1}
+    second.__exit__(None, None, None)
+    assert threads() == before

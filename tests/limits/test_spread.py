@@ -1,6 +1,8 @@
 """Kernels over the devices of a mesh are those of one device; a mesh that does not fit is refused."""
 
 import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 import paperjax as pj
-from paperjax.limits import tiles
+from paperjax.limits import spread, tiles
 from tests.limits.ntk_networks import VECTORS, dense, plain
 
 X = np.random.default_rng(0).normal(size=(9, 5))
@@ -49,3 +51,32 @@ def test_tiles_are_computed_on_every_device(monkeypatch):
 def test_traced_examples_are_refused():
     with pytest.raises(ValueError, match=r"being traced: .* Call limit outside"):
         jax.jit(lambda x: limit(plain(net), x, mesh=mesh()).nngp)(jnp.asarray(X))
+
+
+@pytest.mark.parametrize("where", ["first", "work", "submit"])
+@pytest.mark.parametrize("error", [ArithmeticError, KeyboardInterrupt])
+def test_what_goes_wrong_in_a_thread_ends_all_of_them(where, error, monkeypatch):
+    done = []
+
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, *args):
+            super().submit(*args)
+            if where == "submit":
+                raise error
+
+    def first():
+        if where == "first":
+            raise error
+
+    def work(item, own):
+        if where == "work" and threading.current_thread() is threading.main_thread():
+            raise error
+        # What would wait for ever, and the test with it, is told so.
+        own.__self__.result(timeout=60)
+        done.append(item)
+
+    if where == "submit":
+        monkeypatch.setattr(spread, "ThreadPoolExecutor", Interrupted)
+    with pytest.raises(error):
+        spread.together(work, range(10**6), 3, first)
+    assert len(done) < 10**6

@@ -99,3 +99,48 @@ def test_positions_and_scans_in_single_precision():
             # Float32 rounding of sums over positions.
             np.testing.assert_allclose(got, k, atol=1e-5 * k.max())
             np.testing.assert_allclose(got[2], got[0], atol=1e-6 * k.max())
+
+
+def test_near_duplicates_in_tiles_that_are_smaller_than_those_of_double_precision_would_be(monkeypatch):
+    # Of 3 x 3 tiles of 8 there are too few, so that they are halved, and of 4 x 4 tiles of 6 there are not.
+    monkeypatch.setattr(tiles.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(tiles, "TILE", 8)
+    monkeypatch.setattr(tiles, "PAIRS", 3)
+    monkeypatch.setattr(tiles, "_side", lambda step, pair, *_: 8 if pair[-1].dtype == np.float32 else 6)
+    x = (1 + 1e-4 * np.random.default_rng(1).normal(size=(20, 5))).astype(np.float32)
+    exact, single = (pj.limit(plain(perceptron("relu", 2, None)[0]), x, dtype=dtype, progress=False) for dtype in ("float64", "float32"))
+    for name in ("nngp", "ntk"):
+        np.testing.assert_allclose(getattr(single, name), getattr(exact, name), rtol=1e-6)
+
+
+@pytest.mark.parametrize("per", [None, "leaf"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_examples_and_positions_change_places(dtype, per):
+    x = RNG.normal(size=(9, 2, 3, 3)).astype(dtype)
+    found = pj.limit(plain(lambda draw, x, n: dense(draw, jax.nn.relu(conv(draw, x, n)), 1)), x, dtype=dtype, per=per, progress=False)
+    for k in jax.tree.leaves((found.nngp, found.ntk)):
+        # Examples with themselves too, exactly.
+        assert k.shape == (9, 9, 2, 3, 2, 3)
+        assert np.array_equal(k, np.transpose(k, (1, 0, 4, 5, 2, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", ["erf", "gelu", "relu", "sin", "exp"])
+def test_a_pair_does_not_depend_on_how_many_are_computed_at_once(name, dtype):
+    # As many as fill vectors of processors, and more: XLA compiles other code for them than for a few.
+    phi = {"gelu": lambda u: jax.nn.gelu(u, approximate=False), "exp": lambda u: jnp.exp(u / 4), "sin": jnp.sin}.get(name) or getattr(
+        jax.nn if name == "relu" else jax.lax, name
+    )
+    x = np.random.default_rng(2).normal(size=(33, 5))
+    found = [pj.limit(plain(lambda draw, x, n: dense(draw, phi(dense(draw, x, n)), 1)), x[:1], dtype=dtype, progress=False)]
+    found += [pj.limit(found[0].program, x[:n], dtype=dtype, progress=False) for n in (5, 8, 16, 33)]
+    pairs = [pj.limit(found[0].program, x[i : i + 1], x[i + 1 : i + 2], dtype=dtype, progress=False) for i in range(4)]
+    room = 1e-13 if dtype == "float64" else 1e-6
+    for kernel in ("nngp", "ntk"):
+        whole = np.asarray(getattr(found[-1], kernel))
+        alone = [np.asarray(getattr(pair, kernel))[0, 0] for pair in pairs]
+        np.testing.assert_allclose(np.diagonal(whole, 1)[:4], alone, atol=room * whole.max())
+        for k in (np.asarray(getattr(some, kernel)) for some in found):
+            np.testing.assert_allclose(k, whole[: len(k), : len(k)], atol=room * whole.max())

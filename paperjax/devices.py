@@ -15,8 +15,19 @@ YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 # are in each other's way: at 256x3 with 256 rows, two lanes on two cores are 6 % faster without the latter.
 ONE_THREAD = {"xla_cpu_multi_thread_eigen": False, "xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
 # LLVM takes half of a vector of 512 bits where a processor has them, as some slow down for a while: of long loops of arithmetic, the pairs
-# of a limit, the whole of it takes a fifth less time (AMD EPYC, AVX-512).
+# of a limit, the whole of it takes a fifth less time (AMD EPYC, AVX-512). Only of `ARITHMETIC`: XLA calls functions of whole vectors for
+# others, and at this width its arctangent is wrong in half of them (jaxlib 0.10.2).
 WIDE = {"xla_cpu_prefer_vector_width": 512}
+ARITHMETIC = frozenset(
+    (
+        "abs", "add", "add_any", "and", "broadcast_in_dim", "clamp", "concatenate", "cond", "convert_element_type", "copy",
+        "custom_jvp_call", "custom_vjp_call", "div", "dot_general", "dynamic_slice", "dynamic_update_slice", "eq", "expand_dims",
+        "gather", "ge", "gt", "integer_pow", "iota", "jit", "le", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "pad", "pjit",
+        "platform_index", "reduce_max", "reduce_min", "reduce_sum", "reduce_window_sum", "reshape", "rev", "rsqrt", "scan", "select_n",
+        "sign", "slice", "sqrt", "square", "squeeze", "stop_gradient", "sub", "transpose", "while",
+    )
+)  # fmt: skip
+"""Primitives that are instructions of a processor, or only move numbers."""
 
 
 def cpu_devices(n: int | None = None) -> int:

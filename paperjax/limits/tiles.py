@@ -16,9 +16,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
 
-from paperjax.devices import ONE_THREAD, WIDE, compiler_options, known_options
+from paperjax.devices import ARITHMETIC, ONE_THREAD, WIDE, compiler_options, known_options
 from paperjax.kernels.store import Block, Store
-from paperjax.layout import grid_bytes, peak_bytes
+from paperjax.layout import grid_bytes, peak_bytes, primitives
 from paperjax.limits import nodes as nd
 from paperjax.limits.buffers import COPIED, aligned, empty, placed
 from paperjax.limits.double import in_double
@@ -210,10 +210,12 @@ class _Made:
 
     def compiled(self, fn: Callable[..., Any], *forms: Any) -> Any:
         options = compiler_options(self.platform, True)
-        if self.platform == "cpu":
-            options |= known_options(WIDE | (ONE_THREAD if _workers(1 << 30) > 1 else {}))
         with jax.default_device(self.device) if self.device is not None else contextlib.nullcontext():
-            return jax.jit(fn).lower(*forms).compile(compiler_options=options)
+            traced = jax.jit(fn).trace(*forms)
+            if self.platform == "cpu":
+                wide = WIDE if primitives(traced.jaxpr.jaxpr) <= ARITHMETIC else {}
+                options |= known_options(wide | (ONE_THREAD if _workers(1 << 30) > 1 else {}))
+            return traced.lower().compile(compiler_options=options)
 
     def traced(self, single: bool) -> tuple[jex.ClosedJaxpr, Any, Any]:
         """``(x1, x2, tape1, tape2, unit) -> kernels`` of a pair, in single or double precision; its arguments' and results' form."""

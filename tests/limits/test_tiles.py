@@ -7,7 +7,7 @@ import pytest
 
 import paperjax as pj
 from paperjax.limits import tiles
-from tests.limits.ntk_networks import conv, dense, perceptron, plain
+from tests.limits.ntk_networks import PHIS, B, W, conv, dense, perceptron, plain
 
 RNG = np.random.default_rng(0)
 DISTINCT = RNG.normal(size=(5, 784))
@@ -99,3 +99,17 @@ def test_positions_and_scans_in_single_precision():
             # Float32 rounding of sums over positions.
             np.testing.assert_allclose(got, k, atol=1e-5 * k.max())
             np.testing.assert_allclose(got[2], got[0], atol=1e-6 * k.max())
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+@pytest.mark.parametrize("phi", ["erf", "gelu", "sin", "relu"])
+def test_functions_of_whole_vectors(phi):
+    # Loops long enough for the widest vectors, in which XLA's own arctangent is wrong.
+    forward, _ = perceptron(phi, 2, B)
+    rows = RNG.normal(size=(256, 5))
+    ours = pj.limit(plain(forward), rows, progress=False)
+    with jax.enable_x64(True):
+        recursion = pj.limits.mlp_kernels(rows @ rows.T / 5, depth=2, phi=PHIS[phi][0], weight_variance=W**2, bias_variance=B**2)
+        for ours_, theirs in ((ours.nngp, recursion.nngp), (ours.ntk, recursion.ntk)):
+            np.testing.assert_allclose(ours_, np.asarray(theirs), rtol=1e-12, atol=1e-12 * np.max(np.asarray(theirs)))

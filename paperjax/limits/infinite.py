@@ -302,6 +302,12 @@ def _programs(
         try:
             planned = plan(fam, scheme, base={**sizes, **(base or {})}, target=target, optimizer=optimizer[0], x=x)
         except ValueError as error:
+            if "plan(..., init_std=" in str(error):
+                raise ValueError(
+                    f"pj.limit: {error}\nSuch init_std= are of pj.plan, not of pj.limit: give the network under the plan, lambda width: "
+                    "pj.plan(family, ..., target=dict(width=width), init_std=...).model, in place of parametrization=, and the variances "
+                    "that its leaves then have by laws=."
+                ) from error
             if "Settle it with uses=" not in str(error):
                 raise
             raise ValueError(

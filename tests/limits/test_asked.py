@@ -1,5 +1,6 @@
 """What `limit` is asked: options of a wrong kind, laws that are functions of the width, and programs of another optimizer."""
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -129,3 +130,16 @@ def test_a_law_that_is_not_read_under_a_parametrization():
     drawn = net(nn.initializers.variance_scaling(1.0, "fan_in", "normal"))
     theirs = pj.limit(drawn, at["x"], parametrization=pj.ntp, base=at["base"], progress=False)
     np.testing.assert_allclose(np.asarray(ours.nngp), np.asarray(theirs.nngp), rtol=1e-6)
+
+
+def test_biases_that_fade_with_the_width_are_declared_0():
+    # Equinox draws all of a layer from +-1/sqrt(fan_in); under the kernel of two layers even a width of 1 << 22 leaves more than 1e-6.
+    x, relu = VECTORS / 5, pj.limits.relu.value
+    laws = {f".layers[{i}].bias": pj.limits.constant(0.0) for i in (1, 2)}
+    ours = pj.limit(lambda width: lambda key: eqx.nn.MLP(5, 1, width, 2, key=key), x, gaussian=True, ntk=False, laws=laws, progress=False)
+    with jax.enable_x64(True):
+        k = (x @ x.T + 1) / 15
+        for _ in range(2):
+            q = np.diag(k)
+            k = np.asarray(relu(q[:, None], k, q[None])) / 3
+    np.testing.assert_allclose(np.asarray(ours.nngp), k, rtol=1e-6)

@@ -267,7 +267,7 @@ def mehler(c: Sequence, d: Sequence, k11: Array, k12: Array, k22: Array) -> Arra
         if not (nothing(c, r) or nothing(d, r)):
             term = math.factorial(r) * 1.0 * hermite(c, r, k11) * hermite(d, r, k22)
             total = term if total is None else total + term
-    return jnp.zeros_like(k12) if total is None else total + jnp.zeros_like(k12)
+    return jnp.broadcast_to(jnp.zeros((), k12.dtype) if total is None else total, jnp.broadcast_shapes(k11.shape, k12.shape, k22.shape))
 
 
 def _shrinkage(k11: Array, k12: Array, k22: Array) -> Array:

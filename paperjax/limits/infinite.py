@@ -127,7 +127,9 @@ def limit(
         gradients with respect to examples.
     dtype
         ``"float64"``, whatever the user's flag, or ``"float32"`` for speed and half the memory. There, what is of one example alone and
-        pairs whose outputs have a correlation above 0.999, itself among them, are still computed in double precision.
+        pairs whose outputs have a correlation above 0.999, itself among them, are still computed in double precision. A function that
+        jumps (a sign, a step) takes the root of rounding where examples are almost parallel or opposite, one after another the root of
+        that: there take ``"float64"``.
     max_bytes
         Memory for the work besides the result; half of the device's by default. Pairs of examples are computed in tiles.
     out
@@ -312,6 +314,12 @@ def _programs(
                 raise ValueError(
                     f"pj.limit: {error}\nSuch uses= are of pj.plan, not of pj.limit, in which the few entries would count for nothing "
                     "beside those that grow: give each part a leaf."
+                ) from error
+            if "plan(..., init_std=" in str(error):
+                raise ValueError(
+                    f"pj.limit: {error}\nSuch init_std= are of pj.plan, not of pj.limit: give the network under the plan, lambda width: "
+                    "pj.plan(family, ..., target=dict(width=width), init_std=...).model, in place of parametrization=, and the variances "
+                    "that its leaves then have by laws=."
                 ) from error
             if "Settle it with uses=" not in str(error):
                 raise

@@ -379,8 +379,9 @@ def why(name: str, power: float) -> str:
     """The likely cause of a kernel that changes with the width as this power of it, and what to do."""
     if abs(power) < 0.05:
         return (
-            "It is nearly settled: is there a correction of order 1/n, such as a variance with ddof=1, 1/(n - 1), or a readout's bias of "
-            "variance 1/(3 n), as Equinox draws it? Write it without, or trace where it is below 1e-6, at=dict(width=1 << 22)."
+            "It is nearly settled: is there a correction of order 1/n, such as a variance with ddof=1, 1/(n - 1), or biases of variance "
+            "1/(3 n), as Equinox draws them after the first layer? Write it without, declare what such biases come to, "
+            "laws={path: pj.limits.constant(0.0)}, or trace where it is below 1e-6 of the kernel, at=dict(width=1 << 22)."
         )
     if name == "NTK":
         return (

@@ -1,5 +1,6 @@
 """What `limit` is asked: options of a wrong kind, laws that are functions of the width, and programs of another optimizer."""
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -99,3 +100,46 @@ def test_draws_of_few_levels_are_refused_unless_the_law_that_is_written_is_meant
     fine = pj.limit(lambda width: family(width, jnp.float32), VECTORS, ntk=False, progress=False).nngp
     # The initializer's own numbers, such as 1 / 0.8796, are rounded to the precision.
     np.testing.assert_allclose(meant, fine, rtol=float(jnp.finfo(dtype).eps))
+
+
+def test_a_law_that_is_not_read_under_a_parametrization():
+    kernels = {f"['Dense_{i}']['kernel']": fan for i, fan in ((0, 5), (1, 64))}
+
+    def net(draw):
+        class Net(nn.Module):
+            width: int
+
+            @nn.compact
+            def __call__(self, x):
+                for _ in range(2):
+                    x = jax.nn.relu(nn.Dense(self.width, kernel_init=draw)(x))
+                return nn.Dense(1, kernel_init=nn.initializers.normal(0.1))(x)
+
+        return Net
+
+    def not_read(key, shape, dtype=jnp.float32):
+        return jnp.sort(jax.random.normal(key, shape, dtype), 0) / shape[0] ** 0.5
+
+    at = dict(base=dict(width=64), x=VECTORS.astype(np.float32))
+    with pytest.raises(ValueError, match=r"could not be followed.*\n.*init_std= are of pj\.plan, not of pj\.limit: give the network under"):
+        pj.limit(net(not_read), at["x"], parametrization=pj.ntp, base=at["base"], progress=False)
+    # As it says.
+    stds = {path: lambda fan_in, fan_out: fan_in**-0.5 for path in kernels}
+    planned = lambda width: pj.plan(net(not_read), pj.ntp, target=dict(width=width), init_std=stds, **at).model  # noqa: E731
+    ours = pj.limit(planned, at["x"], laws={path: pj.limits.normal(1 / fan) for path, fan in kernels.items()}, progress=False)
+    drawn = net(nn.initializers.variance_scaling(1.0, "fan_in", "normal"))
+    theirs = pj.limit(drawn, at["x"], parametrization=pj.ntp, base=at["base"], progress=False)
+    np.testing.assert_allclose(np.asarray(ours.nngp), np.asarray(theirs.nngp), rtol=1e-6)
+
+
+def test_biases_that_fade_with_the_width_are_declared_0():
+    # Equinox draws all of a layer from +-1/sqrt(fan_in); under the kernel of two layers even a width of 1 << 22 leaves more than 1e-6.
+    x, relu = VECTORS / 5, pj.limits.relu.value
+    laws = {f".layers[{i}].bias": pj.limits.constant(0.0) for i in (1, 2)}
+    ours = pj.limit(lambda width: lambda key: eqx.nn.MLP(5, 1, width, 2, key=key), x, gaussian=True, ntk=False, laws=laws, progress=False)
+    with jax.enable_x64(True):
+        k = (x @ x.T + 1) / 15
+        for _ in range(2):
+            q = np.diag(k)
+            k = np.asarray(relu(q[:, None], k, q[None])) / 3
+    np.testing.assert_allclose(np.asarray(ours.nngp), k, rtol=1e-6)

@@ -378,3 +378,9 @@ def test_empty_polynomials_and_negative_degrees_are_refused():
         limits.monomial(-1)
     with pytest.raises(ValueError, match="points = 2"):
         limits.quadrature(jnp.tanh, points=2)
+
+
+@pytest.mark.parametrize("dual", [limits.identity, limits.polynomial([1.0, 0.5]), limits.monomial(3), limits.relu, limits.gelu, limits.exp])
+def test_covariances_broadcast(dual):
+    for of in (dual.value, dual.derivative):
+        assert of(jnp.ones((3, 1)), jnp.asarray(0.5), jnp.ones((1, 4))).shape == (3, 4)

@@ -7,7 +7,7 @@ import pytest
 
 import paperjax as pj
 from paperjax.limits import tiles
-from tests.limits.ntk_networks import conv, dense, perceptron, plain
+from tests.limits.ntk_networks import PHIS, B, W, conv, dense, perceptron, plain
 
 RNG = np.random.default_rng(0)
 DISTINCT = RNG.normal(size=(5, 784))
@@ -144,3 +144,17 @@ def test_a_pair_does_not_depend_on_how_many_are_computed_at_once(name, dtype):
         np.testing.assert_allclose(np.diagonal(whole, 1)[:4], alone, atol=room * whole.max())
         for k in (np.asarray(getattr(some, kernel)) for some in found):
             np.testing.assert_allclose(k, whole[: len(k), : len(k)], atol=room * whole.max())
+
+
+@pytest.mark.slow
+@pytest.mark.optimized
+@pytest.mark.parametrize("phi", ["erf", "gelu", "sin", "relu"])
+def test_functions_of_whole_vectors(phi):
+    # Loops long enough for the widest vectors of a processor, in which XLA's own arctangent was wrong once (jaxlib 0.10.2, 512 bits).
+    forward, _ = perceptron(phi, 2, B)
+    rows = RNG.normal(size=(256, 5))
+    ours = pj.limit(plain(forward), rows, progress=False)
+    with jax.enable_x64(True):
+        recursion = pj.limits.mlp_kernels(rows @ rows.T / 5, depth=2, phi=PHIS[phi][0], weight_variance=W**2, bias_variance=B**2)
+        for ours_, theirs in ((ours.nngp, recursion.nngp), (ours.ntk, recursion.ntk)):
+            np.testing.assert_allclose(ours_, np.asarray(theirs), rtol=1e-12, atol=1e-12 * np.max(np.asarray(theirs)))

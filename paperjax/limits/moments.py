@@ -269,6 +269,8 @@ class Run:
             total = cov.contracted(left, right, diag)
             if s != t and u is v:
                 total = self._met(total, u, s, t, diag, left.shape[-1])
+                if self.unit is not None:
+                    total = total / self.unit
             return cov.own_matrices(variance * total, u, diag)
         assert isinstance(u.source, Wide)
         assert isinstance(v.source, Wide)

@@ -20,6 +20,15 @@ def test_to_rounding(dtype):
         assert np.isnan(arcsine(jnp.asarray(1.5, dtype)))
 
 
+def test_in_kernels_of_single_precision_to_the_rounding_of_a_right_angle():
+    x = POINTS.astype("float32")
+    root, angle = root_and_arcsine(jnp.asarray(x))
+    np.testing.assert_allclose(angle, np.arcsin(x.astype("float64")), atol=2 * np.finfo("float32").eps)
+    np.testing.assert_allclose(root, np.sqrt(1 - x.astype("float64") ** 2), atol=np.finfo("float32").eps)
+    right = np.float32(np.pi / 2)
+    assert np.array_equal(root_and_arcsine(jnp.asarray([-1.0, 0.0, 1.0]))[1], [-right, 0, right])
+
+
 def test_other_precisions_are_left_to_jax():
     x = jnp.asarray([0.25, -0.75], jnp.bfloat16)
     assert np.array_equal(arcsine(x), jnp.arcsin(x))

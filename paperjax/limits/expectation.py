@@ -141,6 +141,20 @@ def closed(phi: Phi, psi: Phi) -> Dual | None:
     return pair_of(forms[0], forms[-1]) if forms[0] and forms[-1] else None
 
 
+def jumps(phi: Phi) -> bool:
+    """Whether a function with a closed form has a jump at 0.
+
+    Its dual then falls as the root of the distance of a correlation from 1.
+
+    Examples
+    --------
+    >>> jumps(jnp.sign), jumps(jax.nn.relu)
+    (True, False)
+    """
+    form = recognised(phi, "pair")
+    return form is not None and form.terms is not None and any(term.base == "signed 0" for term in form.terms)
+
+
 BENDS = ((), (0.0,), (-5.0, 0.0, 5.0), (-12.0, -3.0, 0.0, 3.0, 12.0))
 """Where panels are cut besides breaks, each tried where the one before does not do: functions bend near 0, sharply at large variances."""
 

@@ -18,7 +18,7 @@ from paperjax.limits import polynomials as pn
 from paperjax.limits import scaled as sc
 from paperjax.limits.closed_forms import Dual
 from paperjax.limits.covariances import Moments, plus
-from paperjax.limits.expectation import NoExpectationError, analytic, closed, mean, ranged
+from paperjax.limits.expectation import NoExpectationError, analytic, closed, jumps, mean, ranged
 from paperjax.limits.functions import Form, form_of, of_live
 from paperjax.limits.joint import expect
 from paperjax.limits.merged import LINES, POINTS, breaks_along, merged
@@ -217,8 +217,8 @@ def _pair(
     names = _fingerprint(run, g), _fingerprint(run, h)
     if ("closed", *names) not in run.cache:
         run.cache["closed", *names] = closed(g, h)
-    exact = run.cache["closed", *names]
-    if not exact:
+        run.cache["jumps"] = run.cache.get("jumps", False) or jumps(g) or jumps(h)
+    if not (exact := run.cache["closed", *names]):
         run.cache.setdefault("bounded", {}).update({a: None, b: None})
         for fn, name in ((g, names[0]), (h, names[1])):
             _refuse_infinite(run, fn, name)

@@ -127,9 +127,9 @@ def limit(
         gradients with respect to examples.
     dtype
         ``"float64"``, whatever the user's flag, or ``"float32"`` for speed and half the memory. There, what is of one example alone and
-        pairs whose outputs have a correlation above 0.999, itself among them, are still computed in double precision. A function that
-        jumps (a sign, a step) takes the root of rounding where examples are almost parallel or opposite, one after another the root of
-        that: there take ``"float64"``.
+        pairs whose outputs have a correlation above 0.999, itself among them, are still computed in double precision, and so are all pairs
+        of networks with a function that jumps (a sign, a step), which takes the root of rounding where examples are almost parallel or
+        opposite.
     max_bytes
         Memory for the work besides the result; half of the device's by default. Pairs of examples are computed in tiles.
     out

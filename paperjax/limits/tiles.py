@@ -113,7 +113,7 @@ def _tiled(
     progress: bool | None, devices: Sequence[Any], into: Callable[[Sequence[jax.ShapeDtypeStruct]], Store] | None,
 ) -> tuple[Any, ...]:  # fmt: skip
     rows, columns = given[0], given[-1]
-    single = dtype == np.float32 and program.draws is None
+    single = _in_single(program, dtype)
     args = rows, columns, tapes[0], tapes[-1]
     made = _Made(program, args, ntk, leaves, np.dtype(dtype), max_bytes, symmetric, max(1, len(devices)))
     everywhere = [made.on(device) for device in devices] or [made]
@@ -164,6 +164,11 @@ def _tiled(
     if not all(finite):
         refuse_not_finite(out)
     return tuple(out)
+
+
+def _in_single(program: Program, dtype: Any) -> bool:
+    """Whether pairs are computed in single precision: what a jump makes of rounding is its root, of which the next one makes the root."""
+    return dtype == np.float32 and program.draws is None and not program.cache.get("jumps", False)
 
 
 def _workers(tiles: int, devices: int = 0) -> int:
@@ -233,7 +238,7 @@ class _Made:
         if self._tiles(side) < 3 * _workers(1 << 30):
             # A few large ones leave cores without work at the end.
             side = min(side, TILE // 2)
-        if not single and self.dtype == np.float32 and self.program.draws is None:
+        if not single and _in_single(self.program, self.dtype):
             # These are to fit within those of single precision, see `_doubly`.
             side = min(side, *self.tile(True)[:2])
         # Of one size, rather than a small one at the end.

@@ -101,6 +101,23 @@ def test_positions_and_scans_in_single_precision():
             np.testing.assert_allclose(got[2], got[0], atol=1e-6 * k.max())
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("phi", [jnp.sign, lambda u: jnp.where(u > 0, 1.0, 0.0)])
+def test_a_jump_makes_no_root_of_single_precision(phi, depth):
+    def forward(draw, x, n):
+        for _ in range(depth):
+            x = phi(dense(draw, x, n))
+        return dense(draw, x, 1)
+
+    x = np.random.default_rng(0).normal(size=(12, 8))
+    x = np.concatenate([x, x + 1e-4 * np.random.default_rng(1).normal(size=x.shape), -x[:3]]).astype("float32")
+    exact, single = (
+        np.asarray(pj.limit(plain(forward), x, ntk=False, dtype=dtype, progress=False).nngp) for dtype in ("float64", "float32")
+    )
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, exact, atol=1e-6 * exact.max())
+
+
 def test_near_duplicates_in_tiles_that_are_smaller_than_those_of_double_precision_would_be(monkeypatch):
     # Of 3 x 3 tiles of 8 there are too few, so that they are halved, and of 4 x 4 tiles of 6 there are not.
     monkeypatch.setattr(tiles.os, "cpu_count", lambda: 2)

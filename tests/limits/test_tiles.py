@@ -106,8 +106,8 @@ def test_positions_and_scans_in_single_precision():
 def test_a_jump_makes_no_root_of_single_precision(phi, depth):
     def forward(draw, x, n):
         for _ in range(depth):
-            x = phi(dense(draw, x, n))
-        return dense(draw, x, 1)
+            x = phi(dense(draw, x, n, b=None))
+        return dense(draw, x, 1, b=None)
 
     x = np.random.default_rng(0).normal(size=(12, 8))
     x = np.concatenate([x, x + 1e-4 * np.random.default_rng(1).normal(size=x.shape), -x[:3]]).astype("float32")

@@ -93,7 +93,9 @@ def _inside(node: nd.Scale) -> Wide | None:
         return None
     if isinstance(u, nd.Add):
         return nd.Add(axes, *(fl.scale(st.same(part, axes), node.by, axes) for part in (u.u, u.v)))
-    at = next((i for i, f in enumerate(u.factors) if fl.is_gaussian(f) and not fl.is_still(f)), None) if isinstance(u, nd.Prod) else None
+    if not isinstance(u, nd.Prod):
+        return None
+    at = next((i for i, f in enumerate(u.factors) if fl.is_gaussian(f) and not fl.is_still(f)), None)
     if at is None:
         return None
     factors = [st.same(factor, axes) for factor in u.factors]

@@ -92,7 +92,7 @@ def cosine_coefficients(terms: int) -> tuple[float, ...]:
 
 
 def _single_arcsine(x: Array) -> Array:
-    """``arcsin x`` to the rounding of pi/2 in single precision, by one formula for small and large x: half of the work, for each use."""
+    """``arcsin x`` to the rounding of pi/2 in single precision, by one formula for small and large x, of fewer steps after the root."""
     size = jnp.abs(x)
     *rest, ratio = cosine_coefficients(SINGLE)
     ratio = jnp.full_like(size, ratio)

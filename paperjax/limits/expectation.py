@@ -142,7 +142,7 @@ def closed(phi: Phi, psi: Phi) -> Dual | None:
 
 
 def jumps(phi: Phi) -> bool:
-    """Whether a function with a closed form has a jump at 0.
+    """Whether a function with a closed form has a jump at 0; of one without, which may jump elsewhere, this is not told.
 
     Its dual then falls as the root of the distance of a correlation from 1.
 

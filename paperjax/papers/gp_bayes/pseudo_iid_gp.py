@@ -147,12 +147,12 @@ def moments(zoo: Mapping[str, Kind], most: int, same: bool = False) -> Callable[
         scales = (jnp.array([scale for _, scale in zoo.values()]) * edge.weight_variance)[:, None, None] ** 0.5
 
         def layer(state: Any, given: tuple[Array, Array]) -> Any:
-            (h_KxBxN, g_KxPxN, dg_KxPxN), (k, bias_N) = state, given
+            (h_KxBxN, g_KxPxN, dg_KxPxN), (k, bias_1x1xN) = state, given
             # One loop for all kinds, and one key, whose draws they share where they are alike: less to compile.
             w_KxNxN = jnp.stack([init(k, (width, width), jnp.float32) for init in inits])
             h_KxBxN = 2**0.5 * jax.nn.relu(h_KxBxN) @ w_KxNxN
             dg_KxPxN = scales * ((1 - jnp.tanh(g_KxPxN) ** 2) * dg_KxPxN) @ w_KxNxN
-            g_KxPxN = scales * jnp.tanh(g_KxPxN) @ w_KxNxN + BIAS_VARIANCE**0.5 * bias_N
+            g_KxPxN = scales * jnp.tanh(g_KxPxN) @ w_KxNxN + BIAS_VARIANCE**0.5 * bias_1x1xN
             one, other = h_KxBxN[:, :PAIRS], h_KxBxN[:, PAIRS:]
             of_layer = [jnp.mean(a, axis=(1, 2)) for a in (one**2, other**2, one * other, (one**4 + other**4) / 2, dg_KxPxN**2)]
             return (h_KxBxN, g_KxPxN, dg_KxPxN), jnp.stack(of_layer, axis=-1)
@@ -163,7 +163,7 @@ def moments(zoo: Mapping[str, Kind], most: int, same: bool = False) -> Callable[
             first, g_PxN, dg_PxN, biases = jnp.split(normals, (2 * PAIRS, 3 * PAIRS, 4 * PAIRS))
             start = x @ first * (2 / x.shape[1]) ** 0.5, edge.variance**0.5 * g_PxN, dg_PxN
             start = tuple(jnp.broadcast_to(a, (len(inits), *a.shape)) for a in start)
-            return jnp.moveaxis(jax.lax.scan(layer, start, (keys[1:], biases))[1], 0, 1)
+            return jnp.moveaxis(jax.lax.scan(layer, start, (keys[1:], biases[:, None, None]))[1], 0, 1)
 
         return jnp.mean(jax.lax.map(network, jax.random.split(key, draws)), axis=0)
 

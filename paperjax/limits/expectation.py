@@ -142,17 +142,17 @@ def closed(phi: Phi, psi: Phi) -> Dual | None:
 
 
 def jumps(phi: Phi) -> bool:
-    """Whether a function with a closed form has a jump at 0; of one without, which may jump elsewhere, this is not told.
-
-    Its dual then falls as the root of the distance of a correlation from 1.
+    """Whether a function jumps, at 0 or elsewhere: its dual then falls as the root of the distance of a correlation from 1.
 
     Examples
     --------
-    >>> jumps(jnp.sign), jumps(jax.nn.relu)
-    (True, False)
+    >>> jumps(jnp.sign), jumps(lambda h: jnp.where(h > 0.5, jnp.tanh(h), 0.0)), jumps(jax.nn.relu), jumps(jax.nn.elu)
+    (True, True, False, False)
     """
     form = recognised(phi, "pair")
-    return form is not None and form.terms is not None and any(term.base == "signed 0" for term in form.terms)
+    if form is not None:
+        return any(term.base == "signed 0" for term in form.terms)
+    return not analytic(phi) and any(panels.jumps(Pieces(phi, panels.breaks(phi))))
 
 
 BENDS = ((), (0.0,), (-5.0, 0.0, 5.0), (-12.0, -3.0, 0.0, 3.0, 12.0))

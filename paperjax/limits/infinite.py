@@ -128,8 +128,8 @@ def limit(
     dtype
         ``"float64"``, whatever the user's flag, or ``"float32"`` for speed and half the memory. There, what is of one example alone and
         pairs whose outputs have a correlation above 0.999, itself among them, are still computed in double precision, and so are all pairs
-        of networks with a function that jumps at 0 (a sign, a step), which takes the root of rounding where examples are almost parallel or
-        opposite. One that jumps elsewhere does too: there take ``"float64"``.
+        of networks with a function that jumps (a sign, a step), which takes the root of rounding where examples are almost parallel or
+        opposite.
     max_bytes
         Memory for the work besides the result; half of the device's by default. Pairs of examples are computed in tiles.
     out

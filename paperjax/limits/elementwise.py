@@ -15,6 +15,7 @@ from paperjax.limits import nodes as nd
 from paperjax.limits.functions import NotGaussianError, form_of, function, is_polynomial
 from paperjax.limits.joined import by_part
 from paperjax.limits.nodes import Axes, Det, Node, Wide
+from paperjax.limits.positions import by_position
 
 SCALED = ("mul", "div")
 LINEAR = ("add", "add_any", "sub", "neg", *SCALED)
@@ -55,6 +56,10 @@ def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axe
         if apart is not None:
             return apart
     wide = [isinstance(node, Wide) for node in operands]
+    if not _of_each(name, operands):
+        apart = by_position(lambda parts, mine: elementwise(name, fn, parts, mine, draws), operands, axes)
+        if apart is not None:
+            return apart
     if name in ("add", "add_any", "sub"):
         u, v = (st.same(st.as_wide(_shaped(node, axes)), axes) for node in operands)
         return added(u, v if name != "sub" else scaled(v, -1.0, axes), axes)
@@ -96,6 +101,16 @@ def elementwise(name: str, fn: Callable[..., Any], operands: Sequence[Node], axe
         made = None if live_fields(operands) == math.inf else function(fn, operands, axes)
         return made if made is not None and is_polynomial(made) else drawn(fn, operands, axes)
     return function(fn, operands, axes)
+
+
+def _of_each(name: str, operands: Sequence[Node]) -> bool:
+    """Whether moments of the result are known from those of operands, whatever these are functions of."""
+    if name in ("add", "add_any", "sub", "neg") or (name == "div" and isinstance(operands[1], Det)):
+        return True
+    if name == "mul":
+        u, v = operands
+        return isinstance(u, Det) or isinstance(v, Det) or (isinstance(u, Wide) and isinstance(v, Wide) and fl.independent(u, v))
+    return name == "select_n" and isinstance(operands[0], Det)
 
 
 def drawn(fn: Callable[..., Any], operands: Sequence[Node], axes: Axes) -> nd.Drawn:

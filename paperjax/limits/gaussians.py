@@ -18,7 +18,7 @@ from paperjax.limits import polynomials as pn
 from paperjax.limits import scaled as sc
 from paperjax.limits.closed_forms import Dual
 from paperjax.limits.covariances import Moments, plus
-from paperjax.limits.expectation import NoExpectationError, analytic, closed, jumps, mean, ranged
+from paperjax.limits.expectation import analytic, closed, jumps, mean, ranged
 from paperjax.limits.functions import Form, form_of, of_live
 from paperjax.limits.joint import expect
 from paperjax.limits.merged import LINES, POINTS, breaks_along, merged
@@ -232,12 +232,7 @@ def _pair(
         if not exact and ("ranged", *names) not in run.cache:
             run.cache["ranged", *names] = ranged(g, h)
         run.cache[key] = trained(exact or run.cache["ranged", *names](run.largest))
-    try:
-        return run.cache[key](k11, jnp.broadcast_to(k12, shape), k22)
-    except NoExpectationError as error:
-        raise ValueError(
-            f"pj.limit: a function of wide values has no expectation, or none that is found here (is its mean infinite?): {error}"
-        ) from error
+    return run.cache[key](k11, jnp.broadcast_to(k12, shape), k22)
 
 
 def _mark(names: Sequence[bytes], *covariances: Array) -> Array:

@@ -21,7 +21,7 @@ from paperjax.limits import program as pg
 from paperjax.limits.asked import WIDTH, batches, declared, drawn, drawn_finely, named, of_gradient_descent, options, widths
 from paperjax.limits.audit import audit, audit_noise, check_result
 from paperjax.limits.draws import GROUPS, Draws
-from paperjax.limits.laws import Law
+from paperjax.limits.laws import Law, effective_variances
 from paperjax.limits.program import Program
 from paperjax.limits.tiles import kernels
 from paperjax.model import Family, batch_form, family
@@ -347,7 +347,7 @@ def _programs(
         samples, at = [*sampled, four.laws], [first, 2 * first, 4 * first]
     cache: dict[Any, Any] = {}
     made = [
-        Program(t, other, pg.effective_variances(samples, at, first * k), gaussian, cache, draws, "sgd" if scheme is None else optimizer[1])
+        Program(t, other, effective_variances(samples, at, first * k), gaussian, cache, draws, "sgd" if scheme is None else optimizer[1])
         for t, other, k in ((here, twice, 1), (twice, four, 2))
     ]
     return made[0], made[1]

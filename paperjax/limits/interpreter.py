@@ -26,6 +26,7 @@ from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.elementwise import FOLLOWED, JUMPS, at_jump, broadcasting, elementwise, relative
 from paperjax.limits.loops import Loop
 from paperjax.limits.nodes import Axes, Det, Node, axis_of, coordinates
+from paperjax.limits.rounded import unrounded
 from paperjax.limits.rules import RULES, split, unstack
 from paperjax.limits.scans import scan
 from paperjax.limits.structure import Numbers
@@ -58,7 +59,7 @@ class Interpreter:
     """
 
     def __init__(self, laws: Sequence[con.LeafLaw], draws: bool = False) -> None:
-        self.laws, self.draws = laws, draws
+        self.laws, self.draws, self.rounded = laws, draws, False
         self.shared: set[int] = set()
         """Leaves that all coordinates share (a learned scalar): what training does to them stays random."""
         self.by_hand: dict[str | None, None] = {}
@@ -66,6 +67,9 @@ class Interpreter:
         self.stopped: set[int | None] = set()
         """Leaves at which a gradient is stopped; ``None`` for values made of them."""
         self.alike, self.derivatives = Numbers(), dict[int, str | None]()
+        self.literals, self.computed = dict[int, Value](), dict[tuple[int, ...], tuple[list[Value], list[Value]]]()
+        """What is the same is one value: two fields that are equal, or multiples, have no density."""
+        self.entries: dict[Any, nd.Entries] = {}
         self.kept_alive: list[object] = []
         self.noises: list[tuple[str, Det, tuple[Loop, ...]]] = []
         """What the law of large numbers neglects, where it is used, and the scans that it is inside of, from the outermost."""
@@ -73,6 +77,8 @@ class Interpreter:
     def network(self, jaxpr: jex.ClosedJaxpr, other: jex.ClosedJaxpr, leaves: int) -> list[Value]:
         """The results of ``apply`` of an example with a batch axis of size 1, its leaves first."""
         pairs = list(zip(jaxpr.jaxpr.invars, other.jaxpr.invars))
+        # Traced in single precision.
+        self.rounded = any(aval.dtype == jnp.float32 for aval in jaxpr.in_avals)
         inputs: list[Value] = [self._leaf(i, a.aval, b.aval) for i, (a, b) in enumerate(pairs[:leaves])]
         (x, y) = pairs[-1]
         inputs.append(Det(tuple(axis_of(n, m) for n, m in zip(x.aval.shape, y.aval.shape))))
@@ -83,10 +89,15 @@ class Interpreter:
         one, two = jaxpr.jaxpr, other.jaxpr
         values: dict[Any, Value] = dict(zip(one.invars, inputs))
         for var, a, b in zip(one.constvars, jaxpr.consts, other.consts):
-            values[var] = constant(a, tuple(b.shape) if hasattr(b, "shape") else np.shape(b))
+            values[var] = constant(a, tuple(b.shape) if hasattr(b, "shape") else np.shape(b), self.rounded)
 
         def read(atom: Any) -> Value:
-            return constant(atom.val, tuple(getattr(atom.val, "shape", ()))) if isinstance(atom, jex.Literal) else values[atom]
+            if not isinstance(atom, jex.Literal):
+                return values[atom]
+            number = self.alike.literal(atom)
+            if number not in self.literals:
+                self.literals[number] = constant(atom.val, tuple(getattr(atom.val, "shape", ())), self.rounded)
+            return self.literals[number]
 
         names = [[e.primitive.name for e in part.eqns] for part in (one, two)]
         if names[0] != names[1]:
@@ -97,7 +108,12 @@ class Interpreter:
             )
         for eqn, twin in zip(one.eqns, two.eqns):
             try:
-                outputs = self._equation(eqn, twin, [read(atom) for atom in eqn.invars])
+                operands = [read(atom) for atom in eqn.invars]
+                key = self.alike.equation(eqn), self.alike.equation(twin), *map(id, operands)
+                if key not in self.computed:
+                    # With the operands, so that no other value gets the id of one.
+                    self.computed[key] = operands, self._equation(eqn, twin, operands)
+                outputs = self.computed[key][1]
             except NotImplementedError as error:
                 if getattr(error, "primitive", None) is None:
                     error.primitive = eqn.primitive.name  # type: ignore[attr-defined]
@@ -176,6 +192,10 @@ class Interpreter:
             made = con.activated(value, self.laws[value.leaf], like, last)
             if isinstance(made, Det):
                 self.shared.add(value.leaf)
+            if isinstance(made, nd.Entries):
+                return self._once(made)
+            if isinstance(made, nd.Add) and isinstance(made.v, nd.Entries):
+                return dataclasses.replace(made, v=self._once(made.v))
             return made
         if isinstance(value, Joined):
             return joined.concatenate([self.node(view) for view in value.parts], value.axis)
@@ -185,6 +205,12 @@ class Interpreter:
         axes = tuple(a if a else b for a, b in zip(made.axes, like or value.axes))
         shape = nd.rep_shape(axes)
         return made if shape == made.shape and axes == made.axes else st.apply(made, st.Moved(axes, lambda a: jnp.broadcast_to(a, shape)))
+
+    def _once(self, entries: nd.Entries) -> nd.Wide:
+        if not entries.scale:
+            return entries
+        first = self.entries.setdefault((entries.axes, entries.key), entries)
+        return first if first.scale == entries.scale else fl.times(first, entries.scale / first.scale)
 
     def nodes(self, values: Sequence[Value]) -> list[Node]:
         """Values that are no leaves any more."""
@@ -275,8 +301,8 @@ class Interpreter:
         return [st.det(a, lambda *args, i=i: fn(*args)[i], *dets) for i, a in enumerate(axes)]
 
 
-def constant(array: Any, other: tuple[int, ...]) -> Value:
-    """A known array. What varies along a growing axis is not known to have a limit."""
+def constant(array: Any, other: tuple[int, ...], rounded: bool = False) -> Value:
+    """A known array, a number read back from its rounding where all are `rounded`. What varies along a growing axis has no known limit."""
     if jnp.issubdtype(getattr(array, "dtype", np.dtype(float)), jax.dtypes.extended):
         return Unread("a random key")
     array = np.asarray(array)
@@ -289,6 +315,8 @@ def constant(array: Any, other: tuple[int, ...]) -> Value:
                 f"a table of numbers of shape {array.shape} that vary along a growing axis: coordinates are not alike."
             )
         array = first
+    if array.dtype == np.float32 and rounded and array.size == 1:
+        array = np.full(array.shape, unrounded(array.item(), array.dtype))
     if array.dtype == np.float32 or array.dtype.kind == "V":
         array = array.astype(np.float64)
     return Det(axes, const=array)

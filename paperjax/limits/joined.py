@@ -13,6 +13,7 @@ from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
 from paperjax.limits.nodes import Axes, Det, Mixed, Node, Wide, axis_of, coordinates, rep_shape, rep_size
+from paperjax.limits.positions import piece, stack_in
 
 Shape = tuple[int, ...]
 
@@ -40,6 +41,9 @@ def cut(node: Node, starts: Shape, stops: Shape, steps: Shape, others: Shape) ->
             bounds.append((0, 1, 1))
         else:
             raise NotImplementedError(f"a slice of an axis of {size} entries in which positions and channels are flattened together.")
+    for i, (low, high, by) in enumerate(bounds):
+        if by == 1 and isinstance(node, Wide) and stack_in(node) is not None:
+            node, bounds[i] = piece(node, i, low, high), (0, high - low, 1)
     first, last, by = zip(*bounds) if bounds else ((), (), ())
     if all(b == (0, n, 1) for b, n in zip(bounds, rep_shape(node.axes))):
         return fl.relabelled(node, tuple(after))

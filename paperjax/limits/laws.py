@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -337,3 +337,27 @@ def _number(where: str, name: str, value: Any, at_least: float = -math.inf, fini
         bound = f" of at least {at_least:g}" if at_least > -math.inf else ""
         raise ValueError(f"{where}: {name} = {number}, and must be a finite number{bound}.")
     return number
+
+
+def effective_variances(laws: Sequence[tuple[Law | None, ...]], widths: Sequence[int], at: int) -> list[float]:
+    """Variances at a width `at` whose products with powers of it are those of infinite width.
+
+    ``v(n) = c n^-p (1 + a/n + ...)`` with 2p whole: exact powers are taken as they are; of others (``2 / (n + d)``) c is extrapolated from
+    the last two of `widths`.
+    """
+    found = []
+    for several in zip(*laws):
+        v = [math.nan if law is None or math.isnan(law.variance) else law.variance for law in several]
+        if any(math.isnan(x) for x in v) or not all(v):
+            found.append(v[0])
+            continue
+        power = math.log(v[-1] / v[-2]) / math.log(widths[-1] / widths[-2])
+        clean = round(2 * power) / 2
+        first = math.log(v[1] / v[0]) / math.log(widths[1] / widths[0])
+        if abs(first - clean) < 1e-9:
+            found.append(v[0] * (at / widths[0]) ** clean)
+            continue
+        c1, c2 = v[-2] * float(widths[-2]) ** -clean, v[-1] * float(widths[-1]) ** -clean
+        ratio = widths[-1] / widths[-2]
+        found.append((ratio * c2 - c1) / (ratio - 1) * float(at) ** clean)
+    return found

@@ -18,6 +18,7 @@ from paperjax.limits import loops
 from paperjax.limits import nodes as nd
 from paperjax.limits.contractions import LeafLaw
 from paperjax.limits.draws import Draws
+from paperjax.limits.expectation import NoExpectationError
 from paperjax.limits.functions import NotGaussianError
 from paperjax.limits.interpreter import Interpreter
 from paperjax.limits.laws import Law, leaf_laws
@@ -68,7 +69,8 @@ def trace_one(model: Model, x: jax.ShapeDtypeStruct, declared: Mapping[str, Law]
             fn, args = flat_apply(model.apply, *jax.tree.map(_double, (params, one)))
             jaxpr = prim.trace(fn, *args)
     except TypeError:
-        # Flax's recurrent cells start from single precision, whatever they are given, and a scan's types must agree.
+        # Flax's recurrent cells start from single precision, whatever they are given, and a scan's types must agree; and JAX keeps the
+        # dtype in which it first met an array of NumPy's (an index). The interpreter reads numbers back from their roundings then.
         with nd.usual(False):
             fn, args = flat_apply(model.apply, params, one)
             jaxpr = prim.trace(fn, *args)
@@ -97,7 +99,7 @@ def told(here: Traced) -> Iterator[None]:
     Raises
     ------
     ValueError
-        For a leaf whose law survives at infinite width, with what to say of it.
+        For a leaf whose law survives at infinite width, with what to say of it; for a function without an expectation.
     NotImplementedError
         For anything else that has no known limit, with its primitive and the leaf's path.
     """
@@ -105,6 +107,10 @@ def told(here: Traced) -> Iterator[None]:
         yield
     except NotGaussianError as error:
         raise ValueError(not_gaussian(here, error.leaf)) from error
+    except NoExpectationError as error:
+        raise ValueError(
+            f"pj.limit: a function of wide values has no expectation, or none that is found here (is its mean infinite?): {error}"
+        ) from error
     except NotImplementedError as error:
         said, where = str(error), getattr(error, "primitive", None)
         if said.startswith("pj.limit:"):
@@ -330,30 +336,6 @@ def family_at(fam: Family, sizes: Mapping[str, Any]) -> Model:
         raise (TypeError if isinstance(error, TypeError) else ValueError)(
             f"pj.limit: the family fails at {named}: {error} Choose the widths that are traced with at=dict(...)."
         ) from error
-
-
-def effective_variances(laws: Sequence[tuple[Law | None, ...]], widths: Sequence[int], at: int) -> list[float]:
-    """Variances at a width `at` whose products with powers of it are those of infinite width.
-
-    ``v(n) = c n^-p (1 + a/n + ...)`` with 2p whole: exact powers are taken as they are; of others (``2 / (n + d)``) c is extrapolated from
-    the last two of `widths`.
-    """
-    found = []
-    for several in zip(*laws):
-        v = [math.nan if law is None or math.isnan(law.variance) else law.variance for law in several]
-        if any(math.isnan(x) for x in v) or not all(v):
-            found.append(v[0])
-            continue
-        power = math.log(v[-1] / v[-2]) / math.log(widths[-1] / widths[-2])
-        clean = round(2 * power) / 2
-        first = math.log(v[1] / v[0]) / math.log(widths[1] / widths[0])
-        if abs(first - clean) < 1e-9:
-            found.append(v[0] * (at / widths[0]) ** clean)
-            continue
-        c1, c2 = v[-2] * float(widths[-2]) ** -clean, v[-1] * float(widths[-1]) ** -clean
-        ratio = widths[-1] / widths[-2]
-        found.append((ratio * c2 - c1) / (ratio - 1) * float(at) ** clean)
-    return found
 
 
 def as_tape(asked: Sequence[Any], values: Sequence[Any]) -> Tape:

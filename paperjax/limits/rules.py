@@ -10,9 +10,11 @@ from paperjax.limits import contractions as con
 from paperjax.limits import joined
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
+from paperjax.limits import scatters as sc
 from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.elementwise import broadcasting, relative
 from paperjax.limits.nodes import Axes, Det, Node, Wide, axis_of, coordinates
+from paperjax.limits.positions import put
 from paperjax.limits.values import Joined, Spread, Value, number_of
 from paperjax.limits.views import View
 from paperjax.limits.windows import window_adds
@@ -291,44 +293,43 @@ def _gather(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: A
     if isinstance(node, Det):
         return st.det(axes, fn, node, index)
     assert isinstance(node, Wide)
-    return moved(axes, node, fn, index)
-
-
-def moved(axes: Axes, node: Wide, fn: Any, index: Det, selects: bool = True) -> Wide:
-    """A linear function of a value to which an index belongs, one of the value alone where the index is known."""
-    if index.const is None:
-        return nd.Linear(axes, node, fn, (index,), False)
-    known = index.const
-    made = st.apply(node, st.Moved(axes, lambda a: fn(a, known), selects))
-    assert isinstance(made, Wide)
-    return made
+    return sc.by_index(axes, node, fn, index)
 
 
 def _scatter_add(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
-    """Sums over positions that have the same index (messages over the edges of a graph, ``jax.ops.segment_sum``): linear in them."""
     base, index, terms = reader.nodes(operands)
     index, start = reader.settled(index, "scatter-add"), base.number if isinstance(base, Det) else None
     if not (isinstance(index, Det) and isinstance(terms, Wide) and (isinstance(base, Wide) or start is not None)):
         return reader.known(eqn, twin, operands)[0]
-    options = dict(eqn.params)
-    numbers = options["dimension_numbers"]
-    window = [i for i in range(len(sizes)) if i not in (*numbers.inserted_window_dims, *numbers.operand_batching_dims)]
-    whole = {i: j for i, j in zip(window, numbers.update_window_dims) if nd.full_size(terms.axes[j]) == (sizes[i], others[i])}
-    axes = tuple(terms.axes[whole[i]] if i in whole else axis_of(n, m) for i, (n, m) in enumerate(zip(sizes, others)))
-    grown = any(i not in whole and n != m for i, (n, m) in enumerate(zip(sizes, others)))
-    if grown or any(coordinates(a) > 1 and j not in whole.values() for j, a in enumerate(terms.axes)):
-        raise NotImplementedError("a scatter along a growing axis.")
-    shape, same = nd.rep_shape(axes), {name: options[name] for name in ("indices_are_sorted", "unique_indices", "mode")}
+    return sc.added_at(sc.scatter_of(eqn, terms, sizes, others), base if isinstance(base, Wide) else float(start), index, terms)  # type: ignore[arg-type]
 
-    def fn(a: Any, i: Any) -> Any:
-        return lax.scatter_add(jnp.zeros(shape, a.dtype), i, a, numbers, **same)
 
-    selects = index.const is not None and bool(np.all(nd.fold(lambda i: fn(jnp.ones(terms.shape), i), index.const) <= 1))
-    added = moved(axes, terms, fn, index, selects)
-    if start == 0:
-        return added
-    first = st.same(base, axes) if isinstance(base, Wide) else nd.Const(axes, Det(axes, const=np.full(shape, start)))
-    return nd.Add(axes, first, added)
+def _scatter(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
+    base, index, terms = (reader.settled(node, "scatter") for node in reader.nodes(operands))
+    if not isinstance(base, Wide) and not isinstance(terms, Wide) and not _along(base, terms):
+        return reader.known(eqn, twin, operands)[0]
+    if not isinstance(index, Det) or index.const is None:
+        raise NotImplementedError("entries are set at positions that the data choose. Where they are numbers of the code, it has a limit.")
+    return sc.set_at(sc.scatter_of(eqn, terms, sizes, others), base, index.const, terms)
+
+
+def _dynamic_update_slice(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
+    base, terms = (reader.settled(node, "dynamic_update_slice") for node in reader.nodes(operands[:2]))
+    if not isinstance(base, Wide) and not isinstance(terms, Wide) and not _along(base, terms):
+        return reader.known(eqn, twin, operands)[0]
+    numbers = [number_of(start) for start in operands[2:]]
+    if any(number is None for number in numbers):
+        raise NotImplementedError("entries are set at positions that the data, or the steps of a loop, choose.")
+    size, other = (tuple(nd.full_size(axis)[i] for axis in terms.axes) for i in (0, 1))
+    if any(coordinates(a) > 1 and (n, m) != (k, j) for a, n, m, k, j in zip(base.axes, sizes, others, size, other)):
+        raise NotImplementedError("entries along a growing axis are set.")
+    starts = [int(np.clip(int(a), 0, n - k)) for a, n, k in zip(numbers, sizes, size)]  # type: ignore[arg-type]
+    return put(base, terms, starts)
+
+
+def _along(*nodes: Node) -> bool:
+    """Whether an axis grows with the width."""
+    return any(coordinates(axis) > 1 for node in nodes for axis in node.axes)
 
 
 def _stop_gradient(reader: Reader, eqn: Any, twin: Any, operands: list[Value], *_: Any) -> Value:
@@ -362,4 +363,6 @@ RULES = {
     "conv_general_dilated": _conv_general_dilated,
     "gather": _gather,
     "scatter-add": _scatter_add,
+    "scatter": _scatter,
+    "dynamic_update_slice": _dynamic_update_slice,
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import paperjax as pj
-from tests.limits.ntk_networks import SENTENCES, VECTORS, dense, plain
+from tests.limits.ntk_networks import SENTENCES, VECTORS, W, dense, plain
 
 
 def repeated_and_summed(m, n):
@@ -58,3 +58,26 @@ def test_functions_that_leave_them_small_are_those_of_the_mean():
     at_zero = pj.limit(network(lambda m, n: jnp.zeros_like(m)), VECTORS, progress=False)
     np.testing.assert_allclose(ours.nngp, at_zero.nngp, rtol=1e-12)
     np.testing.assert_allclose(ours.ntk, at_zero.ntk, rtol=1e-12)
+
+
+def computed_once(draw, x, n):
+    d, h = draw(n)[None], dense(draw, x, n, b=None)
+    d, h = jax.nn.silu(d), jax.nn.silu(h) + jnp.tanh(h + jnp.tanh(h))
+    return dense(draw, h + d, 1)
+
+
+def computed_again(draw, x, n):
+    d, w = draw(n), draw(x.shape[-1], n)
+
+    def layer():
+        return (W / x.shape[-1] ** 0.5) * (x @ w)
+
+    d = d[None] * jax.nn.sigmoid(0.5 * (2 * d)[None])
+    h = layer() * jax.nn.sigmoid(layer()) + jnp.tanh(layer() + jnp.tanh(layer()))
+    return dense(draw, h + d, 1)
+
+
+def test_what_is_computed_twice_is_one_value():
+    found, expected = (pj.limit(plain(f), VECTORS, progress=False) for f in (computed_again, computed_once))
+    np.testing.assert_allclose(found.nngp, expected.nngp, rtol=1e-12)
+    np.testing.assert_allclose(found.ntk, expected.ntk, rtol=1e-12)

@@ -301,7 +301,7 @@ def _scatter_add(reader: Reader, eqn: Any, twin: Any, operands: list[Value], siz
     index, start = reader.settled(index, "scatter-add"), base.number if isinstance(base, Det) else None
     if not (isinstance(index, Det) and isinstance(terms, Wide) and (isinstance(base, Wide) or start is not None)):
         return reader.known(eqn, twin, operands)[0]
-    return sc.added_at(sc.scatter_of(eqn, terms, sizes, others), base if isinstance(base, Wide) else float(start), index, terms)  # type: ignore[arg-type]
+    return sc.added_at(sc.scatter_of(eqn, base, terms, sizes, others), base if isinstance(base, Wide) else float(start), index, terms)  # type: ignore[arg-type]
 
 
 def _scatter(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
@@ -310,7 +310,7 @@ def _scatter(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: 
         return reader.known(eqn, twin, operands)[0]
     if not isinstance(index, Det) or index.const is None:
         raise NotImplementedError("entries are set at positions that the data choose. Where they are numbers of the code, it has a limit.")
-    return sc.set_at(sc.scatter_of(eqn, terms, sizes, others), base, index.const, terms)
+    return sc.set_at(sc.scatter_of(eqn, base, terms, sizes, others), base, index.const, terms)
 
 
 def _dynamic_update_slice(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
@@ -321,8 +321,9 @@ def _dynamic_update_slice(reader: Reader, eqn: Any, twin: Any, operands: list[Va
     if any(number is None for number in numbers):
         raise NotImplementedError("entries are set at positions that the data, or the steps of a loop, choose.")
     size, other = (tuple(nd.full_size(axis)[i] for axis in terms.axes) for i in (0, 1))
-    if any(coordinates(a) > 1 and (n, m) != (k, j) for a, n, m, k, j in zip(base.axes, sizes, others, size, other)):
-        raise NotImplementedError("entries along a growing axis are set.")
+    apart = [coordinates(a) > 1 or coordinates(b) > 1 for a, b in zip(base.axes, terms.axes)]
+    if any(a and (n, m) != (k, j) for a, n, m, k, j in zip(apart, sizes, others, size, other)):
+        raise NotImplementedError(sc.INDEPENDENT)
     starts = [int(np.clip(int(a), 0, n - k)) for a, n, k in zip(numbers, sizes, size)]  # type: ignore[arg-type]
     return put(base, terms, starts)
 

@@ -15,6 +15,12 @@ from paperjax.limits.positions import piece, put
 Shape = tuple[int, ...]
 
 
+INDEPENDENT = (
+    "some coordinates of an axis of independent ones (channels, outputs) are set or added to. They would not be alike any more: take those "
+    "that are left as they are, and those that are set, from layers of their own."
+)
+
+
 class Scatter(NamedTuple):
     """A scatter of representatives: the axes of what it makes, ``put(base, index, terms)`` and ``add``, and which axes of the terms it puts
     entry by entry.
@@ -26,13 +32,13 @@ class Scatter(NamedTuple):
     rows: tuple[int, ...]
 
 
-def scatter_of(eqn: Any, terms: Node, sizes: Shape, others: Shape) -> Scatter:
+def scatter_of(eqn: Any, base: Node, terms: Node, sizes: Shape, others: Shape) -> Scatter:
     """What an equation does to representatives.
 
     Raises
     ------
     NotImplementedError
-        If it goes along a growing axis.
+        If it goes along an axis of independent coordinates, of which one representative stands for all.
     """
     options = dict(eqn.params)
     numbers = options["dimension_numbers"]
@@ -40,8 +46,9 @@ def scatter_of(eqn: Any, terms: Node, sizes: Shape, others: Shape) -> Scatter:
     whole = {i: j for i, j in zip(window, numbers.update_window_dims) if nd.full_size(terms.axes[j]) == (sizes[i], others[i])}
     axes = tuple(terms.axes[whole[i]] if i in whole else axis_of(n, m) for i, (n, m) in enumerate(zip(sizes, others)))
     grown = any(i not in whole and n != m for i, (n, m) in enumerate(zip(sizes, others)))
-    if grown or any(coordinates(a) > 1 and j not in whole.values() for j, a in enumerate(terms.axes)):
-        raise NotImplementedError("a scatter along a growing axis.")
+    apart = any(coordinates(a) > 1 and j not in whole.values() for j, a in enumerate(terms.axes))
+    if grown or apart or any(coordinates(a) > 1 and i not in whole for i, a in enumerate(base.axes)):
+        raise NotImplementedError(INDEPENDENT)
     same = {name: options[name] for name in ("indices_are_sorted", "mode")}
 
     def of(combine: Callable[..., Any], unique: bool) -> Callable[[Any, Any, Any], Any]:

@@ -118,6 +118,21 @@ def test_what_has_no_limit_here_says_so():
         limit(plain(forward), X)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: y.at[:, 0].set(0.0),
+        lambda y: y.at[:, 0].add(y[:, 1]),
+        lambda y: y.at[:, np.array([0, 2])].set(0.0),
+        lambda y: lax.dynamic_update_slice(y, jnp.zeros((len(y), 1), y.dtype), (0, 0)),
+        lambda y: jnp.zeros((len(y), 4), y.dtype).at[:, 1:].set(y),
+    ],
+)
+def test_some_of_independent_outputs_are_not_set(change):
+    with pytest.raises(NotImplementedError, match="some coordinates of an axis of independent ones"):
+        limit(plain(lambda draw, x, n: change(dense(draw, jnp.tanh(dense(draw, x, n)), 3))), X[:, 0])
+
+
 def test_numbers_of_a_network_are_not_rounded_where_it_is_traced_in_single_precision():
     def forward(draw, x, n):
         # JAX keeps such an index as it was first traced, in whole numbers of 32 bits.

@@ -200,13 +200,17 @@ class Entries(Wide):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lookup(Wide):
-    """Rows of a leaf at indices that the data give: covariance ``scale scale' · variance · [i = j]``."""
+    """Rows of a leaf at indices that the data give: covariance ``scale scale' · variance · [i = j]``.
+
+    An index below 0 is of no row of the table: what is there instead is 0, or NaN.
+    """
 
     key: Key
     index: Det
     scale: float
     gaussian: bool
     still: bool = False
+    beyond: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -78,7 +78,7 @@ def limit(
     key: Key[Array, ""] | None = None,
     samples: int | None = None,
     dtype: str = "float64",
-    max_bytes: int | None = None,
+    max_bytes: int | float | None = None,
     out: str | Path | None = None,
     mesh: Mesh | None = None,
     progress: bool | None = None,

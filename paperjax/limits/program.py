@@ -127,8 +127,9 @@ def told(here: Traced) -> Iterator[None]:
         raise NotImplementedError(f"pj.limit: {f'primitive {where}: ' if where else ''}{_with_paths(said, here.paths)}") from error
 
 
+@jax.tree_util.register_static
 class Program:
-    """What the kernels of two examples are, at infinite width.
+    """What the kernels of two examples are, at infinite width; in a tree of arrays it is no array.
 
     Attributes
     ----------

@@ -170,6 +170,34 @@ def test_draws_of_few_levels_are_refused_unless_the_law_that_is_written_is_meant
     np.testing.assert_allclose(meant, fine, rtol=float(jnp.finfo(dtype).eps))
 
 
+def test_draws_of_few_levels_that_are_made_single_precision_after_that():
+    """What is a leaf's dtype does not tell of them."""
+
+    def draw(key, shape, dtype=jnp.float32):
+        return jax.random.normal(key, shape, jnp.bfloat16).astype(dtype)
+
+    def family(width):
+        return nn.Sequential([nn.Dense(width, kernel_init=draw), nn.relu, nn.Dense(1, kernel_init=INIT)])
+
+    with pytest.raises(ValueError, match=r"layers_0'\]\['kernel'\].*drawn in bfloat16.*made float32 after that; draw in float32"):
+        pj.limit(family, VECTORS, ntk=False, progress=False)
+
+
+def test_a_limit_of_a_function_that_is_compiled():
+    def family(width):
+        return nn.Sequential([nn.Dense(width, use_bias=False, kernel_init=INIT), nn.relu, nn.Dense(1, use_bias=False, kernel_init=INIT)])
+
+    def of(x):
+        return pj.limit(family, x, parametrization=pj.ntp, base=dict(width=64), progress=False)
+
+    x = jnp.asarray(VECTORS, jnp.float32)
+    here, compiled, mapped = of(x), jax.jit(of)(x), jax.vmap(of)(x[None])
+    for found in (compiled.ntk, mapped.ntk[0]):
+        np.testing.assert_allclose(np.asarray(found), np.asarray(here.ntk), rtol=1e-6)
+    assert isinstance(compiled.program, pj.limits.Program)
+    assert [leaf.shape for leaf in jax.tree.leaves(compiled)] == [(3, 3), (3, 3)]
+
+
 def test_a_law_that_is_not_read_under_a_parametrization():
     kernels = {f"['Dense_{i}']['kernel']": fan for i, fan in ((0, 5), (1, 64))}
 

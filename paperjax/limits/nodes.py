@@ -361,8 +361,8 @@ class Scanned(Wide):
 
 @contextlib.contextmanager
 def usual(double: bool) -> Iterator[None]:
-    """Double or single precision and JAX's usual promotion, whatever the user's flags, which are about the user's code."""
-    with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    """Double or single precision, JAX's usual promotion, and compiled, whatever the user's flags, which are about the user's code."""
+    with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.disable_jit(False):
         yield
 
 

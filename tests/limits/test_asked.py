@@ -194,6 +194,8 @@ def test_a_limit_of_a_function_that_is_compiled():
     here, compiled, mapped = of(x), jax.jit(of)(x), jax.vmap(of)(x[None])
     for found in (compiled.ntk, mapped.ntk[0]):
         np.testing.assert_allclose(np.asarray(found), np.asarray(here.ntk), rtol=1e-6)
+    with jax.disable_jit():
+        np.testing.assert_array_equal(np.asarray(of(x).ntk), np.asarray(here.ntk))
     assert isinstance(compiled.program, pj.limits.Program)
     assert [leaf.shape for leaf in jax.tree.leaves(compiled)] == [(3, 3), (3, 3)]
 

@@ -1,5 +1,6 @@
 """A training problem in the eigenbasis of its kernel, where every linear rule of training acts on one number at a time."""
 
+from collections.abc import Mapping
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -103,12 +104,20 @@ def read(k_train: Any, y: Any, k_test: Any = None, *, outputs: tuple[int, ...] |
     ------
     ValueError
         If shapes do not fit, a number is not finite, or `k_train` is not symmetric.
+    TypeError
+        If a kernel is no array.
 
     Examples
     --------
     >>> read(jnp.eye(2), jnp.ones((2, 3))).form.kind
     'shared'
     """
+    for name, k in (("k_train", k_train), ("k_test", k_test)):
+        if k is not None and not hasattr(k, "dtype"):
+            how = (
+                "sum(k.values()) of the leaves'" if isinstance(k, Mapping) else "its .ntk or .nngp" if hasattr(k, "nngp") else "jnp.asarray"
+            )
+            raise TypeError(f"{name} is a {type(k).__name__}, and must be one kernel, an array: {how}.")
     eps = precision(k_train)
     kernel, y = working(k_train), y if outputs is not None else _targets(y)
     if not y.size or not y.ndim:

@@ -19,6 +19,9 @@ from paperjax.parametrization.factors import rule_of
 WIDTH = 1024
 """Where a network is traced if nothing else is said; nothing of that size is allocated."""
 
+NO_WIDTH = ("seed", "key", "rngs")
+"""Names of a family's arguments that are no sizes."""
+
 _NO_KERNEL = (
     "pj.limit: a tangent kernel is of gradient descent; Adam and its like divide by the size of the gradient, so what they do to the "
     'output is no sum of products of gradients. Ask for ntk=False, or optimizer="sgd".'
@@ -40,14 +43,21 @@ def batches(x1: Any, x2: Any) -> tuple[Any, Any]:
 
 
 def _batch(x: Any, name: str, like: Any) -> None:
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-        raise TypeError(f"{name} is a {type(x).__name__}, and must be an array of examples, (N, *features): jnp.asarray(...).")
+    if not isinstance(x, jax.Array | np.ndarray) or isinstance(x, np.ma.MaskedArray):
+        how = {
+            "dict": "join several inputs in one array, jnp.concatenate([a, b], axis=1), and take them apart in the network",
+            "MaskedArray": "fill what is missing, x.filled(...), or leave it out",
+            "ShapeDtypeStruct": "kernels are of numbers",
+        }.get(type(x).__name__, "jnp.asarray(...)")
+        raise TypeError(f"{name} is a {type(x).__name__}, and must be an array of examples, (N, *features): {how}.")
+    if not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool) or (np.dtype(x.dtype).itemsize > 8 and x.dtype.kind == "f"):
+        raise TypeError(f"{name} is of {x.dtype}, and must hold numbers that JAX has: np.asarray({name}, np.float32), or whole ones.")
     if len(x.shape) == 0 or (len(x.shape) < 2 and not jnp.issubdtype(x.dtype, jnp.integer)):
         raise TypeError(f"{name} of shape {tuple(x.shape)} is not a batch of examples, (N, *features): give x[None] for one example.")
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"{name} is of {x.dtype}, and a limit is of real examples. Give real and imaginary parts as two features.")
-    if x.shape[0] == 0:
-        raise ValueError(f"{name} has no examples: its shape is {tuple(x.shape)}.")
+    if 0 in x.shape:
+        raise ValueError(f"{name} has no {'features' if x.shape[0] else 'examples'}: its shape is {tuple(x.shape)}.")
     if like is not None and tuple(x.shape[1:]) != tuple(like.shape[1:]):
         raise ValueError(f"x1 has examples of shape {tuple(like.shape[1:])}, and x2 of {tuple(x.shape[1:])}: they go into one network.")
     if not isinstance(x, Tracer) and jnp.issubdtype(x.dtype, jnp.floating) and not all_finite(np.asarray(x)):
@@ -65,6 +75,7 @@ def options(parametrization: Any, base: Any, optimizer: Any, ntk: bool, per: Any
         raise ValueError(f"max_bytes = {max_bytes!r}: a number of bytes above 0, such as 2 * 10**9.")
     if parametrization is not None and base is None:
         raise ValueError("a parametrization needs base=dict(width=...), the network that was tuned; see pj.plan.")
+    named("base", base)
     if parametrization is None and base is not None:
         raise ValueError("base= is of a plan, and no parametrization= is given, such as pj.ntp: say which, or leave base= out.")
     rule = rule_of(optimizer)
@@ -114,12 +125,22 @@ def widths(fam: Family, sizes: dict[str, Any], wide: Sequence[str] | None, at: d
         if name in sizes:
             raise ValueError(f"wide and sizes both name {name!r}: what goes to infinity has no finite value. Leave it out of one of them.")
     required, _ = argument_names(fam.make)
-    names = list(wide) if wide is not None else [name for name in fam.sizes if name in required and name not in sizes and name != "seed"]
+    if not fam.sizes:
+        raise ValueError(
+            "the family takes no sizes, so no width goes to infinity. Let it take one: lambda width: Net(width), every layer of it as wide."
+        )
+    names = list(wide) if wide is not None else [name for name in fam.sizes if name in required and name not in (*sizes, *NO_WIDTH)]
     if not names and wide is None:
         names = [name for name in fam.sizes if name not in sizes]
     if not names:
         why = "wide=[] names none." if wide is not None else "sizes=... names all that the family takes. Leave the width out of it."
         raise ValueError(f"no size is left to go to infinity: {why}")
+    missing = [name for name in required if name not in (*names, *sizes, *NO_WIDTH)]
+    if missing:
+        raise TypeError(
+            f"{', '.join(missing)} must be given to the family, and neither goes to infinity (wide={names}) nor has a finite value: "
+            f"name it in wide, or give sizes=dict({missing[0]}=...)."
+        )
     for name, value in at.items():
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"at names {name} = {value!r}: a width to trace at is a whole number.")

@@ -52,9 +52,7 @@ def audit(program: Program, wider: Program, x1: Any, x2: Any, ntk: bool, made: A
         scale = np.abs(there).max()
         if np.abs(here - there).max() > tolerance * scale:
             power = math.log2(scale / np.abs(here).max()) if np.abs(here).max() else math.inf
-            raise ValueError(
-                f"pj.limit: the {name} changes with the width, about as n^{power:.2f}, so it has no limit. {pg.why(name, power)}"
-            )
+            raise ValueError(f"pj.limit: the {name} changes with the width, about as n^{power:.2f}, so it has no limit. {why(name, power)}")
 
 
 def check_result(n: int, m: int, program: Program, ntk: bool, per: str | None, dtype: str) -> None:
@@ -68,3 +66,27 @@ def check_result(n: int, m: int, program: Program, ntk: bool, per: str | None, d
             f"pj.limit: the kernels of {n} x {m} examples take {wanted / 1e9:.1f} GB, and the machine has {have / 1e9:.1f} GB. Write "
             'them to a folder, out=...; or ask for ntk=False, or dtype="float32".'
         )
+
+
+def why(name: str, power: float) -> str:
+    """The likely cause of a kernel that changes with the width as this power of it, and what to do."""
+    if abs(power) < 0.05:
+        return (
+            "It is nearly settled: is there a correction of order 1/n, such as a variance with ddof=1, 1/(n - 1), or biases of variance "
+            "1/(3 n), as Equinox draws them after the first layer? Write it without, declare what such biases come to, "
+            "laws={path: pj.limits.constant(0.0)}, or trace where it is below 1e-6 of the kernel, at=dict(width=1 << 22)."
+        )
+    if name == "NTK":
+        return (
+            "Under one learning rate for all leaves that is so in standard parametrization: pass parametrization=pj.ntp, "
+            "base=dict(width=...), or ask for ntk=False."
+        )
+    if power < 0:
+        return (
+            "The output at init fades: a readout over 1/n, as in muP and mean field, where features move and no kernel that stays fixed "
+            "describes training. For kernels take parametrization=pj.ntp. Or is a sum over the width scaled by 1/n?"
+        )
+    return (
+        "Is a sum over the width not scaled by 1/sqrt(n)? Or does laws= declare one variance for all widths? Where it falls with the "
+        "width, give a function of it: laws=lambda width: {path: pj.limits.normal(1 / width)}."
+    )

@@ -373,27 +373,3 @@ def activated(view: View, law: LeafLaw, like: Axes | None = None, last: bool = F
     way = tuple((k, j) for made, axis in zip(view.parts, axes) for (k, j, _), atom in zip(made, axis) if atom.kind == "pos")
     entries = nd.Entries(axes, key_of(view, way), view.factor, law.gaussian, law.variance == 0)
     return nd.Add(axes, nd.Const(axes, mean), entries) if law.mean else entries
-
-
-def lookup(view: View, index: Det, eqn: Any, sizes: tuple[int, ...], law: LeafLaw) -> Node:
-    """``gather`` of rows of a leaf at indices from the data."""
-    numbers, taken = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    whole = [nd.full_size(axis)[0] for axis in view.axes]
-    looked = [i for i in range(len(whole)) if taken[i] < whole[i]]
-    if len(looked) != 1 or taken[looked[0]] != 1 or numbers.operand_batching_dims or tuple(numbers.start_index_map) != (looked[0],):
-        raise NotImplementedError(f"{law.path}: a gather from a leaf along {len(looked)} axes, or of more than single rows.")
-    offsets = [i for i in range(len(whole)) if i not in numbers.collapsed_slice_dims]
-    refuse_mean(law)
-    axes, batch = [], iter(index.axes[:-1])
-    for i in range(len(sizes)):
-        if i in numbers.offset_dims:
-            source = offsets[list(numbers.offset_dims).index(i)]
-            axes.append(() if source in looked else placed([view.parts[source]])[0])
-        else:
-            axes.append(next(batch))
-    out = tuple(axes)
-    if not any(atom.grows for axis in out for atom in axis):
-        raise NotImplementedError(f"{law.path}: a table none of whose other axes grows.")
-    shape = rep_shape(out)
-    rows = st.det(out, lambda i: jnp.reshape(i, shape), index)
-    return nd.Lookup(out, key_of(view, ("rows", looked[0])), rows, view.factor, law.gaussian, law.variance == 0)

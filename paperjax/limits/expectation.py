@@ -266,7 +266,11 @@ def analytic(*functions: Phi) -> bool:
 
 
 class NoExpectationError(ValueError):
-    """No way here reaches the tolerance."""
+    """No way here reaches the tolerance at this variance."""
+
+    def __init__(self, said: str, variance: float) -> None:
+        super().__init__(said)
+        self.variance = variance
 
 
 def ranged(phi: Phi, psi: Phi, tolerance: float = 1e-10) -> Ranged:
@@ -306,7 +310,8 @@ def ranged(phi: Phi, psi: Phi, tolerance: float = 1e-10) -> Ranged:
             f"{accepted:g}. Does it grow faster than exponentials do, oscillate, have more than {panels.MOST_BREAKS} breaks or one beyond "
             "100, or compute in float32 inside? Breaks were found at "
             f"{breaks()[0]} and {breaks()[1]}. Rescale to smaller variances (where they are traced: give the largest as variance=), "
-            "or accept the error with tolerance=."
+            "or accept the error with tolerance=.",
+            largest,
         )
 
     return Ranged(way, names)

@@ -18,13 +18,13 @@ from paperjax.limits import polynomials as pn
 from paperjax.limits import scaled as sc
 from paperjax.limits.closed_forms import Dual
 from paperjax.limits.covariances import Moments, plus
+from paperjax.limits.divergent import refuse_infinite, told
 from paperjax.limits.expectation import analytic, closed, jumps, mean, ranged
 from paperjax.limits.functions import Form, form_of, of_live
 from paperjax.limits.joint import expect
 from paperjax.limits.merged import LINES, POINTS, breaks_along, merged
 from paperjax.limits.nodes import Det, Wide
 from paperjax.limits.own import own
-from paperjax.limits.panels import STEEP, breaks
 from paperjax.limits.sampled import sampled, slope
 
 
@@ -221,18 +221,19 @@ def _pair(
     if not (exact := run.cache["closed", *names]):
         run.cache.setdefault("bounded", {}).update({a: None, b: None})
         for fn, name in ((g, names[0]), (h, names[1])):
-            _refuse_infinite(run, fn, name)
+            refuse_infinite(run, fn, name)
     if run.looks:
         return _mark(names, k11, jnp.broadcast_to(k12, shape), k22)
     same = a is b and s == t and diag and besides is None and not exact and analytic(g, h)
     key = ("own" if same else "pair", *names, None if exact else run.largest)
-    if key not in run.cache and same:
-        run.cache[key] = own(g, h, run.largest)
-    if key not in run.cache:
-        if not exact and ("ranged", *names) not in run.cache:
-            run.cache["ranged", *names] = ranged(g, h)
-        run.cache[key] = trained(exact or run.cache["ranged", *names](run.largest))
-    return run.cache[key](k11, jnp.broadcast_to(k12, shape), k22)
+    with told():
+        if key not in run.cache and same:
+            run.cache[key] = own(g, h, run.largest)
+        if key not in run.cache:
+            if not exact and ("ranged", *names) not in run.cache:
+                run.cache["ranged", *names] = ranged(g, h)
+            run.cache[key] = trained(exact or run.cache["ranged", *names](run.largest))
+        return run.cache[key](k11, jnp.broadcast_to(k12, shape), k22)
 
 
 def _mark(names: Sequence[bytes], *covariances: Array) -> Array:
@@ -243,39 +244,6 @@ def _mark(names: Sequence[bytes], *covariances: Array) -> Array:
     digest = hashlib.sha256(b"".join(hashlib.sha256(name).digest() for name in names)).digest()
     total = sum(float(1 + n) * jnp.cos(k) for n, k in zip(np.frombuffer(digest, np.uint32), covariances))
     return jnp.asarray(total)
-
-
-STEPS = np.array([1e-4, 1e-6, 1e-8, 1e-10])
-"""From a break, or from 0, where poles are that are no breaks: a power of them is told from what levels off."""
-
-
-def _refuse_infinite(run: Moments2, fn: Callable[..., Any], name: bytes) -> None:
-    """Refuse functions whose square, or whose slope's in a tangent kernel, has no integral at a break: a sum over a grid is finite."""
-    tangent = run.shift is not None
-    if ("finite", name, tangent) in run.cache:
-        return
-    points = np.asarray((0.0, *breaks(sampled(fn))))[:, None, None] + np.array([[-1.0], [1.0]]) * STEPS
-    for what, f in (("value", fn), ("slope", slope(fn)))[: 2 if tangent else 1]:
-        sizes = np.abs(sampled(f).at(points))
-        powers = np.diff(np.log(np.maximum(sizes, 1e-300))) / -np.diff(np.log(STEPS))
-        fast, steep = (np.all(powers[..., [0, 2]] > power, -1) for power in (0.49, STEEP))
-        if what == "slope" and np.any(steep) and not np.any(fast):
-            raise ValueError(
-                f"pj.limit: a function of wide values has a slope that grows near {round(points[steep][0, -1], 4) + 0.0:g} as "
-                f"|h|^-{powers[steep][0, -1]:.2g}: the tangent kernel exists, and its integrals are not found to 1e-10 here. Ask for "
-                "ntk=False, or smooth the function there ((h^2 + 1e-6)^0.4 for |h|^0.8)."
-            )
-        if np.any(fast):
-            said = {
-                "value": "and so is the NNGP. Smooth the function there.",
-                "slope": "and so is the tangent kernel of an example with itself. Ask for ntk=False, or smooth the function there "
-                "(sqrt(h^2 + 1)).",
-            }
-            raise ValueError(
-                f"pj.limit: a function of wide values has a {what} that grows near {round(points[fast][0, -1], 4) + 0.0:g} so fast (as "
-                f"|h|^-1/2, or faster) that its mean square is infinite, {said[what]}"
-            )
-    run.cache["finite", name, tangent] = True
 
 
 PROBES = np.concatenate([np.linspace(-6.3, 6.1, 41), [-1e-3, 0.0, 1e-3, 0.5, 20.0, -30.0]])
@@ -353,9 +321,10 @@ def _mean(run: Moments2, fn: Callable[..., Any], fields: Sequence[Wide], s: int)
         key = ("mean", _fingerprint(run, fn), run.largest)
         if run.looks:
             return _mark(key[1:2], k)
-        if key not in run.cache:
-            run.cache[key] = mean(fn, variance=run.largest)
-        return run.cache[key].value(k)
+        with told():
+            if key not in run.cache:
+                run.cache[key] = mean(fn, variance=run.largest)
+            return run.cache[key].value(k)
     covariances = _covariances(run, fields, fields, s, s, True)
     one = pn.Polynomial({(): 1.0}, 0)
     known, found, said = pn.of_polynomials([pn.kept(run.cache, fn, len(fields)), one], covariances, [[] for _ in fields], [])

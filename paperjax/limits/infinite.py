@@ -78,7 +78,7 @@ def limit(
     key: Key[Array, ""] | None = None,
     samples: int | None = None,
     dtype: str = "float64",
-    max_bytes: int | None = None,
+    max_bytes: int | float | None = None,
     out: str | Path | None = None,
     mesh: Mesh | None = None,
     progress: bool | None = None,
@@ -212,7 +212,7 @@ def limit(
             "random number, so the tangent kernel stays random at infinite width. Take the limit of the network without it (a loss can "
             "apply it), or ask for ntk=False: nngp is then the second moment of the output, which is not Gaussian."
         )
-    budget = max_bytes if max_bytes is not None else device_budget(devices or jax.local_devices())
+    budget = int(max_bytes) if max_bytes is not None else device_budget(devices or jax.local_devices())
     if max_bytes is None and (devices or jax.local_devices())[0].platform == "cpu":
         keep_freed_memory()
     if out is None:
@@ -302,8 +302,11 @@ def _programs(
     fam: Family, x: Any, sizes: dict[str, Any], widths: dict[str, int], scheme: Parametrization | None, base: Mapping[str, Any] | None,
     optimizer: tuple[Any, str], laws: Any, gaussian: bool, draws: Draws | None,
 ) -> tuple[Program, Program]:  # fmt: skip
+    def sizes_at(times: int) -> dict[str, Any]:
+        return {**sizes, **{name: n * times for name, n in widths.items()}}
+
     def traced(times: int) -> pg.Traced:
-        target = {**sizes, **{name: n * times for name, n in widths.items()}}
+        target = sizes_at(times)
         known = declared(laws, target)
         if scheme is None:
             return pg.trace_one(pg.family_at(fam, target), x, known, None)
@@ -332,10 +335,17 @@ def _programs(
         rates = {leaf.path: leaf.factors.learning_rate for leaf in planned.leaves}
         return pg.trace_one(planned.model, x, known, rates)
 
-    here, twice, four = (traced(times) for times in (1, 2, 4))
+    if len(widths) > 1:
+        # A depth among them is told before thousands of layers are read.
+        models = [pg.family_at(fam, sizes_at(times)) for times in (1, 2)]
+        with pg.fails_on(x):
+            found = [jax.eval_shape(model.init, jax.random.key(0), x) for model in models]
+        _refuse_no_width([[tuple(leaf.shape) for leaf in jax.tree.leaves(params)] for params in found], widths)
+    here, twice = traced(1), traced(2)
+    _refuse_no_width([[tuple(v.aval.shape) for v in t.jaxpr.jaxpr.invars] for t in (here, twice)], widths)
+    four = traced(4)
     if not gaussian:
         drawn_finely(here.paths, here.laws, here.dtypes, declared(laws, {**sizes, **widths}))
-    _refuse_no_width(here, twice, widths)
     deep = [1 << 20, 1 << 21]
     sampled = [here.laws, twice.laws]
     if any(_odd(a, b) for a, b in zip(here.laws, twice.laws)) and scheme is None:
@@ -361,9 +371,9 @@ def _odd(a: Law | None, b: Law | None) -> bool:
     return abs(power - round(power)) > 1e-9
 
 
-def _refuse_no_width(here: pg.Traced, twice: pg.Traced, widths: Mapping[str, int]) -> None:
-    shapes = [[tuple(v.aval.shape) for v in t.jaxpr.jaxpr.invars] for t in (here, twice)]
-    if [len(s) for s in shapes[:1]] != [len(s) for s in shapes[1:]]:
+def _refuse_no_width(shapes: Sequence[Sequence[tuple[int, ...]]], widths: Mapping[str, int]) -> None:
+    """Of the leaves at one width and at twice that."""
+    if len(shapes[0]) != len(shapes[1]):
         raise ValueError(
             f"pj.limit: the number of leaves changes with {', '.join(widths)}: it adds layers (a depth), and is no width. Give it a finite "
             "value: sizes=dict(depth=...)."

@@ -251,8 +251,10 @@ def leaf_laws(model: Model, x: Any, declared: Mapping[str, Law] | None = None) -
     wrong = {path: _why(value) for path, (_, value) in open_leaves.items()}
     wrong = {path: why for path, why in wrong.items() if why} or _sharing({path: value for path, (_, value) in open_leaves.items()})
     if wrong:
-        lines = "".join(f"\n  {path} {tuple(found[path][0].shape)}: {why}" for path, why in wrong.items())
-        paste = ", ".join(f'"{path}": pj.limits.normal({_variance(found[path][0].shape)})' for path in wrong)
+        lines = "".join(f"\n  {path} {tuple(found[path][0].shape)}: {why}" for path, why in _few(list(wrong.items())))
+        lines += f"\n  and {len(wrong) - FEW} more." if len(wrong) > FEW else ""
+        paste = ", ".join(f'"{path}": pj.limits.normal({_variance(found[path][0].shape)})' for path in _few(list(wrong)))
+        paste += ", ..." if len(wrong) > FEW else ""
         raise ValueError(
             f"The law of {len(wrong)} of the {len(found)} leaves cannot be taken from init.{lines}\nDeclare what is so, the variance being "
             f"that of one entry: laws={{{paste}}}; for pj.limit, where it falls with the width, laws=lambda width: {{...}}. "
@@ -260,6 +262,14 @@ def leaf_laws(model: Model, x: Any, declared: Mapping[str, Law] | None = None) -
             "jax.nn.initializers."
         )
     return {path: declared.get(path) or _law(value) for path, (_, value) in found.items()}
+
+
+FEW = 8
+"""Leaves that a message names."""
+
+
+def _few(names: Sequence[Any]) -> Sequence[Any]:
+    return names[:FEW]
 
 
 ROUNDING = 1e-12
@@ -307,7 +317,8 @@ def _sharing(values: Mapping[str, Value]) -> dict[str, str]:
             others.setdefault(i, []).append(j)
             others.setdefault(j, []).append(i)
     return {
-        drawn[i][0]: f"drawn with the same key as {', '.join(drawn[j][0] for j in among)}, so they are not independent"
+        drawn[i][0]: f"drawn with the same key as {', '.join(drawn[j][0] for j in _few(among))}"
+        f"{f' and {len(among) - FEW} more' if len(among) > FEW else ''}, so they are not independent"
         for i, among in sorted(others.items())
     }
 

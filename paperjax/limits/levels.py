@@ -78,5 +78,6 @@ def refuse_not_finite(found: Sequence[Any]) -> None:
             f"pj.limit: the {name} is not finite at infinite width, first for examples {where[0]} and {where[1]}. Either a function with "
             "infinite expectations (exp of a large variance, a division by a field, a logarithm) acts on wide values, or an integral "
             "without a closed form does not converge: variances above a million (scale the examples), or a product of functions of several "
-            "fields, which can be drawn: opt in to Monte Carlo with key=jax.random.key(0), samples=4096."
+            "fields, which can be drawn: opt in to Monte Carlo with key=jax.random.key(0), samples=4096. Or the network itself is not "
+            "finite there: a token that its table has no row for (Flax's Embed and jnp.take make NaN of it)."
         )

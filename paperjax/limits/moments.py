@@ -235,7 +235,11 @@ class Run:
         if isinstance(u, nd.Lookup) and isinstance(v, nd.Lookup):
             i, j = self.det(u.index, s), self.det(v.index, t)
             same = i == j if diag else i.reshape(*i.shape, *(1,) * j.ndim) == j.reshape(*(1,) * i.ndim, *j.shape)
-            return same * (self._variance(u.key, s, t) * (u.scale * v.scale))
+            there = 1.0
+            for w, at, others in ((u, i, () if diag else (1,) * j.ndim), (v, j, ())):
+                if w.beyond is not None:
+                    there = there * jnp.where(at < 0, w.beyond, 1.0).reshape(*at.shape, *others)
+            return same * there * (self._variance(u.key, s, t) * (u.scale * v.scale))
         if any(map(fl.joins_positions, (u, v))) and not any(isinstance(w, nd.Prod) for w in (u, v)):
             exact = self.draws is None or heads.exact(u, v)
             return (heads if exact else draws).second(self, u, v, s, t, diag)

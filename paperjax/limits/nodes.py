@@ -200,13 +200,17 @@ class Entries(Wide):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lookup(Wide):
-    """Rows of a leaf at indices that the data give: covariance ``scale scale' · variance · [i = j]``."""
+    """Rows of a leaf at indices that the data give: covariance ``scale scale' · variance · [i = j]``.
+
+    An index below 0 is of no row of the table: what is there instead is 0, or NaN.
+    """
 
     key: Key
     index: Det
     scale: float
     gaussian: bool
     still: bool = False
+    beyond: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -357,8 +361,8 @@ class Scanned(Wide):
 
 @contextlib.contextmanager
 def usual(double: bool) -> Iterator[None]:
-    """Double or single precision and JAX's usual promotion, whatever the user's flags, which are about the user's code."""
-    with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    """Double or single precision, JAX's usual promotion, and compiled, whatever the user's flags, which are about the user's code."""
+    with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.disable_jit(False):
         yield
 
 

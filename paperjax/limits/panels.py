@@ -137,7 +137,7 @@ def steepness(phi: Phi, breaks: Sequence[float]) -> float:
     points = np.asarray(breaks)[:, None, None] + np.array([[-1.0], [1.0]]) * apart
     with np.errstate(all="ignore"):
         sizes = np.log(np.maximum(np.abs(sampled(slope(phi)).at(points)), 1e-300))
-    powers = (sizes[..., 0] - sizes[..., 1]) / math.log(apart[1] / apart[0])
+        powers = (sizes[..., 0] - sizes[..., 1]) / math.log(apart[1] / apart[0])
     return float(np.max(powers, initial=0.0, where=np.isfinite(powers)))
 
 

@@ -18,7 +18,6 @@ from paperjax.limits import loops
 from paperjax.limits import nodes as nd
 from paperjax.limits.contractions import LeafLaw
 from paperjax.limits.draws import Draws
-from paperjax.limits.expectation import NoExpectationError
 from paperjax.limits.functions import NotGaussianError
 from paperjax.limits.interpreter import Interpreter
 from paperjax.limits.laws import Law, leaf_laws
@@ -45,18 +44,33 @@ class Traced:
     dtypes: tuple[Any, ...]
 
 
+@contextlib.contextmanager
+def fails_on(x: jax.ShapeDtypeStruct) -> Iterator[None]:
+    """An error of the network itself, with the examples that it was given."""
+    try:
+        yield
+    except Exception as error:
+        # Flax and Equinox have errors of their own for it.
+        drops = "dropout" in str(error).lower()
+        if not drops and not isinstance(error, TypeError | ValueError):
+            raise
+        what = (
+            "Switch dropout off: a limit is of a network without it (linen: deterministic=True; nnx: eval(); Equinox: inference=True)."
+            if drops
+            else "Are x1 and x2 batches (N, *features) of what it takes, tokens as whole numbers?"
+        )
+        # JAX's own subclasses are made of tracers.
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(
+            f"pj.limit: the network fails on examples of shape {tuple(x.shape[1:])} and dtype {x.dtype}: {error} {what}"
+        ) from error
+
+
 def trace_one(model: Model, x: jax.ShapeDtypeStruct, declared: Mapping[str, Law] | None, rates: Rates | None) -> Traced:
     """Trace a network for one example; nothing is allocated."""
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    try:
+    with fails_on(x):
         params = jax.eval_shape(model.init, jax.random.key(0), one)
         met = coupling(model.apply, params, x)
-    except (TypeError, ValueError) as error:
-        # JAX's own subclasses are made of tracers.
-        raise (TypeError if isinstance(error, TypeError) else ValueError)(
-            f"pj.limit: the network fails on examples of shape {tuple(x.shape[1:])} and dtype {x.dtype}: {error} Are x1 and x2 batches "
-            "(N, *features) of what it takes, tokens as whole numbers?"
-        ) from error
     # Numbers that are drawn are refused by name where they come in.
     if met is not None and not met.startswith("random_"):
         raise ValueError(
@@ -67,13 +81,13 @@ def trace_one(model: Model, x: jax.ShapeDtypeStruct, declared: Mapping[str, Law]
     try:
         with nd.usual(True):
             fn, args = flat_apply(model.apply, *jax.tree.map(_double, (params, one)))
-            jaxpr = prim.trace(fn, *args)
+            jaxpr = prim.used(prim.trace(fn, *args))
     except TypeError:
         # Flax's recurrent cells start from single precision, whatever they are given, and a scan's types must agree; and JAX keeps the
         # dtype in which it first met an array of NumPy's (an index). The interpreter reads numbers back from their roundings then.
         with nd.usual(False):
             fn, args = flat_apply(model.apply, params, one)
-            jaxpr = prim.trace(fn, *args)
+            jaxpr = prim.used(prim.trace(fn, *args))
     laws = leaf_laws(model, one, declared)
     trained, fixed = split(params)
     there = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -99,7 +113,7 @@ def told(here: Traced) -> Iterator[None]:
     Raises
     ------
     ValueError
-        For a leaf whose law survives at infinite width, with what to say of it; for a function without an expectation.
+        For a leaf whose law survives at infinite width, with what to say of it.
     NotImplementedError
         For anything else that has no known limit, with its primitive and the leaf's path.
     """
@@ -107,10 +121,6 @@ def told(here: Traced) -> Iterator[None]:
         yield
     except NotGaussianError as error:
         raise ValueError(not_gaussian(here, error.leaf)) from error
-    except NoExpectationError as error:
-        raise ValueError(
-            f"pj.limit: a function of wide values has no expectation, or none that is found here (is its mean infinite?): {error}"
-        ) from error
     except NotImplementedError as error:
         said, where = str(error), getattr(error, "primitive", None)
         if said.startswith("pj.limit:"):
@@ -118,8 +128,9 @@ def told(here: Traced) -> Iterator[None]:
         raise NotImplementedError(f"pj.limit: {f'primitive {where}: ' if where else ''}{_with_paths(said, here.paths)}") from error
 
 
+@jax.tree_util.register_static
 class Program:
-    """What the kernels of two examples are, at infinite width.
+    """What the kernels of two examples are, at infinite width; in a tree of arrays it is no array.
 
     Attributes
     ----------
@@ -355,27 +366,3 @@ def largest(x: np.ndarray) -> np.ndarray:
     """The example in which most is to be seen: of zero nothing is."""
     one = x[np.argmax(np.abs(x.astype(np.float64)).reshape(len(x), -1).sum(1))]
     return one.astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else one
-
-
-def why(name: str, power: float) -> str:
-    """The likely cause of a kernel that changes with the width as this power of it, and what to do."""
-    if abs(power) < 0.05:
-        return (
-            "It is nearly settled: is there a correction of order 1/n, such as a variance with ddof=1, 1/(n - 1), or biases of variance "
-            "1/(3 n), as Equinox draws them after the first layer? Write it without, declare what such biases come to, "
-            "laws={path: pj.limits.constant(0.0)}, or trace where it is below 1e-6 of the kernel, at=dict(width=1 << 22)."
-        )
-    if name == "NTK":
-        return (
-            "Under one learning rate for all leaves that is so in standard parametrization: pass parametrization=pj.ntp, "
-            "base=dict(width=...), or ask for ntk=False."
-        )
-    if power < 0:
-        return (
-            "The output at init fades: a readout over 1/n, as in muP and mean field, where features move and no kernel that stays fixed "
-            "describes training. For kernels take parametrization=pj.ntp. Or is a sum over the width scaled by 1/n?"
-        )
-    return (
-        "Is a sum over the width not scaled by 1/sqrt(n)? Or does laws= declare one variance for all widths? Where it falls with the "
-        "width, give a function of it: laws=lambda width: {path: pj.limits.normal(1 / width)}."
-    )

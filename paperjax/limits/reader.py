@@ -268,6 +268,9 @@ class _Reader:
             return self.of_bits(eqn, values) if len(bits) == 1 else Unread(f"{name} of random bits")
         if name not in (*prim.ELEMENTWISE, "convert_element_type"):
             return Unread(name)
+        before, after = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
+        if name == "convert_element_type" and isinstance(values[0], Draw | Function) and _half(before) and not _half(after):
+            return Unread(f"drawn in {before}, in whose few levels the mean is not 0, and made {after} after that; draw in {after}")
         found = combine.entrywise(eqn, values, self.new)
         if isinstance(found, Unread):
             return found
@@ -368,3 +371,7 @@ def _number(value: Value) -> Value:
         return value
     array = np.asarray(value.array())
     return Number(unrounded(array.flat[0], array.dtype)) if _equal(array) else value
+
+
+def _half(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) and np.dtype(dtype).itemsize == 2

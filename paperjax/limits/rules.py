@@ -13,6 +13,7 @@ from paperjax.limits import nodes as nd
 from paperjax.limits import scatters as sc
 from paperjax.limits.dependence import refuse_shared
 from paperjax.limits.elementwise import broadcasting, relative
+from paperjax.limits.lookups import lookup
 from paperjax.limits.nodes import Axes, Det, Node, Wide, axis_of, coordinates
 from paperjax.limits.positions import put
 from paperjax.limits.values import Joined, Spread, Value, number_of
@@ -277,7 +278,7 @@ def _gather(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: A
     if isinstance(operands[0], View):
         index = reader.settled(reader.node(operands[1]), "gather")
         assert isinstance(index, Det)
-        return con.lookup(operands[0], index, eqn, sizes, reader.laws[operands[0].leaf])
+        return lookup(operands[0], index, eqn, sizes, reader.laws[operands[0].leaf])
     node, index = reader.nodes(operands)
     taken, whole_sizes = eqn.params["slice_sizes"], [nd.full_size(axis)[0] for axis in node.axes]
     if not isinstance(index, Det) or any(k != n and coordinates(a) > 1 for k, n, a in zip(taken, whole_sizes, node.axes)):

@@ -43,9 +43,9 @@ def coupling(apply: Callable[[Any, Any], Any], params: Any, x: Any, alone: jex.C
     """
 
     def traced(n: int) -> jex.ClosedJaxpr:
-        return prim.trace(apply, params, jax.ShapeDtypeStruct((n, *jnp.shape(x)[1:]), jnp.result_type(x)))
+        return prim.used(prim.trace(apply, params, jax.ShapeDtypeStruct((n, *jnp.shape(x)[1:]), jnp.result_type(x))))
 
-    alone = traced(1) if alone is None else alone
+    alone = traced(1) if alone is None else prim.used(alone)
     taken = {size for eqn in _equations(alone) for atom in (*eqn.invars, *eqn.outvars) for size in getattr(atom.aval, "shape", ())}
     taken |= {size for leaf in jax.tree.leaves(params) for size in jnp.shape(leaf)}
     batch = next(n for n in itertools.count(5, 2) if _is_prime(n) and not any(size % n == 0 for size in taken if size))
@@ -108,12 +108,12 @@ def size_read(
         return jax.ShapeDtypeStruct((n, *jnp.shape(x)[1:]), jnp.result_type(x))
 
     def traced(n: int) -> jex.ClosedJaxpr:
-        return prim.trace(apply, params, of(n))
+        return prim.used(prim.trace(apply, params, of(n)))
 
     n = jnp.shape(x)[0]
     if n == 1:
         return None
-    alone, together = traced(1) if alone is None else alone, traced(n) if together is None else together
+    alone, together = (traced(k) if given is None else prim.used(given) for k, given in ((1, alone), (n, together)))
     if wiring_of(alone) == wiring_of(together):
         return _counted(alone, together)
     pair = traced(2)

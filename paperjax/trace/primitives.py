@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.extend import core as jex
+from jax.interpreters import partial_eval as pe
 
 # Entries keep their values and find a new place; axes are followed through.
 RESHAPING = ("reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "unstack")
@@ -274,3 +275,9 @@ def fold_scalar(eqn: jex.JaxprEqn, values: Sequence[Any]) -> Any:
 def trace(fn: Callable[..., Any], *args: Any) -> jex.ClosedJaxpr:
     """The jaxpr of a function of abstract or concrete arrays; nothing is computed."""
     return jax.make_jaxpr(fn)(*args)
+
+
+def used(traced: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
+    """The same without what no result depends on, such as a mean that is only looked at; it takes as many arguments."""
+    jaxpr, _ = pe.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars), instantiate=True)
+    return jex.ClosedJaxpr(jaxpr, traced.consts)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import paperjax as pj
-from paperjax.kernels import predict
+from paperjax.kernels import modes, predict
 from paperjax.losses import mse
 from tests.kernels.problems import KINDS, OUT, M, N, close, flowed, problem
 from tests.zoo import Data, line
@@ -282,6 +282,20 @@ def test_kernels_that_are_none():
     refused("3 by 4 as a matrix", k_test, y)
     refused("and not empty", np.zeros((0, 0)), np.zeros((0, 2)))
     refused("complex", k + 0j, y, error=TypeError)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (lambda k: {"w": k}, r"k_train is a dict.*one kernel.*sum\(k\.values\(\)\)"),
+        (lambda k: pj.limits.Limit(k, k, None), r"k_train is a Limit.*its \.ntk or \.nngp"),
+    ],
+)
+def test_what_holds_several_kernels(kernel, message):
+    (k, y, _), _, _, _ = problem("shared")
+    with pytest.raises(TypeError, match=message):
+        # Without the types that tests check at every call.
+        modes.read(kernel(k), y)
 
 
 def test_shapes_that_do_not_fit():

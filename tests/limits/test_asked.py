@@ -18,6 +18,16 @@ WRONG = {
     "a number for a key": (lambda: asked.drawn(0, 100), TypeError, r"key = 0.*jax\.random\.key\(0\)"),
     "half a sample": (lambda: asked.drawn(jax.random.key(0), 100.5), TypeError, r"samples = 100\.5 is no whole number"),
     "memory in words": (lambda: asked.options(None, None, "sgd", True, None, "float64", "1GB"), ValueError, r"max_bytes = '1GB'.*bytes"),
+    "a number for a base": (lambda: asked.options(pj.ntp, 64, "sgd", True, None, "float64", None), TypeError, r"base = 64.*base=dict"),
+    "several inputs": (lambda: asked.batches({"a": VECTORS}, None), TypeError, r"x1 is a dict.*jnp\.concatenate"),
+    "no numbers": (lambda: asked.batches(jax.ShapeDtypeStruct((2, 5), "float32"), None), TypeError, r"x1 is a ShapeDtypeStruct.*numbers"),
+    "a mask": (lambda: asked.batches(VECTORS, np.ma.masked_greater(VECTORS, 1.0)), TypeError, r"x2 is a MaskedArray.*x\.filled"),
+    "objects": (lambda: asked.batches(VECTORS.astype(object), None), TypeError, r"x1 is of object.*np\.asarray\(x1, np\.float32\)"),
+    "no features": (lambda: asked.batches(VECTORS[:, :0], None), ValueError, r"x1 has no features: its shape is \(3, 0\)"),
+    "no sizes": (lambda: asked.widths(pj.family(lambda: 0), {}, None, {}), ValueError, r"takes no sizes.*lambda width"),
+    "a size that nothing gives": (
+        lambda: asked.widths(pj.family(lambda width, heads: 0), {}, ["width"], {}), TypeError, r"heads must be given.*sizes=dict\(heads="
+    ),
     "another size": (lambda: asked.declared(lambda wdth: {}, dict(width=4)), TypeError, r"function of wdth, and the sizes are width"),
 }  # fmt: skip
 
@@ -27,6 +37,64 @@ def test_wrong_kinds(name):
     call, kind, message = WRONG[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_a_key_of_a_family_is_no_width():
+    assert asked.widths(pj.family(lambda width, key: 0), {}, None, {}) == {"width": asked.WIDTH}
+
+
+class Dropping(eqx.Module):
+    layer: eqx.nn.Linear
+    drop: eqx.nn.Dropout
+
+    def __call__(self, x):
+        return self.drop(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        lambda width: nn.Sequential([nn.Dense(width), nn.Dropout(0.5, deterministic=False), nn.Dense(1)]),
+        lambda width: lambda key: Dropping(eqx.nn.Linear(5, width, key=key), eqx.nn.Dropout(0.5)),
+    ],
+)
+def test_dropout_that_is_on(family):
+    with pytest.raises(ValueError, match=r"fails on examples of shape \(5,\).*Switch dropout off.*deterministic=True.*inference="):
+        pj.limit(family, VECTORS)
+
+
+def test_what_is_only_looked_at_is_not_looked_at():
+    """A mean over the batch and an order of neurons, on which the output does not depend."""
+
+    def family(width, looks):
+        class Net(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                h = nn.relu(nn.Dense(width, kernel_init=INIT)(x))
+                if looks:
+                    self.sow("intermediates", "mean", h.mean())
+                    self.sow("intermediates", "largest", jnp.sort(h)[:, -1])
+                return nn.Dense(1, use_bias=False, kernel_init=INIT)(h) / width**0.5
+
+        return Net()
+
+    found, wanted = (pj.limit(lambda width, looks=looks: family(width, looks), VECTORS, wide=["width"]) for looks in (True, False))
+    np.testing.assert_array_equal(found.nngp, wanted.nngp)
+    np.testing.assert_array_equal(found.ntk, wanted.ntk)
+
+
+def test_a_depth_of_thousands_is_told_at_once_and_in_few_words():
+    def family(width, depth):
+        def init(key, x):
+            return [jax.random.normal(key, (x.shape[1], width)), *(jax.random.normal(key, (width, width)) for _ in range(depth))]
+
+        return init, lambda params, x: x @ params[0]
+
+    with pytest.raises(ValueError, match=r"the number of leaves changes with width, depth.*sizes=dict\(depth"):
+        pj.limit(family, VECTORS)
+    with pytest.raises(ValueError, match=r"(?s)The law of 41 of the 41.*and 32 more, so they are not.*and 33 more") as said:
+        pj.limit(family, VECTORS, sizes=dict(depth=40))
+    assert len(str(said.value)) < 3000
 
 
 def test_draws_of_a_whole_number_that_is_written_with_a_point():
@@ -102,6 +170,36 @@ def test_draws_of_few_levels_are_refused_unless_the_law_that_is_written_is_meant
     np.testing.assert_allclose(meant, fine, rtol=float(jnp.finfo(dtype).eps))
 
 
+def test_draws_of_few_levels_that_are_made_single_precision_after_that():
+    """What is a leaf's dtype does not tell of them."""
+
+    def draw(key, shape, dtype=jnp.float32):
+        return jax.random.normal(key, shape, jnp.bfloat16).astype(dtype)
+
+    def family(width):
+        return nn.Sequential([nn.Dense(width, kernel_init=draw), nn.relu, nn.Dense(1, kernel_init=INIT)])
+
+    with pytest.raises(ValueError, match=r"layers_0'\]\['kernel'\].*drawn in bfloat16.*made float32 after that; draw in float32"):
+        pj.limit(family, VECTORS, ntk=False, progress=False)
+
+
+def test_a_limit_of_a_function_that_is_compiled():
+    def family(width):
+        return nn.Sequential([nn.Dense(width, use_bias=False, kernel_init=INIT), nn.relu, nn.Dense(1, use_bias=False, kernel_init=INIT)])
+
+    def of(x):
+        return pj.limit(family, x, parametrization=pj.ntp, base=dict(width=64), progress=False)
+
+    x = jnp.asarray(VECTORS, jnp.float32)
+    here, compiled, mapped = of(x), jax.jit(of)(x), jax.vmap(of)(x[None])
+    for found in (compiled.ntk, mapped.ntk[0]):
+        np.testing.assert_allclose(np.asarray(found), np.asarray(here.ntk), rtol=1e-6)
+    with jax.disable_jit():
+        np.testing.assert_array_equal(np.asarray(of(x).ntk), np.asarray(here.ntk))
+    assert isinstance(compiled.program, pj.limits.Program)
+    assert [leaf.shape for leaf in jax.tree.leaves(compiled)] == [(3, 3), (3, 3)]
+
+
 def test_a_law_that_is_not_read_under_a_parametrization():
     kernels = {f"['Dense_{i}']['kernel']": fan for i, fan in ((0, 5), (1, 64))}
 
@@ -143,3 +241,11 @@ def test_biases_that_fade_with_the_width_are_declared_0():
             q = np.diag(k)
             k = np.asarray(relu(q[:, None], k, q[None])) / 3
     np.testing.assert_allclose(np.asarray(ours.nngp), k, rtol=1e-6)
+
+
+def test_memory_that_is_written_with_a_point():
+    def family(width):
+        return nn.Sequential([nn.Dense(width, use_bias=False, kernel_init=INIT), nn.relu, nn.Dense(1, use_bias=False, kernel_init=INIT)])
+
+    little, usual = (pj.limit(family, VECTORS, parametrization=pj.ntp, base=dict(width=64), max_bytes=n) for n in (1e4, None))
+    np.testing.assert_array_equal(little.ntk, usual.ntk)

@@ -46,6 +46,7 @@ MET = {
 }
 APART = {
     "product": lambda w, x: x @ w,
+    "a mean that is only looked at": lambda w, x: (x @ w, x.mean())[0],
     "mean over places": lambda w, x: x.mean(1) @ w,
     "attention": lambda w, x: jax.nn.softmax(jnp.einsum("ntd,nsd->nts", x, x)) @ x @ w,
     "map over examples": lambda w, x: jax.lax.map(lambda row: row @ w, x),

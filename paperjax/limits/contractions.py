@@ -12,7 +12,7 @@ from jax import lax
 from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
-from paperjax.limits.dependence import refuse_own
+from paperjax.limits.dependence import refuse_given, refuse_own
 from paperjax.limits.heads import paired
 from paperjax.limits.nodes import Axes, Axis, Det, Node, Wide, coordinates, rep_shape, rep_size
 from paperjax.limits.views import View, iid, order_of, placed
@@ -355,6 +355,7 @@ def activated(view: View, law: LeafLaw, like: Axes | None = None, last: bool = F
     """A leaf as an activation: its mean, and its entries less the mean. Along finite axes that `like` says are of independent coordinates
     so are its own.
     """
+    refuse_given(law.mean, law.path)
     pairs = zip(view.axes, like or view.axes)
     axes = tuple(iid(a) if b and all(atom.kind == "iid" for atom in b) else a for a, b in pairs)
     moved = placed(view.parts)
@@ -364,9 +365,8 @@ def activated(view: View, law: LeafLaw, like: Axes | None = None, last: bool = F
     if not last and not any(atom.kind == "iid" for axis in axes for atom in axis):
         if law.variance:
             raise NotImplementedError(
-                f"{law.path}: a random leaf none of whose axes grows acts on wide values entry by entry, so that all "
-                f"coordinates share it and "
-                "it stays random at infinite width."
+                f"{law.path}: a random leaf none of whose axes grows acts on wide values entry by entry, so that all coordinates share it "
+                "and it stays random at infinite width."
             )
         return mean
     # Finite axes in another order are other entries, position by position.

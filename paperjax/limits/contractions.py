@@ -12,7 +12,7 @@ from jax import lax
 from paperjax.limits import fields as fl
 from paperjax.limits import moves as st
 from paperjax.limits import nodes as nd
-from paperjax.limits.dependence import refuse_own
+from paperjax.limits.dependence import refuse_given, refuse_own
 from paperjax.limits.heads import paired
 from paperjax.limits.nodes import Axes, Axis, Det, Node, Wide, coordinates, rep_shape, rep_size
 from paperjax.limits.views import View, iid, order_of, placed
@@ -61,9 +61,8 @@ def dot_leaf(node: Node, view: View, eqn_axes: tuple[Any, Any], leaf_first: bool
     grows = any(atom.grows for i in inside for atom in axes[i])
     if isinstance(node, Wide) and not grows:
         raise NotImplementedError(
-            f"{law.path}: it sums over {count * math.prod(rep_size(axes[i]) for i in inside)} coordinates that do not "
-            f"grow with the width, behind a "
-            "layer that does. A finite layer behind a wide one is not Gaussian at infinite width. Let that layer grow too."
+            f"{law.path}: it sums over {count * math.prod(rep_size(axes[i]) for i in inside)} coordinates that do not grow with the width, "
+            "behind a layer that does. A finite layer behind a wide one is not Gaussian at infinite width. Let that layer grow too."
         )
     refuse_mean(law)
     leaf_made = placed([view.parts[j] for j in leaf_free])
@@ -114,6 +113,7 @@ def _met(axes: Iterable[Axis]) -> tuple[Any, ...]:
 def dot_values(u: Node, v: Node, eqn_axes: tuple[Any, Any]) -> Node:
     """``dot_general`` of two values."""
     (inside, v_inside), (batch, v_batch) = eqn_axes
+    u, v = st.meeting(u, v, list(zip(batch, v_batch)), list(zip(inside, v_inside)))
     free, v_free = (
         [i for i in range(len(w.axes)) if i not in a and i not in b] for w, a, b in ((u, inside, batch), (v, v_inside, v_batch))
     )
@@ -135,9 +135,7 @@ def dot_values(u: Node, v: Node, eqn_axes: tuple[Any, Any]) -> Node:
     assert isinstance(known, Det)
     which = inside if wide is u else v_inside
     if any(coordinates(wide.axes[i]) > 1 for i in which):
-        raise NotImplementedError(
-            "a sum over a growing axis with numbers that are not a leaf's: is a table of numbers multiplied from the right?"
-        )
+        raise NotImplementedError("a sum over a growing axis with numbers that are not a leaf's: a table multiplied from the right?")
     if wide is u:
         return nd.Linear(axes, wide, lambda k, d: product(k, d.astype(k.dtype)), (known,), False)
     return nd.Linear(axes, wide, lambda k, d: product(d.astype(k.dtype), k), (known,), False)
@@ -155,7 +153,9 @@ def _noise_of_product(u: Det, v: Det, count: int) -> Det | None:
 
 def _inner(u: Wide, v: Wide, axes: Axes, numbers: tuple[Any, Any], count: int) -> Node:
     (inside, v_inside), (batch, v_batch) = numbers
+    pairs = [*zip(batch, v_batch), *zip(inside, v_inside)]
     if not any(atom.grows for i in inside for atom in u.axes[i]):
+        st.refuse_unlike(u, v, pairs)
         return paired(u, v, axes, numbers, count)
     if any(atom.grows for axis in axes for atom in axis):
         for w in (u, v):
@@ -167,7 +167,7 @@ def _inner(u: Wide, v: Wide, axes: Axes, numbers: tuple[Any, Any], count: int) -
         )
     n, m = len(u.axes), len(v.axes)
     left, right = list(range(n)), list(range(n, n + m))
-    for i, j in (*zip(inside, v_inside), *zip(batch, v_batch)):
+    for i, j in pairs:
         right[j] = left[i]
     free, v_free = (
         [k[i] for i in range(len(k)) if i not in a and i not in b] for k, a, b in ((left, inside, batch), (right, v_inside, v_batch))
@@ -181,6 +181,7 @@ def _inner(u: Wide, v: Wide, axes: Axes, numbers: tuple[Any, Any], count: int) -
     noise = st.rms_of_sum(u, v, count)
     if fl.independent(u, v) and (fl.centred(u) or fl.centred(v)):
         return Det(axes, const=nd.fold(lambda: jnp.zeros(shape)), noise=noise)
+    st.refuse_unlike(u, v, pairs)
     return Det(axes, lambda a: a, (nd.Moment(u, v, fn),), noise=noise)
 
 
@@ -256,9 +257,8 @@ def conv(
     grows = any(atom.grows for atom in channels)
     if isinstance(node, Wide) and not grows:
         raise NotImplementedError(
-            f"{law.path}: a convolution sums over {coordinates(channels) * rep_size(channels)} channels that do not "
-            f"grow with the width, behind a "
-            "layer that does. A finite layer behind a wide one is not Gaussian at infinite width."
+            f"{law.path}: a convolution sums over {coordinates(channels) * rep_size(channels)} channels that do not grow with the width, "
+            "behind a layer that does. A finite layer behind a wide one is not Gaussian at infinite width."
         )
     if groups > 1 and rep_size(channels) > 1:
         raise NotImplementedError(f"{law.path}: groups of channels of the data itself, each with fields of its own.")
@@ -355,6 +355,7 @@ def activated(view: View, law: LeafLaw, like: Axes | None = None, last: bool = F
     """A leaf as an activation: its mean, and its entries less the mean. Along finite axes that `like` says are of independent coordinates
     so are its own.
     """
+    refuse_given(law.mean, law.path)
     pairs = zip(view.axes, like or view.axes)
     axes = tuple(iid(a) if b and all(atom.kind == "iid" for atom in b) else a for a, b in pairs)
     moved = placed(view.parts)
@@ -364,9 +365,8 @@ def activated(view: View, law: LeafLaw, like: Axes | None = None, last: bool = F
     if not last and not any(atom.kind == "iid" for axis in axes for atom in axis):
         if law.variance:
             raise NotImplementedError(
-                f"{law.path}: a random leaf none of whose axes grows acts on wide values entry by entry, so that all "
-                f"coordinates share it and "
-                "it stays random at infinite width."
+                f"{law.path}: a random leaf none of whose axes grows acts on wide values entry by entry, so that all coordinates share it "
+                "and it stays random at infinite width."
             )
         return mean
     # Finite axes in another order are other entries, position by position.

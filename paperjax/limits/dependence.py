@@ -1,4 +1,6 @@
-"""Values whose coordinates are not independent, or not of what multiplies them: they have no Gaussian limit, and are refused."""
+"""Values whose coordinates are not independent, or not of what multiplies them, or not alike: they have no known limit, and are refused."""
+
+import math
 
 from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
@@ -50,3 +52,20 @@ def refuse_own(node: nd.Node, own: nd.Key, path: str) -> None:
                 "readout tied to it, with nothing but a skip or a function in between). The two are not independent, at infinite width "
                 "either, and the limit is not known here. Untie them, or put a layer with weights between them."
             )
+
+
+def refuse_given(mean: float, path: str) -> None:
+    """Refuse entries that act as activations and are not drawn, but differ from one to the next.
+
+    Raises
+    ------
+    ValueError
+        If the leaf has no mean.
+    """
+    if math.isnan(mean):
+        raise ValueError(
+            f"pj.limit: {path}: init does not draw this leaf, and its entries differ from one to the next (decays, frequencies, a table of "
+            "positions), so it has no law. Numbers that are not trained and differ along finite axes only are followed where the network "
+            "makes them itself and they are no leaf; along a growing axis coordinates are not alike. Or draw it by jax.random, or declare "
+            f'the law of its entries: laws={{"{path}": pj.limits.normal(variance)}}.'
+        )

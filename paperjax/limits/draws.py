@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from paperjax.limits import fields as fl
 from paperjax.limits import nodes as nd
+from paperjax.limits.eigen import eigh
 from paperjax.limits.heads import plain
 from paperjax.limits.nodes import Det, Node, Wide
 
@@ -184,7 +185,7 @@ def _applied(node: Node, below: Sequence[Any]) -> Any:
 
 def _square_root(C: Array, of: Array | None = None) -> tuple[Array, Array]:
     """Symmetric, and the inverse of C; both 0 in null directions. `of` is what C is left of: a rounding of that is nothing."""
-    values, Q = jnp.linalg.eigh(C)
+    values, Q = eigh(C)
     largest = jnp.max(values, initial=0.0) if of is None else jnp.max(jnp.diagonal(of), initial=0.0)
     present = values > NULL * C.shape[-1] * largest
     safe = jnp.where(present, values, jnp.ones_like(values))

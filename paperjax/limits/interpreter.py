@@ -39,11 +39,6 @@ ORDER = (
     "the largest portion of them, compare with a threshold that is a number); along a finite one each is a function of as many fields at "
     "once as there are values. Two are ordered by jnp.minimum and jnp.maximum, which have a limit"
 )
-UNLIKE = (
-    "numbers that differ from one independent coordinate (output, head, entry of a head) to the next, as those of rotary positions do: "
-    "such coordinates are not alike, and one does not stand for all. Learned positions, a leaf that is drawn, have a limit, and so have "
-    "heads of a fixed number with a slope each (ALiBi), where each head is written as layers of its own."
-)
 IN_PLACE = (*prim.IN_PLACE, "optimization_barrier", "device_put", "sharding_constraint")
 
 
@@ -354,19 +349,19 @@ def aligned(node: Node, axes: Axes) -> Node:
                 if n != m and m == 1:
                     first = array.take([0], i)
                     if not _alike(array, first):
-                        raise NotImplementedError(UNLIKE)
+                        raise NotImplementedError(st.UNLIKE)
                     array = first
             if array.shape == shape or all(n in (1, m) for n, m in zip(array.shape, shape)):
                 return Det(axes, const=np.broadcast_to(array, shape), noise=node.noise)
         if all(n in (1, m) for n, m in zip(node.shape, shape)):
             return st.same_shape(node, axes)
-        raise NotImplementedError(UNLIKE)
+        raise NotImplementedError(st.UNLIKE)
     assert isinstance(node, nd.Wide)
     if all(not axis or n == m for axis, n, m in zip(node.axes, node.shape, shape)) and node.shape != shape:
         nd.refuse_turned(node.axes, axes)
         return st.same(node, axes)
     if node.shape != shape:
-        raise NotImplementedError("values that are followed entry by entry along an axis meet others that are independent along it.")
+        raise NotImplementedError(st.FOLLOWED)
     refuse_shared(node, node.axes, axes)
     nd.refuse_turned(node.axes, axes)
     return fl.relabelled(node, axes)

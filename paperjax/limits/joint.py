@@ -11,6 +11,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
+from paperjax.limits.eigen import eigh
+
 Fields = Callable[..., Array]
 
 REACH = 9.0
@@ -145,7 +147,7 @@ def _check(cov: Array) -> None:
 
 def _factor(cov: Array) -> tuple[Array, Array]:
     """``Q sqrt(Lambda)``, and ``Q Lambda^-1/2`` with 0 for null directions."""
-    values, Q = jnp.linalg.eigh(cov)
+    values, Q = eigh(cov)
     floor = cov.shape[-1] * float(jnp.finfo(cov.dtype).eps) * jnp.max(values, -1, keepdims=True, initial=0.0)
     present = values > floor
     root = jnp.sqrt(jnp.where(present, values, jnp.ones_like(values)))

@@ -22,6 +22,12 @@ OUTPUTS = (
     "such a gate multiplies is Gaussian given the gate alone, and has no one kernel: make the gate of the data, without random weights."
 )
 """What is known of functions of several outputs."""
+UNLIKE = (
+    "numbers that differ from one independent coordinate (output, head, entry of a head) to the next, as those of rotary positions do: "
+    "such coordinates are not alike, and one does not stand for all. Learned positions, a leaf that is drawn, have a limit, and so have "
+    "heads of a fixed number with a slope each (ALiBi), where each head is written as layers of its own."
+)
+FOLLOWED = "values that are followed entry by entry along an axis meet others that are independent along it."
 
 
 class Moved(NamedTuple):
@@ -74,6 +80,45 @@ def det(axes: Axes, fn: Fn, *args: Det | nd.Moment, noise: Det | None = None) ->
     if len(known) == len(args) and args:
         return Det(axes, const=nd.fold(fn, *known), noise=noise)
     return Det(axes, fn, args, noise=noise)
+
+
+Pairs = Sequence[tuple[int, int]]
+
+
+def meeting(u: Node, v: Node, batch: Pairs, inside: Pairs) -> tuple[Node, Node]:
+    """Two values that are to meet entry by entry along pairs of axes: numbers that all coordinates share are followed for each of them.
+
+    Raises
+    ------
+    NotImplementedError
+        If numbers of one entry each are to meet random coordinates that are alike.
+    """
+
+    def met(node: Node, i: int, axis: Axis) -> Node:
+        alike = isinstance(node, Det) and nd.rep_size(node.axes[i]) == 1 < nd.rep_size(axis)
+        return same_shape(node, (*node.axes[:i], axis, *node.axes[i + 1 :])) if alike and isinstance(node, Det) else node
+
+    for i, j in (*batch, *inside):
+        u, v = met(u, i, v.axes[j]), met(v, j, u.axes[i])
+    if (isinstance(u, Det) or isinstance(v, Det)) and _unlike(u, v, batch):
+        raise NotImplementedError(UNLIKE)
+    return u, v
+
+
+def refuse_unlike(u: Node, v: Node, pairs: Pairs) -> None:
+    """Refuse coordinates of one value that are alike where those of the other are followed one by one.
+
+    Raises
+    ------
+    NotImplementedError
+        If there are any.
+    """
+    if _unlike(u, v, pairs):
+        raise NotImplementedError(FOLLOWED)
+
+
+def _unlike(u: Node, v: Node, pairs: Pairs) -> bool:
+    return any(nd.rep_size(u.axes[i]) != nd.rep_size(v.axes[j]) for i, j in pairs)
 
 
 def same_shape(node: Det, axes: Axes) -> Det:

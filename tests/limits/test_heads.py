@@ -190,3 +190,47 @@ def test_gradients_of_what_is_drawn_are_refused():
 
     with jax.enable_x64(True), pytest.raises(NotImplementedError, match="no gradients with respect to examples"):
         jax.grad(total)(jnp.asarray(SENTENCES))
+
+
+def with_common_values(apart):
+    """Two heads with queries of their own, whose keys and values are the same; at once, or one `apart` from the other."""
+
+    def forward(draw, x, n):
+        b, t, _ = x.shape
+        far = np.abs(np.arange(t)[:, None] - np.arange(t)).astype(x.dtype)
+        q, k, v = (dense(draw, x, m, b=None) for m in (n, n // 2, n // 2))
+        if apart:
+            ways = [jnp.einsum("bid,bjd->bij", part, k) / (n // 2) - far[None] for part in jnp.split(q, 2, -1)]
+            h = jnp.concatenate([softmax(way) @ v for way in ways], -1)
+        else:
+            k, v = (jnp.repeat(each[:, :, None], 2, 2) for each in (k, v))
+            weights = softmax(jnp.einsum("bihd,bjhd->bhij", q.reshape(b, t, 2, -1), k) / (n // 2) - far[None, None])
+            h = jnp.einsum("bhij,bjhd->bihd", weights, v).reshape(b, t, n)
+        return dense(draw, jnp.mean(jax.nn.relu(dense(draw, h, n)), 1), 1)
+
+    return plain(forward)
+
+
+def test_keys_and_values_that_heads_of_their_own_queries_share():
+    together, apart = (limit(with_common_values(one_by_one), SENTENCES) for one_by_one in (False, True))
+    np.testing.assert_allclose(together.nngp, apart.nngp, rtol=1e-10)
+    np.testing.assert_allclose(together.ntk, apart.ntk, rtol=1e-10)
+
+
+def test_coordinates_that_are_alike_meet_others():
+    """A number for each of two heads; and two heads that share what made their own queries."""
+
+    def numbers(draw, x, n):
+        h = jnp.einsum("bthd,h->bthd", dense(draw, x, n).reshape(*x.shape[:2], 2, -1), jnp.array([1.0, 0.5], x.dtype))
+        return dense(draw, h.reshape(x.shape[0], -1), 1)
+
+    def queries(draw, x, n):
+        k = dense(draw, x, n // 2, b=None)
+        q = dense(draw, x, n, b=None).reshape(*x.shape[:2], 2, -1) + k[:, :, None]
+        logits = jnp.einsum("bihd,bjhd->bhij", q, jnp.repeat(k[:, :, None], 2, 2)) / k.shape[-1]
+        return dense(draw, jnp.einsum("bhij,bjd->bihd", softmax(logits), k).reshape(x.shape[0], -1), 1)
+
+    unlike = (numbers, "numbers that differ from one independent coordinate"), (queries, "others that are independent along it")
+    for forward, said in unlike:
+        with pytest.raises(NotImplementedError, match=said):
+            limit(plain(forward), SENTENCES)

@@ -332,3 +332,19 @@ def test_padding_is_zero_whatever_the_function_is_there(after):
 
     with pytest.raises(NotImplementedError, match="numbers that depend on the data or on the position"):
         limit(plain(net), SENTENCES)
+
+
+@pytest.mark.parametrize("acts", [jnp.add, jnp.multiply, lambda h, a: h * jnp.exp(a)], ids=["positions", "gains", "decays"])
+@pytest.mark.parametrize("along", [1, 2], ids=["positions", "channels"])
+def test_entries_that_are_not_drawn_and_are_not_a_matrix_have_no_law(acts, along):
+    def net(width):
+        def init(key, x):
+            counts = jax.lax.broadcasted_iota(jnp.float32, (1, x.shape[1], width), along) / width
+            u, v = jax.random.split(key)
+            return {"a": counts, "u": jax.random.normal(u, (x.shape[2], width)), "v": jax.random.normal(v, (width, 1)) / width**0.5}
+
+        return init, lambda p, x: jnp.tanh(acts(x @ p["u"], p["a"])).mean(1) @ p["v"]
+
+    for consent in (False, True):
+        with pytest.raises(ValueError, match=r"\['a'\]: init does not draw this leaf, and its entries differ.*laws=\{\"\['a'\]\""):
+            limit(net, SENTENCES, gaussian=consent)

@@ -46,6 +46,7 @@ def _moved(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Both, Both]:
     values, Q = eigh(*primals)
     turned = Q.mT @ (tangents[0] + tangents[0].mT) / 2 @ Q
     gaps = values[..., None, :] - values[..., None]
-    # Of an eigenvalue that several share each basis is as good as another, and none moves.
-    by = jnp.where(gaps == 0, jnp.zeros_like(gaps), 1 / jnp.where(gaps == 0, jnp.ones_like(gaps), gaps))
+    # Infinite for eigenvectors of one eigenvalue, which have no derivative, as JAX's own.
+    own = jnp.eye(gaps.shape[-1], dtype=bool)
+    by = jnp.where(own, jnp.zeros_like(gaps), 1 / jnp.where(own, jnp.ones_like(gaps), gaps))
     return (values, Q), (jnp.diagonal(turned, axis1=-2, axis2=-1), Q @ (by * turned))

@@ -24,6 +24,7 @@ from paperjax.limits.contractions import product
 from paperjax.limits.functions import is_polynomial
 from paperjax.limits.gaussians import expected_product, is_of_several, mean_of
 from paperjax.limits.nodes import Det, Moment, Wide
+from paperjax.limits.stages import kept
 
 LARGEST = 100.0
 """Unless more is known."""
@@ -67,6 +68,7 @@ class Run:
         self.state, self.rows = state, dict(rows or {})
         self.cache = {} if cache is None else cache
         self.known: dict[Any, Any] = {}
+        self.open = 0
         self.asked: dict[Any, None] = {}
         self.tapes, self.unit, self.largest, self.looks = tapes, unit, largest, looks
 
@@ -82,9 +84,7 @@ class Run:
         if node.fn is None:
             return jnp.asarray(self.xs[s])
         key = ("det", node, s)
-        if key not in self.known:
-            self.known[key] = self._taped(key, s) if self.tapes else self._det(node, s)
-        return self.known[key]
+        return kept(self, key, lambda: self._taped(key, s) if self.tapes else self._det(node, s))
 
     def _det(self, node: Det, s: int) -> Array:
         assert node.fn is not None
@@ -127,22 +127,17 @@ class Run:
         if fl.centred(u):
             return None
         key = ("mean", u, s)
-        if key not in self.known:
-            self.known[key] = self._taped(key, s) if self.tapes else self._mean(u, s)
-        return self.known[key]
+        return kept(self, key, lambda: self._taped(key, s) if self.tapes else self._mean(u, s))
 
     def second(self, u: Wide, v: Wide, s: int, t: int, diag: bool = False) -> cov.Moments:
         """``(*u.shape, *v.shape)``, or ``u.shape`` if `diag`; ``None`` for 0."""
         if (s == t or self.shift is None) and (fl.is_still(u) or fl.is_still(v)):
             return None
-        key = ("second", u, v, diag, s, t)
-        if key not in self.known:
-            if s == t and self.tapes:
-                taped = ("second", u, v, diag, s)
-                self.known[key] = self._taped(taped, s)
-            else:
-                self.known[key] = self._second(u, v, s, t, diag)
-        return self.known[key]
+        taped = s == t and bool(self.tapes)
+        return kept(
+            self, ("second", u, v, diag, s, t),
+            lambda: self._taped(("second", u, v, diag, s), s) if taped else self._second(u, v, s, t, diag),
+        )  # fmt: skip
 
     def _mean(self, u: Wide, s: int) -> cov.Moments:
         if isinstance(u, nd.Const):

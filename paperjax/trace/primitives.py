@@ -279,5 +279,17 @@ def trace(fn: Callable[..., Any], *args: Any) -> jex.ClosedJaxpr:
 
 def used(traced: jex.ClosedJaxpr) -> jex.ClosedJaxpr:
     """The same without what no result depends on, such as a mean that is only looked at; it takes as many arguments."""
-    jaxpr, _ = pe.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars), instantiate=True)
-    return jex.ClosedJaxpr(jaxpr, traced.consts)
+    jaxpr = traced.jaxpr
+    needed, kept = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}, []
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or needed.intersection(eqn.outvars):
+            kept.append(eqn)
+            needed.update(v for v in eqn.invars if not isinstance(v, jex.Literal))
+    jaxpr = jaxpr.replace(eqns=kept[::-1])
+    least, _ = pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+    # JAX makes functions with a derivative of their own anew, so that equal ones are not seen to be: only where there is a reason.
+    return jex.ClosedJaxpr(least if _equations(least) < _equations(jaxpr) else jaxpr, traced.consts)
+
+
+def _equations(jaxpr: jex.Jaxpr) -> int:
+    return sum(1 + sum(_equations(inner.jaxpr) for inner in inner_jaxprs(eqn)) for eqn in jaxpr.eqns)

@@ -62,7 +62,7 @@ class Interpreter:
         self.stopped: set[int | None] = set()
         """Leaves at which a gradient is stopped; ``None`` for values made of them."""
         self.alike, self.derivatives = Numbers(), dict[int, str | None]()
-        self.literals, self.computed = dict[int, Value](), dict[tuple[int, ...], tuple[list[Value], list[Value]]]()
+        self.literals, self.computed = dict[int, Value](), dict[Any, tuple[list[Value], list[Value]]]()
         """What is the same is one value: two fields that are equal, or multiples, have no density."""
         self.entries: dict[Any, nd.Entries] = {}
         self.kept_alive: list[object] = []
@@ -104,7 +104,8 @@ class Interpreter:
         for eqn, twin in zip(one.eqns, two.eqns):
             try:
                 operands = [read(atom) for atom in eqn.invars]
-                key = self.alike.equation(eqn), self.alike.equation(twin), *map(id, operands)
+                there = [self.alike.literal(atom) for atom in twin.invars if isinstance(atom, jex.Literal)]
+                key = self.alike.equation(eqn), self.alike.equation(twin), tuple(map(id, operands)), tuple(there)
                 if key not in self.computed:
                     # With the operands, so that no other value gets the id of one.
                     self.computed[key] = operands, self._equation(eqn, twin, operands)

@@ -175,11 +175,11 @@ def _moved(fn: Callable[..., Any], noises: Sequence[Any], values: Sequence[Any])
     return most
 
 
-def relative(node: Node, name: str, wide: Wide) -> Node:
+def relative(node: Node, name: str, wide: Wide | None = None) -> Node:
     """What the law of large numbers neglects in a number that meets a wide value: of the number where it multiplies, else of the value."""
     if not isinstance(node, Det) or node.noise is None or name not in LINEAR:
         return node
-    of = node if name in SCALED else st.rms_of_sum(wide, None, 1)
+    of = node if name in SCALED or wide is None else st.rms_of_sum(wide, None, 1)
     # Of a number whose mean is 0 all is noise.
     return dataclasses.replace(node, noise=st.det((), lambda noise, a: noise / jnp.max(jnp.abs(a)), node.noise, of))
 

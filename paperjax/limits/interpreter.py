@@ -242,6 +242,8 @@ class Interpreter:
             (i,) = leaf
             number = -1.0 if name == "neg" else number_of(operands[1 - i])
             if number is not None and not (name == "div" and i == 1):
+                if name != "neg":
+                    self.settled(relative(operands[1 - i], name), name)  # type: ignore[arg-type]
                 factor = 1 / number if name == "div" else number
                 view = operands[i]
                 return view._replace(view=view.view.times(factor)) if isinstance(view, Spread) else view.times(factor)

@@ -299,7 +299,8 @@ def _gather(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: A
 
 def _scatter_add(reader: Reader, eqn: Any, twin: Any, operands: list[Value], sizes: Any, others: Any) -> Value:
     base, index, terms = reader.nodes(operands)
-    index, start = reader.settled(index, "scatter-add"), base.number if isinstance(base, Det) else None
+    base, index = (reader.settled(node, "scatter-add") for node in (base, index))
+    start = base.number if isinstance(base, Det) else None
     if not (isinstance(index, Det) and isinstance(terms, Wide) and (isinstance(base, Wide) or start is not None)):
         return reader.known(eqn, twin, operands)[0]
     return sc.added_at(sc.scatter_of(eqn, base, terms, sizes, others), base if isinstance(base, Wide) else float(start), index, terms)  # type: ignore[arg-type]

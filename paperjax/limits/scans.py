@@ -86,10 +86,12 @@ def loop(reader: Any, eqn: Any, body: Any, other: Any, consts: list[Value], carr
         dets.append((one, Det(node.axes, const=node.const[::-1] if eqn.params["reverse"] else node.const)))
         steps.append(one)
     gaussian = {i: fl.is_gaussian(starts[i]) for i in wide}  # type: ignore[arg-type]
-    before = len(reader.noises)
+    before, computed = len(reader.noises), dict(reader.computed)
     while True:
         name = object()
+        # What a pass computes is noted where it is computed, so it is computed again by the next.
         del reader.noises[before:]
+        reader.computed = dict(computed)
         made = {i: nd.Carried(starts[i].axes, id(name), k, gaussian[i], frozenset({("scan", id(name))})) for k, i in enumerate(wide)}
         seen = [made.get(i, node) for i, node in enumerate(starts)]
         same = dict(zip(given, seen[len(carry) :]))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import paperjax as pj
 from tests.limits.ntk_networks import SENTENCES, VECTORS, W, dense, plain
@@ -37,6 +38,32 @@ def network(number, times=False):
 def test_what_makes_fluctuations_large_is_refused(name, times):
     with pytest.raises(ValueError, match=f"what a {'mul' if times else 'add'} takes for its mean.*stays random"):
         pj.limit(network(MADE_LARGE[name], times), VECTORS, progress=False)
+
+
+def times_entries(draw, h, m, n):
+    return jax.nn.relu(h) + m * draw(n)[None]
+
+
+def added_at(draw, h, m, n):
+    return jnp.mean(jnp.broadcast_to(m[:, None], (len(h), 3, n)).at[:, 1].add(h), 1)
+
+
+def in_every_step(draw, h, m, n):
+    # The first pass takes what is carried for Gaussian, and the next finds that it is not.
+    def step(h, leaves):
+        return jnp.tanh(h @ leaves[0] / n**0.5 + m * leaves[1][None]), None
+
+    return lax.scan(step, h, (draw(7, n, n), draw(7, n)))[0]
+
+
+@pytest.mark.parametrize(("forward", "what"), [(times_entries, "mul"), (added_at, "scatter-add"), (in_every_step, "mul")])
+def test_a_random_number_that_meets_a_leaf_or_positions_is_refused(forward, what):
+    def network(draw, x, n):
+        h = dense(draw, x, n)
+        return dense(draw, forward(draw, h, n**0.5 * jnp.mean(h, 1, keepdims=True), n), 1)
+
+    with pytest.raises(ValueError, match=f"what a {what} takes for its mean.*stays random"):
+        pj.limit(plain(network), VECTORS, ntk=False, progress=False)
 
 
 def test_the_largest_of_several_fluctuates_as_they_do():

@@ -16,11 +16,11 @@ class Keeping(Protocol):
 
 
 class DeeperError(Exception):
-    """Something that is to be found first, ``make()``, to be kept under `key` by `of`."""
+    """Something that is to be found first, ``make()``, to be kept under `key` by `of`, and after it what asked for it."""
 
     def __init__(self, of: Keeping, key: Any, make: Callable[[], Any]) -> None:
         super().__init__(key)
-        self.of, self.key, self.make = of, key, make
+        self.of, self.waiting = of, [(key, make)]
 
 
 def kept(of: Keeping, key: Any, make: Callable[[], Any]) -> Any:
@@ -42,17 +42,24 @@ def kept(of: Keeping, key: Any, make: Callable[[], Any]) -> Any:
     if of.open >= STAGE:
         raise DeeperError(of, key, make)
     if of.open:
-        of.known[key] = _opened(of, make)
+        try:
+            of.known[key] = _opened(of, make)
+        except DeeperError as deeper:
+            if deeper.of is of:
+                deeper.waiting.append((key, make))
+            raise
         return of.known[key]
     waiting = [(key, make)]
     while waiting:
         this, made = waiting[-1]
         try:
-            of.known[this] = _opened(of, made)
+            if this not in of.known:
+                of.known[this] = _opened(of, made)
         except DeeperError as deeper:
             if deeper.of is not of:
                 raise
-            waiting.append((deeper.key, deeper.make))
+            # Those that asked for it are next, from the innermost, so that what is found is not asked for from the outermost again.
+            waiting.extend(deeper.waiting[::-1])
         else:
             waiting.pop()
     return of.known[key]
